@@ -1,0 +1,368 @@
+"""Pairs -> activation store: resumable, over processes, with decoding beside the encoder.
+
+Each part of the pairs becomes one shard. Under `accelerate launch`, process r of n takes the parts
+r, r+n, ...; within a process, worker w of W decodes every W-th of them and hands over batches that
+are ready for the encoder. Batches never reach over a part's end, so the embeddings don't depend on
+the number of processes or workers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from features.encoder import Encoder, Preprocessing
+from features.errors import UserError
+from features.pairs import Pair, PairSource, Part, Skipped
+from features.store import (
+    ActivationStore,
+    StoreConfig,
+    finish_store,
+    part_finished,
+    part_name,
+    remove_extraction_files,
+    sample_table,
+    shard_name,
+    write_part,
+    write_whole,
+)
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+PATIENCE = timedelta(days=7)
+"""How long a process waits for the others to finish their parts."""
+PREFETCH = 3
+
+
+def extract(
+    source: PairSource,
+    encoder: Encoder,
+    out: str | Path,
+    *,
+    batch_size: int = 256,
+    workers: int | None = None,
+    precision: str = "auto",
+    strict: bool = False,
+    progress: bool = True,
+) -> ActivationStore:
+    """Encode all pairs into the store at `out`, going on from where an earlier run was cut off.
+
+    Pairs that cannot be read are listed with the reason in skipped.jsonl and counted in
+    config.json.
+
+    Args:
+        workers: decoding processes beside each encoding one; 0 decodes in the same process. The
+            default is one for every two cores, at most 8.
+        precision: the encoder's arithmetic: fp32, bf16, fp16, or auto, which is bf16 (or fp16
+            where the GPU has no bf16) on a GPU and fp32 elsewhere.
+        strict: stop at the first pair that cannot be read.
+
+    Raises:
+        UserError: `out` was made from other pairs, another encoder or precision; `strict` and a
+            pair cannot be read; or the precision overflows.
+    """
+    from accelerate import PartialState
+
+    out = Path(out)
+    state = PartialState(timeout=PATIENCE)
+    config = StoreConfig(
+        encoder=encoder.id,
+        encoder_fingerprint=encoder.fingerprint,
+        pairs=source.name,
+        pairs_fingerprint=source.fingerprint(),
+        dim=encoder.dim,
+        precision=resolve_precision(precision, encoder.device),
+    )
+    if _finished(out, config):
+        store = ActivationStore.open(out)
+        if strict and store.config.skipped:
+            raise UserError(
+                f"{out}: {store.config.skipped} pairs were skipped (see skipped.jsonl); mend them "
+                "and extract to another folder"
+            )
+        return store
+    out.mkdir(parents=True, exist_ok=True)
+    if state.is_main_process:
+        content = json.dumps(dataclasses.asdict(config), indent=2) + "\n"
+        write_whole(out / "extraction.json", content.encode())
+    parts = source.parts()
+    mine = range(state.process_index, len(parts), state.num_processes)
+    _extract_parts(
+        source,
+        encoder,
+        out,
+        todo=[(index, parts[index]) for index in mine if not part_finished(out, index)],
+        batch_size=batch_size,
+        workers=default_workers(state.num_processes) if workers is None else workers,
+        precision=config.precision,
+        strict=strict,
+        progress=progress and state.is_local_main_process,
+    )
+    state.wait_for_everyone()
+    if state.is_main_process:
+        missing = [index for index in range(len(parts)) if not part_finished(out, index)]
+        if missing:
+            raise UserError(
+                f"{out}: {len(missing)} shards are missing; all machines must write to one shared "
+                "folder"
+            )
+        if strict:
+            _refuse_skipped(out, len(parts))
+        finish_store(out, config, len(parts))
+    state.wait_for_everyone()
+    return ActivationStore.open(out)
+
+
+def resolve_precision(precision: str, device: torch.device) -> str:
+    """The precision that `auto` means on this device.
+
+    Raises:
+        UserError: there is no such precision.
+    """
+    if precision == "auto":
+        if device.type != "cuda":
+            return "fp32"
+        return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+    if precision not in PRECISIONS:
+        raise UserError(f"precision {precision!r}: use one of auto, {', '.join(PRECISIONS)}")
+    return precision
+
+
+def default_workers(processes: int = 1) -> int:
+    """Decoding workers of each of `processes` encoding processes on this machine."""
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", processes))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return max(1, min(8, (cores or 1) // 2 // max(1, local)))
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Pairs of one part on their way to the encoder."""
+
+    part: int
+    skipped: list[Skipped]
+    """Those met since the batch before."""
+    pixels: Tensor | None = None
+    """As `Preprocessing.normalise` takes them, n of them."""
+    tokens: Tensor | None = None
+    """`[captions, context]`"""
+    owners: Tensor | None = None
+    """`[captions]`: which of the n pairs a caption belongs to."""
+    samples: list[tuple[str, tuple[str, ...], str, dict[str, str | None]]] = field(
+        default_factory=list
+    )
+    """id, captions, location, attributes of the n pairs."""
+    last: bool = False
+    """Whether the part is complete."""
+
+    def pin_memory(self) -> _Batch:
+        pinned = {
+            name: value.pin_memory()
+            for name in ("pixels", "tokens", "owners")
+            if (value := getattr(self, name)) is not None
+        }
+        return dataclasses.replace(self, **pinned)
+
+
+class _Batches(IterableDataset[_Batch]):
+    """Decodes parts into batches; worker w of W takes every W-th part from the w-th on."""
+
+    def __init__(
+        self,
+        source: PairSource,
+        todo: list[tuple[int, Part]],
+        preprocessing: Preprocessing,
+        tokenizer: Callable[[list[str]], Tensor],
+        batch_size: int,
+    ) -> None:
+        self.source = source
+        self.todo = todo
+        self.preprocessing = preprocessing
+        self.tokenizer = tokenizer
+        self.batch_size = batch_size
+
+    def __iter__(self) -> Iterator[_Batch]:
+        worker = get_worker_info()
+        mine = self.todo if worker is None else self.todo[worker.id :: worker.num_workers]
+        for index, part in mine:
+            pairs: list[Pair] = []
+            skipped: list[Skipped] = []
+            for record in self.source.read(part):
+                if isinstance(record, Skipped):
+                    skipped.append(record)
+                    continue
+                if len(pairs) == self.batch_size:
+                    yield self._batch(index, pairs, skipped)
+                    pairs, skipped = [], []
+                pairs.append(record)
+            yield self._batch(index, pairs, skipped, last=True)
+
+    def _batch(
+        self, part: int, pairs: list[Pair], skipped: list[Skipped], last: bool = False
+    ) -> _Batch:
+        if not pairs:
+            return _Batch(part, skipped, last=last)
+        captions = [caption for pair in pairs for caption in pair.captions]
+        owners = [i for i, pair in enumerate(pairs) for _ in pair.captions]
+        return _Batch(
+            part,
+            skipped,
+            self.preprocessing.pixels([pair.image for pair in pairs]),
+            self.tokenizer(captions),
+            torch.tensor(owners),
+            [(pair.id, pair.captions, pair.location, pair.attributes) for pair in pairs],
+            last,
+        )
+
+
+def _extract_parts(
+    source: PairSource,
+    encoder: Encoder,
+    out: Path,
+    *,
+    todo: list[tuple[int, Part]],
+    batch_size: int,
+    workers: int,
+    precision: str,
+    strict: bool,
+    progress: bool,
+) -> None:
+    """Write the shards of the parts `todo`."""
+    from tqdm import tqdm
+
+    sizes = [part.stop - part.start for _, part in todo if part.stop >= 0]
+    total = sum(sizes) if len(sizes) == len(todo) else None
+    workers = min(workers, len(todo))
+    loader: DataLoader[_Batch] = DataLoader(
+        _Batches(source, todo, encoder.preprocessing, encoder.tokenizer, batch_size),
+        batch_size=None,
+        num_workers=workers,
+        prefetch_factor=PREFETCH if workers else None,
+        worker_init_fn=_prepare_worker,
+        pin_memory=encoder.device.type == "cuda",
+        in_order=False,
+    )
+    waiting: dict[int, list[tuple[_Batch, Tensor, Tensor]]] = defaultdict(list)
+    skipped: dict[int, list[Skipped]] = defaultdict(list)
+    with tqdm(total=total, unit="pair", desc="encoding", disable=not progress) as bar:
+        for batch in loader:
+            if strict and batch.skipped:
+                raise _strict_error(batch.skipped[0])
+            skipped[batch.part] += batch.skipped
+            if batch.samples:
+                image, text = _encode(encoder, batch, batch_size, precision)
+                if not (torch.isfinite(image).all() and torch.isfinite(text).all()):
+                    raise UserError(
+                        f"{encoder.id}: embeddings are not finite in {precision}; use fp32"
+                    )
+                waiting[batch.part].append((batch, image, text))
+            if batch.last:
+                _write(out, batch.part, waiting.pop(batch.part, []), skipped, encoder.dim)
+                skipped.pop(batch.part)
+            bar.update(len(batch.samples) + len(batch.skipped))
+
+
+def _prepare_worker(_: int) -> None:
+    torch.set_num_threads(1)
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+
+def _encode(
+    encoder: Encoder, batch: _Batch, batch_size: int, precision: str
+) -> tuple[Tensor, Tensor]:
+    """Unit embeddings (image, text) of a batch's n pairs, each `[n, dim]` fp16 on the CPU.
+
+    A pair's text embedding is the normalised mean of its captions'.
+    """
+    assert batch.pixels is not None and batch.tokens is not None and batch.owners is not None
+    device = encoder.device
+    autocast = (
+        contextlib.nullcontext()
+        if precision == "fp32"
+        else torch.autocast(device.type, PRECISIONS[precision])
+    )
+    pixels = batch.pixels.to(device, non_blocking=True)
+    tokens = batch.tokens.to(device, non_blocking=True)
+    with autocast:
+        image = encoder.encode_image_tensors(encoder.preprocessing.normalise(pixels))
+        pieces = [encoder.encode_token_tensors(piece) for piece in tokens.split(batch_size)]
+    text = torch.cat(pieces)  # [captions, dim]
+    if len(text) > len(image):
+        owners = batch.owners.to(device)
+        sums = torch.zeros_like(image).index_add_(0, owners, text)  # [n, dim]
+        text = F.normalize(sums, dim=-1)
+    return image.half().cpu(), text.half().cpu()
+
+
+def _write(
+    out: Path,
+    part: int,
+    encoded: list[tuple[_Batch, Tensor, Tensor]],
+    skipped: dict[int, list[Skipped]],
+    dim: int,
+) -> None:
+    """Write one part's shard."""
+    samples = [sample for batch, _, _ in encoded for sample in batch.samples]
+    ids, captions, locations, attributes = zip(*samples, strict=True) if samples else ((),) * 4
+    none = torch.empty(0, dim)
+    write_part(
+        out,
+        part,
+        torch.cat([image for _, image, _ in encoded]) if encoded else none,
+        torch.cat([text for _, _, text in encoded]) if encoded else none,
+        sample_table(ids, captions, locations, attributes),
+        skipped[part],
+    )
+
+
+def _finished(out: Path, config: StoreConfig) -> bool:
+    """Whether the store at `out` is complete; what a kill left beside it is removed.
+
+    Raises:
+        UserError: what stands at `out` was made from something else.
+    """
+    for name in ("config.json", "extraction.json"):
+        if not (out / name).is_file():
+            continue
+        record = json.loads((out / name).read_text())
+        for key in ("schema", "encoder_fingerprint", "pairs_fingerprint", "precision", "dim"):
+            if record.get(key) != getattr(config, key):
+                what = key.removesuffix("_fingerprint")
+                raise UserError(
+                    f"{out}: made with another {what} ({record.get(what)}, now "
+                    f"{getattr(config, what)}); name another folder or remove this one"
+                )
+        if name == "config.json":
+            remove_extraction_files(out)
+            return True
+        return False
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out}: exists already and is no activation store; name another folder")
+    return False
+
+
+def _refuse_skipped(out: Path, parts: int) -> None:
+    """Raise a UserError where an earlier run that was not strict skipped a pair."""
+    import pyarrow.parquet as pq
+
+    for index in range(parts):
+        skipped = json.loads(pq.read_schema(out / part_name(index)).metadata[b"skipped"])
+        if skipped:
+            raise _strict_error(Skipped(**skipped[0]))
+
+
+def _strict_error(record: Skipped) -> UserError:
+    return UserError(
+        f"{record.location}: {record.reason}; mend or remove this pair, or leave strict out"
+    )

@@ -1,0 +1,386 @@
+"""The activation store: the unit embeddings of many pairs, on disk, memory-mapped.
+
+    config.json            StoreConfig
+    shard-NNNNN.safetensors  `image` and `text`, fp16 [rows, dim]
+    samples.parquet        id, caption, captions, location, attribute.<name> ...; row i is pair i
+    skipped.jsonl          the pairs that were left out, each with its reason (where there are any)
+
+While an extraction runs, `extraction.json` stands in for config.json, and each finished shard has
+its samples beside it in `part-NNNNN.parquet`; `finish_store` merges them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+from collections import Counter, OrderedDict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+
+from features.errors import UserError
+from features.pairs import Skipped
+
+SCHEMA = 1
+SHUFFLE_CHUNK = 256
+"""Rows that are read together when shuffling."""
+SHUFFLE_BUFFER = 65_536
+"""Rows that are held in memory (fp16) when shuffling."""
+OPEN_SHARDS = 256
+ATTRIBUTE = "attribute."
+
+
+@dataclass(frozen=True)
+class StoreConfig:
+    """What a store holds and how it was made.
+
+    `write_store` and `finish_store` fill in everything from `shards` on.
+    """
+
+    encoder: str
+    encoder_fingerprint: str
+    pairs: str
+    pairs_fingerprint: str
+    dim: int
+    precision: str = "fp32"
+    """The encoder's arithmetic: fp32, bf16 or fp16. Embeddings are stored as fp16."""
+    schema: int = SCHEMA
+    shards: tuple[int, ...] = ()
+    """Rows of each shard."""
+    skipped: int = 0
+    skipped_reasons: dict[str, int] = field(default_factory=dict)
+    """Count by reason, cut at its first colon."""
+    contents: str = ""
+    """sha256 over the shards' sha256."""
+
+
+class ActivationStore:
+    """Image and text embeddings of the same pairs, row i of both being pair i.
+
+    A pair with several captions has the normalised mean of their embeddings.
+    """
+
+    def __init__(self, path: Path, config: StoreConfig) -> None:
+        self.path = path
+        self.config = config
+        self._starts = np.concatenate([[0], np.cumsum(config.shards, dtype=np.int64)])
+        self._open: OrderedDict[int, tuple[np.ndarray, np.ndarray]] = OrderedDict()
+
+    @classmethod
+    def open(cls, path: str | Path) -> ActivationStore:
+        """Open a finished store.
+
+        Raises:
+            UserError: there is none at `path`, its extraction was cut off, or its schema is newer.
+        """
+        path = Path(path)
+        if not (path / "config.json").is_file():
+            if (path / "extraction.json").is_file():
+                raise UserError(
+                    f"{path}: this store is unfinished; run the same extraction again to go on"
+                )
+            raise UserError(f"{path}: no activation store here (no config.json); extract one first")
+        record = json.loads((path / "config.json").read_text())
+        if record.get("schema") != SCHEMA or "shards" not in record:
+            raise UserError(
+                f"{path}/config.json: not an activation store of schema {SCHEMA}; extract it again"
+            )
+        known = {f.name for f in dataclasses.fields(StoreConfig)}
+        record = {key: value for key, value in record.items() if key in known}
+        return cls(path, StoreConfig(**record | {"shards": tuple(record["shards"])}))
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    @property
+    def dim(self) -> int:
+        """Dimensions of an embedding."""
+        return self.config.dim
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 of the embeddings, the encoder, the pairs and the precision."""
+        c = self.config
+        parts = (c.contents, c.encoder_fingerprint, c.pairs_fingerprint, c.precision)
+        return hashlib.sha256("/".join(parts).encode()).hexdigest()
+
+    def batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """All pairs in order: (image, text), each `[batch, dim]` float32; the last may be shorter.
+
+        Batches are filled across shards.
+        """
+        for start in range(0, len(self), batch_size):
+            image, text = self._range(start, min(start + batch_size, len(self)))
+            yield torch.from_numpy(image).float(), torch.from_numpy(text).float()
+
+    def shuffled_batches(
+        self, batch_size: int, generator: torch.Generator
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """All pairs once, shuffled: (image, text), each `[batch, dim]` float32.
+
+        Up to 65,536 pairs the order is a uniform permutation. Beyond, runs of 256 neighbours are
+        shuffled, and then the pairs within each 65,536 of them, which bounds the memory.
+        """
+        chunks = torch.randperm(-(-len(self) // SHUFFLE_CHUNK), generator=generator).tolist()
+        chunks_held = SHUFFLE_BUFFER // SHUFFLE_CHUNK
+        left = [np.empty((0, self.dim), np.float16)] * 2
+        for first in range(0, len(chunks), chunks_held):
+            held = [
+                self._range(c * SHUFFLE_CHUNK, min((c + 1) * SHUFFLE_CHUNK, len(self)))
+                for c in chunks[first : first + chunks_held]
+            ]
+            image = torch.from_numpy(np.concatenate([left[0], *(i for i, _ in held)]))
+            text = torch.from_numpy(np.concatenate([left[1], *(t for _, t in held)]))
+            order = torch.randperm(len(image), generator=generator)  # [rows held]
+            last = first + chunks_held >= len(chunks)
+            whole = len(order) if last else len(order) // batch_size * batch_size
+            for start in range(0, whole, batch_size):
+                picked = order[start : min(start + batch_size, whole)]
+                yield image[picked].float(), text[picked].float()
+            left = [image[order[whole:]].numpy(), text[order[whole:]].numpy()]
+
+    def rows(self, indices: Sequence[int] | Tensor) -> tuple[Tensor, Tensor]:
+        """The pairs at `indices`, in their order: (image, text), each `[n, dim]` float32.
+
+        Raises:
+            IndexError: an index is negative or beyond the last pair.
+        """
+        wanted = np.asarray(indices, dtype=np.int64).reshape(-1)
+        if wanted.size and (wanted.min() < 0 or wanted.max() >= len(self)):
+            raise IndexError(f"rows of a store of {len(self)} pairs: {wanted.min()}..{wanted.max()}")
+        image = np.empty((len(wanted), self.dim), np.float16)
+        text = np.empty_like(image)
+        shard_of = np.searchsorted(self._starts, wanted, side="right") - 1
+        for shard in np.unique(shard_of):
+            mine = shard_of == shard
+            local = wanted[mine] - self._starts[shard]
+            shard_image, shard_text = self._arrays(int(shard))
+            image[mine], text[mine] = shard_image[local], shard_text[local]
+        return torch.from_numpy(image).float(), torch.from_numpy(text).float()
+
+    def samples(self) -> pa.Table:
+        """Columns id, caption (the first), captions (list), location, attribute.<name> ..."""
+        return pq.read_table(self.path / "samples.parquet", memory_map=True)
+
+    def _range(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+        """Copies of rows start..stop: (image, text), each `[stop - start, dim]` fp16."""
+        image = np.empty((stop - start, self.dim), np.float16)
+        text = np.empty_like(image)
+        shard = int(np.searchsorted(self._starts, start, side="right")) - 1
+        at = start
+        while at < stop:
+            end = min(stop, int(self._starts[shard + 1]))
+            shard_image, shard_text = self._arrays(shard)
+            local = slice(at - self._starts[shard], end - self._starts[shard])
+            image[at - start : end - start] = shard_image[local]
+            text[at - start : end - start] = shard_text[local]
+            at, shard = end, shard + 1
+        return image, text
+
+    def _arrays(self, shard: int) -> tuple[np.ndarray, np.ndarray]:
+        """One shard's memory-mapped (image, text), each `[rows, dim]` fp16."""
+        if shard not in self._open:
+            if len(self._open) >= OPEN_SHARDS:
+                self._open.popitem(last=False)
+            self._open[shard] = _map_shard(self.path / shard_name(shard))
+        self._open.move_to_end(shard)
+        return self._open[shard]
+
+
+def write_store(
+    path: str | Path,
+    image: Tensor,
+    text: Tensor,
+    samples: pa.Table,
+    config: StoreConfig,
+    *,
+    shard_rows: int | None = None,
+) -> ActivationStore:
+    """Write embeddings that are in memory.
+
+    Args:
+        image: `[n, dim]`; stored as fp16.
+        text: `[n, dim]`.
+        samples: n rows, as `sample_table` makes them.
+        shard_rows: rows a shard; one shard where it is None.
+
+    Raises:
+        UserError: `path` exists already.
+        ValueError: the lengths or the dimension differ.
+    """
+    path = Path(path)
+    if path.exists():
+        raise UserError(f"{path}: exists already; name another folder or remove it")
+    if image.shape != text.shape or len(image) != len(samples) or image.shape[1] != config.dim:
+        raise ValueError(
+            f"image {list(image.shape)}, text {list(text.shape)}, {len(samples)} samples, "
+            f"dim {config.dim}"
+        )
+    temporary = path.with_name(path.name + ".tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    rows = shard_rows or max(1, len(image))
+    starts = range(0, max(1, len(image)), rows)
+    for index, start in enumerate(starts):
+        stop = start + rows
+        write_part(temporary, index, image[start:stop], text[start:stop], samples[start:stop], [])
+    finish_store(temporary, config, len(starts))
+    os.replace(temporary, path)
+    return ActivationStore.open(path)
+
+
+def sample_table(
+    ids: Sequence[str],
+    captions: Sequence[Sequence[str]],
+    locations: Sequence[str] | None = None,
+    attributes: Sequence[dict[str, str | None]] | None = None,
+) -> pa.Table:
+    """The table of a store's samples.
+
+    Args:
+        captions: each pair's captions, at least one.
+        locations: by which the pair source finds the image again; the ids where None.
+        attributes: each pair's attributes; a pair that lacks one has null.
+    """
+    columns: dict[str, pa.Array] = {
+        "id": pa.array(ids, pa.string()),
+        "caption": pa.array([texts[0] for texts in captions], pa.string()),
+        "captions": pa.array([list(texts) for texts in captions], pa.list_(pa.string())),
+        "location": pa.array(ids if locations is None else locations, pa.string()),
+    }
+    attributes = attributes or []
+    for name in dict.fromkeys(name for record in attributes for name in record):
+        values = [record.get(name) for record in attributes]
+        columns[ATTRIBUTE + name] = pa.array(values, pa.string())
+    return pa.table(columns)
+
+
+def shard_name(index: int) -> str:
+    return f"shard-{index:05d}.safetensors"
+
+
+def part_name(index: int) -> str:
+    return f"part-{index:05d}.parquet"
+
+
+def write_part(
+    folder: Path,
+    index: int,
+    image: Tensor,
+    text: Tensor,
+    samples: pa.Table,
+    skipped: Sequence[Skipped],
+) -> None:
+    """Write one shard of an unfinished store; the shard's own file comes last.
+
+    Args:
+        image: `[rows, dim]`.
+        text: `[rows, dim]`.
+        skipped: the pairs of this part that were left out.
+    """
+    from safetensors.torch import save
+
+    half = {"image": image.half().contiguous().cpu(), "text": text.half().contiguous().cpu()}
+    content = save(half)
+    metadata = {
+        "sha256": hashlib.sha256(content).hexdigest(),
+        "skipped": json.dumps([dataclasses.asdict(record) for record in skipped]),
+    }
+    table = samples.replace_schema_metadata(metadata)
+    temporary = folder / (part_name(index) + ".tmp")
+    pq.write_table(table, temporary, compression="zstd")
+    os.replace(temporary, folder / part_name(index))
+    write_whole(folder / shard_name(index), content)
+
+
+def part_finished(folder: Path, index: int) -> bool:
+    """Whether `write_part` ran to its end."""
+    return (folder / shard_name(index)).is_file() and (folder / part_name(index)).is_file()
+
+
+def finish_store(folder: Path, config: StoreConfig, parts: int) -> StoreConfig:
+    """Merge the parts' samples, write config.json and remove what only an extraction needs.
+
+    Where it is killed, calling it again completes it.
+    """
+    schemas = [pq.read_schema(folder / part_name(index)) for index in range(parts)]
+    schema = pa.unify_schemas([s.remove_metadata() for s in schemas]) if schemas else None
+    schema = schema or sample_table([], []).schema
+    rows: list[int] = []
+    digest = hashlib.sha256()
+    reasons: Counter[str] = Counter()
+    skipped_lines: list[str] = []
+    temporary = folder / "samples.parquet.tmp"
+    with pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
+        for index in range(parts):
+            table = pq.read_table(folder / part_name(index))
+            rows.append(len(table))
+            metadata = table.schema.metadata
+            digest.update(metadata[b"sha256"])
+            for record in json.loads(metadata[b"skipped"]):
+                reasons[record["reason"].split(":")[0]] += 1
+                skipped_lines.append(json.dumps(record, ensure_ascii=False) + "\n")
+            if len(table):
+                writer.write_table(_with_columns(table, schema))
+    os.replace(temporary, folder / "samples.parquet")
+    if skipped_lines:
+        write_whole(folder / "skipped.jsonl", "".join(skipped_lines).encode())
+    config = dataclasses.replace(
+        config,
+        shards=tuple(rows),
+        skipped=reasons.total(),
+        skipped_reasons=dict(sorted(reasons.items())),
+        contents=digest.hexdigest(),
+    )
+    content = json.dumps(dataclasses.asdict(config), indent=2) + "\n"
+    write_whole(folder / "config.json", content.encode())
+    remove_extraction_files(folder)
+    return config
+
+
+def remove_extraction_files(folder: Path) -> None:
+    """Remove what a finished store no longer needs."""
+    for pattern in ("part-*.parquet", "*.tmp", "extraction.json"):
+        for file in folder.glob(pattern):
+            file.unlink(missing_ok=True)
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file under a temporary name, then rename it."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_bytes(content)
+    os.replace(temporary, path)
+
+
+def _with_columns(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """The table with the schema's columns in its order, null where it has none."""
+    columns = [
+        table[f.name].cast(f.type) if f.name in table.column_names else pa.nulls(len(table), f.type)
+        for f in schema
+    ]
+    return pa.table(columns, schema=schema)
+
+
+def _map_shard(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Memory-map a safetensors file's `image` and `text` (8 bytes of length, JSON header, data)."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+
+    def tensor(name: str) -> np.ndarray:
+        shape = tuple(header[name]["shape"])
+        if 0 in shape:
+            return np.empty(shape, np.float16)
+        offset = 8 + length + header[name]["data_offsets"][0]
+        return np.memmap(path, np.float16, "r", offset, shape)
+
+    return tensor("image"), tensor("text")
