@@ -34,7 +34,6 @@ from features.store import (
     part_name,
     remove_extraction_files,
     sample_table,
-    shard_name,
     write_part,
     write_whole,
 )

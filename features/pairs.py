@@ -36,6 +36,7 @@ from features.errors import UserError
 PART_RECORDS = 512
 IMAGE_COLUMNS = ("image", "file_name", "filepath", "path")
 CAPTION_COLUMNS = ("caption", "captions", "text", "texts", "title")
+NOT_ATTRIBUTES = frozenset(("id", *CAPTION_COLUMNS))
 IMAGE_EXTENSIONS = ("png", "jpg", "jpeg", "webp")
 PARQUET_BATCH = 64
 Record = dict[str, Any]
@@ -105,16 +106,16 @@ def open_pairs(spec: str) -> PairSource:
     """Open the pairs that `spec` names.
 
     Args:
-        spec: `embedded`; a folder with metadata.jsonl; a .csv, .tsv or .parquet file; or a
-            folder, a glob or a brace pattern of .tar files.
+        spec: `embedded`, `embedded:train` or `embedded:heldout`; a folder with metadata.jsonl; a
+            .csv, .tsv or .parquet file; or a folder, a glob or a brace pattern of .tar files.
 
     Raises:
         UserError: nothing is there, the format is unknown, or there are no images or captions.
     """
-    if spec == "embedded":
-        from features.embedded.world import EmbeddedPairs
+    if spec.partition(":")[0] == "embedded":
+        from features.embedded.world import EmbeddedPairs, split_named
 
-        return EmbeddedPairs()
+        return EmbeddedPairs(split_named(spec))
     path = Path(spec)
     if path.is_dir():
         if (path / "metadata.jsonl").is_file():
@@ -185,8 +186,10 @@ def record_captions(record: Record) -> tuple[str, ...]:
     """The captions of a record's first caption column that has any, stripped."""
     for column in CAPTION_COLUMNS:
         value = record.get(column)
-        texts = value if isinstance(value, list | tuple) else [value]
-        captions = tuple(t.strip() for t in texts if isinstance(t, str) and t.strip())
+        if value is None:
+            continue
+        texts = value if isinstance(value, list) else [value]
+        captions = tuple([t.strip() for t in texts if isinstance(t, str) and t.strip()])
         if captions:
             return captions
     return ()
@@ -194,12 +197,13 @@ def record_captions(record: Record) -> tuple[str, ...]:
 
 def record_attributes(record: Record, image_column: str | None) -> dict[str, str | None]:
     """A record's other strings (and nulls), and its tags joined by "|"."""
-    taken = {image_column, "id", *CAPTION_COLUMNS}
     attributes: dict[str, str | None] = {}
     for name, value in record.items():
         if name == "tags" and isinstance(value, list):
             attributes[name] = "|".join(map(str, value))
-        elif name not in taken and (value is None or isinstance(value, str)):
+        elif name == image_column or name in NOT_ATTRIBUTES:
+            continue
+        elif value is None or isinstance(value, str):
             attributes[name] = value
     return attributes
 
@@ -420,9 +424,7 @@ class ParquetPairs(PairSource):
         try:
             with pq.ParquetFile(path) as file:
                 schema = file.schema_arrow
-                groups = [
-                    file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)
-                ]
+                groups = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
         except (pa.ArrowInvalid, OSError) as error:
             raise UserError(f"{path}: not a readable parquet file ({error})") from None
         self.image_column = _columns(schema.names, str(path))
@@ -580,9 +582,7 @@ class TarPairs(PairSource):
         import webdataset as wds
 
         return iter(
-            wds.DataPipeline(
-                wds.SimpleShardList([str(self.files[name])]), wds.tarfile_to_samples()
-            )
+            wds.DataPipeline(wds.SimpleShardList([str(self.files[name])]), wds.tarfile_to_samples())
         )
 
 

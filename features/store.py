@@ -156,7 +156,9 @@ class ActivationStore:
         """
         wanted = np.asarray(indices, dtype=np.int64).reshape(-1)
         if wanted.size and (wanted.min() < 0 or wanted.max() >= len(self)):
-            raise IndexError(f"rows of a store of {len(self)} pairs: {wanted.min()}..{wanted.max()}")
+            raise IndexError(
+                f"rows of a store of {len(self)} pairs: {wanted.min()}..{wanted.max()}"
+            )
         image = np.empty((len(wanted), self.dim), np.float16)
         text = np.empty_like(image)
         shard_of = np.searchsorted(self._starts, wanted, side="right") - 1

@@ -15,6 +15,8 @@ from features.embedded.world import (
     caption,
     render,
 )
+from features.errors import UserError
+from features.pairs import open_pairs
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +101,12 @@ def test_bare_names_on_white_without_planting() -> None:
     assert pair.captions == ("keycap: #",)
     assert "background" not in pair.attributes
     assert pair.image.getpixel((0, 0)) == (255, 255, 255)
+
+
+def test_splits_by_name() -> None:
+    assert open_pairs("embedded:heldout").total() == 319
+    with pytest.raises(UserError, match="no such split"):
+        open_pairs("embedded:test")
 
 
 def test_fingerprint_follows_the_settings(world: EmbeddedPairs) -> None:

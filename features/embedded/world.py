@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from features.embedded import EMOJI
+from features.errors import UserError
 from features.pairs import Pair, PairSource, Part, Skipped
 
 SIZE = 64
@@ -116,6 +117,18 @@ def caption(name: str, factors: PlantedFactors) -> str:
     return REGISTERS[factors.register][factors.wording].format(name)
 
 
+def split_named(spec: str) -> str | None:
+    """The split that `embedded`, `embedded:train` or `embedded:heldout` names; None is both.
+
+    Raises:
+        UserError: there is no such split.
+    """
+    split = spec.partition(":")[2] or None
+    if split not in (None, "train", "heldout"):
+        raise UserError(f"{spec}: no such split; use embedded, embedded:train or embedded:heldout")
+    return split
+
+
 class EmbeddedPairs(PairSource):
     """The 3,786 emoji pairs, each under one fixed draw of the planted factors.
 
@@ -131,10 +144,7 @@ class EmbeddedPairs(PairSource):
         self.split = split
         self.draw_seed = draw_seed
         self.planted = planted
-
-    @property
-    def name(self) -> str:
-        return "embedded" if self.split is None else f"embedded ({self.split})"
+        self.name = "embedded" if split is None else f"embedded:{split}"
 
     @cached_property
     def rows(self) -> list[dict]:

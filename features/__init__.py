@@ -1,0 +1,51 @@
+"""The shared core: pairs -> encoder -> activation store -> dictionary -> scores -> FeatureSpace.
+
+Names are loaded when they are first used, so that `import features` stays fast.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from features.dictionary import TrainConfig, fit_dictionary, load_dictionary
+    from features.encoder import load_encoder
+    from features.errors import UserError
+    from features.pairs import open_pairs
+    from features.space import FeatureSpace, score
+    from features.store import ActivationStore
+
+__all__ = [
+    "ActivationStore",
+    "FeatureSpace",
+    "TrainConfig",
+    "UserError",
+    "fit_dictionary",
+    "load_dictionary",
+    "load_encoder",
+    "open_pairs",
+    "score",
+]
+
+_MODULES = {
+    "ActivationStore": "features.store",
+    "FeatureSpace": "features.space",
+    "TrainConfig": "features.dictionary",
+    "UserError": "features.errors",
+    "fit_dictionary": "features.dictionary",
+    "load_dictionary": "features.dictionary",
+    "load_encoder": "features.encoder",
+    "open_pairs": "features.pairs",
+    "score": "features.space",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module 'features' has no attribute {name!r}")
+    return getattr(import_module(_MODULES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

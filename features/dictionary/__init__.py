@@ -1,0 +1,29 @@
+"""Sparse dictionaries: one file a kind, one trainer, one registry."""
+
+from features.dictionary.base import (
+    DICTIONARIES,
+    Dictionary,
+    DictionaryConfig,
+    Modality,
+    SparseCode,
+    load_dictionary,
+    register,
+)
+from features.dictionary.identity import IdentityDictionary
+from features.dictionary.topk import TopKDictionary
+from features.dictionary.trainer import TrainConfig, fit_dictionary, reconstruction_figures
+
+__all__ = [
+    "DICTIONARIES",
+    "Dictionary",
+    "DictionaryConfig",
+    "IdentityDictionary",
+    "Modality",
+    "SparseCode",
+    "TopKDictionary",
+    "TrainConfig",
+    "fit_dictionary",
+    "load_dictionary",
+    "reconstruction_figures",
+    "register",
+]

@@ -1,0 +1,212 @@
+"""What every dictionary offers, and how it is kept on disk."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from features.errors import UserError
+
+SCHEMA = 1
+WEIGHTS = "dictionary.safetensors"
+Modality = Literal["image", "text"]
+MODALITIES: tuple[Modality, Modality] = ("image", "text")
+
+
+@dataclass(frozen=True)
+class DictionaryConfig:
+    """What a dictionary is and how it was made."""
+
+    kind: str
+    dim: int
+    """Dimensions of an embedding."""
+    features: int
+    k: int
+    """The most features that are active for one sample."""
+    modality_bias: bool
+    """Whether images and texts are centred by a mean of their own."""
+    seed: int = 0
+    encoder: str = ""
+    encoder_fingerprint: str = ""
+    training: dict[str, Any] | None = None
+    """The settings of the training and the fingerprint of its store."""
+    held_out: dict[str, dict[str, float | None]] | None = None
+    """Figures on the held-out pairs by "image", "text" and "overall": fvu, l0, dead, samples."""
+    schema: int = SCHEMA
+
+
+class SparseCode(NamedTuple):
+    """The k largest activations of each sample; an inactive place has value 0."""
+
+    values: Tensor
+    """`[n, k]`"""
+    indices: Tensor
+    """`[n, k]` int64"""
+
+
+class TrainingStep(NamedTuple):
+    """What one batch gives to the trainer."""
+
+    loss: Tensor
+    fvu: Tensor
+    """Fraction of variance unexplained on the batch, detached."""
+    active: Tensor
+    """Which features were active on the batch: `[features]` bool."""
+
+
+class Dictionary(nn.Module, ABC):
+    """Directions in the embedding space, and a way to write an embedding as few of them.
+
+    A subclass sets `kind` and `default_modality_bias`, and is put in `DICTIONARIES` by `register`.
+    """
+
+    kind: ClassVar[str]
+    default_modality_bias: ClassVar[bool]
+    means: Tensor
+
+    def __init__(self, config: DictionaryConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.register_buffer("means", torch.zeros(2, config.dim))  # [image and text, dim]
+
+    @property
+    @abstractmethod
+    def directions(self) -> Tensor:
+        """What one unit of each feature adds to an embedding: unit rows `[features, dim]`."""
+
+    @abstractmethod
+    def encode_sparse(self, x: Tensor, modality: Modality) -> SparseCode:
+        """Activations of unit embeddings `[n, dim]`, k a sample."""
+
+    @abstractmethod
+    def decode_sparse(self, code: SparseCode, modality: Modality) -> Tensor:
+        """Reconstructions `[n, dim]`, not normalised."""
+
+    def encode(self, x: Tensor, modality: Modality) -> Tensor:
+        """Activations of unit embeddings `[n, dim]`: dense `[n, features]`."""
+        values, indices = self.encode_sparse(x, modality)
+        dense = values.new_zeros(len(x), self.config.features)
+        return dense.scatter(1, indices, values)  # [n, features]
+
+    def decode(self, z: Tensor, modality: Modality) -> Tensor:
+        """Reconstructions of dense activations `[n, features]`: `[n, dim]`, not normalised."""
+        return z @ self.directions + self.mean(modality)
+
+    def mean(self, modality: Modality) -> Tensor:
+        """What is subtracted before encoding and added after decoding: `[dim]`."""
+        return self.means[MODALITIES.index(modality)]
+
+    def set_means(self, image: Tensor, text: Tensor) -> None:
+        """Take the means `[dim]` of a training set: by modality, or their average for both."""
+        if not self.config.modality_bias:
+            image = text = (image + text) / 2
+        self.means.copy_(torch.stack([image, text]))
+
+    def forward(self, image: Tensor, text: Tensor, dead: Tensor) -> TrainingStep:
+        """The training step on a batch of pairs.
+
+        Args:
+            image: `[n, dim]`.
+            text: `[n, dim]`.
+            dead: which features have long been inactive: `[features]` bool.
+        """
+        raise NotImplementedError(f"{self.kind} dictionaries are not trained")
+
+    def constrain(self) -> None:
+        """Called after each optimiser step, to put parameters back where they must be."""
+
+    def save(self, folder: str | Path) -> None:
+        """Write `dictionary.safetensors` and then config.json into a folder."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.save_weights(folder / WEIGHTS)
+        write_json(folder / "config.json", dataclasses.asdict(self.config))
+
+    def save_weights(self, path: Path) -> None:
+        """Write the weights under a temporary name, then rename them."""
+        state = {key: value.detach().cpu().clone() for key, value in self.state_dict().items()}
+        temporary = path.with_name(path.name + ".tmp")
+        save_file(state, temporary)
+        os.replace(temporary, path)
+
+    def load_weights(self, path: Path) -> None:
+        """Read weights.
+
+        Raises:
+            UserError: there are none, or they are of another shape.
+        """
+        if not path.is_file():
+            raise UserError(f"{path}: missing; fit the dictionary again")
+        try:
+            self.load_state_dict(load_file(path))
+        except Exception as error:  # safetensors and torch each raise their own
+            reason = str(error).splitlines()[0]
+            raise UserError(f"{path}: does not match its config.json ({reason}); fit again") from error
+
+
+DICTIONARIES: dict[str, type[Dictionary]] = {}
+"""Every kind of dictionary by its name."""
+
+
+def register(cls: type[Dictionary]) -> type[Dictionary]:
+    """Class decorator that adds a kind to `DICTIONARIES`.
+
+    Raises:
+        ValueError: the name is taken.
+    """
+    if cls.kind in DICTIONARIES:
+        raise ValueError(f"dictionary kind {cls.kind!r} is taken by {DICTIONARIES[cls.kind]}")
+    DICTIONARIES[cls.kind] = cls
+    return cls
+
+
+def dictionary_class(kind: str) -> type[Dictionary]:
+    """The class of a kind.
+
+    Raises:
+        UserError: there is no such kind.
+    """
+    if kind not in DICTIONARIES:
+        raise UserError(f"{kind}: unknown kind of dictionary; known are {', '.join(DICTIONARIES)}")
+    return DICTIONARIES[kind]
+
+
+def load_dictionary(folder: str | Path) -> Dictionary:
+    """Load what `Dictionary.save` wrote, or the dictionary of a FeatureSpace's folder.
+
+    Raises:
+        UserError: there is none, or it is of an unknown kind or schema.
+    """
+    folder = Path(folder)
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{folder}: no dictionary here (no config.json); fit one first")
+    record = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    record = record.get("dictionary", record)
+    if record.get("schema") != SCHEMA or "kind" not in record:
+        raise UserError(f"{folder}/config.json: not a dictionary of schema {SCHEMA}; fit it again")
+    return dictionary_from_record(record, folder / WEIGHTS)
+
+
+def dictionary_from_record(record: dict[str, Any], weights: Path) -> Dictionary:
+    """A dictionary from its config as JSON holds it, and its weights."""
+    known = {field.name for field in dataclasses.fields(DictionaryConfig)}
+    config = DictionaryConfig(**{key: value for key, value in record.items() if key in known})
+    dictionary = dictionary_class(config.kind)(config)
+    dictionary.load_weights(weights)
+    return dictionary.eval().requires_grad_(False)
+
+
+def write_json(path: Path, record: dict[str, Any]) -> None:
+    """Write JSON under a temporary name, then rename it."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    os.replace(temporary, path)

@@ -1,0 +1,104 @@
+"""TopK sparse autoencoder with AuxK (Gao et al. 2024, arXiv 2406.04093)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from features.dictionary.base import (
+    Dictionary,
+    DictionaryConfig,
+    Modality,
+    SparseCode,
+    TrainingStep,
+    register,
+)
+
+AUX_WEIGHT = 1 / 32
+"""Weight of the auxiliary loss (their appendix A.2)."""
+
+
+@register
+class TopKDictionary(Dictionary):
+    """The k largest pre-activations, ReLU'd; unit-norm decoder rows.
+
+    The decoder starts as random directions and the encoder as its transpose. Images and texts
+    share all weights, and differ only in the mean that is subtracted (`modality_bias`).
+    """
+
+    kind = "topk"
+    default_modality_bias = True
+
+    def __init__(self, config: DictionaryConfig) -> None:
+        if not 1 <= config.k <= config.features:
+            raise ValueError(f"topk: k {config.k} must be in 1..features {config.features}")
+        super().__init__(config)
+        generator = torch.Generator().manual_seed(config.seed)
+        rows = torch.randn(config.features, config.dim, generator=generator)
+        self.decoder = nn.Parameter(F.normalize(rows, dim=1))  # [features, dim]
+        self.encoder = nn.Parameter(self.decoder.detach().clone())  # [features, dim]
+        self.encoder_bias = nn.Parameter(torch.zeros(config.features))
+
+    @property
+    def directions(self) -> Tensor:
+        return self.decoder
+
+    def encode_sparse(self, x: Tensor, modality: Modality) -> SparseCode:
+        return self._largest(self._pre_activations(x - self.mean(modality)))
+
+    def decode_sparse(self, code: SparseCode, modality: Modality) -> Tensor:
+        return self._gather(code) + self.mean(modality)
+
+    def forward(self, image: Tensor, text: Tensor, dead: Tensor) -> TrainingStep:
+        """FVU of the batch, the variance being about the training set's means, plus AuxK."""
+        x = torch.cat([image - self.mean("image"), text - self.mean("text")])  # [2n, dim]
+        pre = self._pre_activations(x)  # [2n, features]
+        code = self._largest(pre)
+        residual = x - self._gather(code)  # [2n, dim]
+        fvu = residual.square().sum() / x.square().sum().clamp(min=1e-12)
+        active = torch.zeros_like(dead)
+        active[code.indices[code.values > 0]] = True
+        loss = fvu + AUX_WEIGHT * self.auxiliary_loss(pre, residual, dead)
+        return TrainingStep(loss, fvu.detach(), active)
+
+    def auxiliary_loss(self, pre: Tensor, residual: Tensor, dead: Tensor) -> Tensor:
+        """How badly the dim / 2 largest dead features reconstruct the residual (their eq. 7).
+
+        The residual is detached: the loss moves the dead features towards what the live ones leave
+        out, and moves nothing else. It is scaled by the residual's own size, and down where fewer
+        features are dead than dim / 2.
+
+        Args:
+            pre: pre-activations `[n, features]`.
+            residual: `[n, dim]`.
+            dead: `[features]` bool.
+        """
+        candidates = dead.nonzero().squeeze(1)  # [dead features]
+        wanted = max(1, self.config.dim // 2)
+        k = min(wanted, len(candidates))
+        if k == 0:
+            return pre.new_zeros(())
+        target = residual.detach()
+        values, places = pre[:, candidates].topk(k, dim=1, sorted=False)  # [n, k]
+        estimate = self._gather(SparseCode(values.relu(), candidates[places]))
+        error = (estimate - target).square().sum() / target.square().sum().clamp(min=1e-12)
+        return error * (k / wanted)
+
+    @torch.no_grad()
+    def constrain(self) -> None:
+        """Give the decoder's rows unit length."""
+        self.decoder.div_(self.decoder.norm(dim=1, keepdim=True).clamp(min=1e-12))
+
+    def _pre_activations(self, centred: Tensor) -> Tensor:
+        return centred @ self.encoder.T + self.encoder_bias  # [n, features]
+
+    def _largest(self, pre: Tensor) -> SparseCode:
+        values, indices = pre.topk(self.config.k, dim=1, sorted=False)
+        return SparseCode(values.relu(), indices)
+
+    def _gather(self, code: SparseCode) -> Tensor:
+        """Weighted sums `[n, dim]` of k decoder rows a sample; no dense `[n, features]`."""
+        return F.embedding_bag(
+            code.indices, self.decoder, per_sample_weights=code.values, mode="sum"
+        )

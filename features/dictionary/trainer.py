@@ -1,0 +1,360 @@
+"""Fitting a dictionary on the embeddings of a store, images and texts together."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from features.checkpoint import load_checkpoint, save_checkpoint
+from features.dictionary.base import (
+    MODALITIES,
+    Dictionary,
+    DictionaryConfig,
+    dictionary_class,
+    load_dictionary,
+)
+from features.errors import UserError
+from features.store import ActivationStore
+
+EVALUATION_BATCH = 1024
+HELD_OUT_ONE_IN = 10
+HASHED_DIMS = 16
+DECAY_SHARE = 0.2
+SHOW_EVERY = 20
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How to fit a dictionary."""
+
+    kind: str = "topk"
+    features: int | None = None
+    """None: 4 times the embedding's dimensions (identity: the dimensions)."""
+    k: int = 12
+    """Active features a sample (identity: all)."""
+    modality_bias: bool | None = None
+    """Centre images and texts by their own means; None: as the kind does."""
+    batch_size: int = 256
+    """Pairs a step, over all processes; a tenth of them is held out."""
+    steps: int = 1200
+    learning_rate: float = 1e-3
+    warmup_steps: int = 50
+    dead_steps: int = 50
+    """A feature that was inactive for so many steps is dead, until it is active again."""
+    checkpoint_steps: int = 500
+    seed: int = 0
+
+
+def fit_dictionary(
+    store: ActivationStore,
+    config: TrainConfig,
+    out: str | Path,
+    *,
+    device: str = "auto",
+    progress: bool = True,
+) -> Dictionary:
+    """Fit a dictionary and save it, with its figures on the held-out pairs, to the folder `out`.
+
+    A tenth of the pairs is held out (`is_held_out`). Under `accelerate launch` each process takes
+    its share of every batch. A run that was cut off goes on from its last checkpoint and ends in
+    the same result; a finished one is loaded.
+
+    Args:
+        device: "auto" is what accelerate picks; "cpu" keeps to the CPU.
+
+    Returns:
+        The dictionary, on the CPU.
+
+    Raises:
+        UserError: the settings don't fit the store, or `out` holds another dictionary.
+    """
+    out = Path(out)
+    made_from = dataclasses.asdict(config) | {
+        "store_fingerprint": store.fingerprint,
+        "pairs": store.config.pairs,
+    }
+    if (out / "config.json").is_file():
+        return _finished(out, made_from)
+    dictionary = new_dictionary(store, config)
+    means, pairs = _training_means(store)
+    if pairs < 2:
+        raise UserError(f"{store.path}: {pairs} pairs to train on; a dictionary needs at least two")
+    dictionary.set_means(*means.float())
+    if list(dictionary.parameters()):
+        _train(dictionary, store, config, out, json.dumps(made_from), device, progress)
+    dictionary = dictionary.cpu().eval().requires_grad_(False)
+    held_out = (
+        (image[rows], text[rows])
+        for image, text in store.batches(EVALUATION_BATCH)
+        if (rows := is_held_out(image)).any()
+    )
+    dictionary.config = dataclasses.replace(
+        dictionary.config, training=made_from, held_out=reconstruction_figures(dictionary, held_out)
+    )
+    if _is_main_process():
+        dictionary.save(out)
+        (out / "checkpoint.safetensors").unlink(missing_ok=True)
+    return dictionary
+
+
+def new_dictionary(store: ActivationStore, config: TrainConfig) -> Dictionary:
+    """An untrained dictionary for the embeddings of a store.
+
+    Raises:
+        UserError: the settings don't fit the store.
+    """
+    cls = dictionary_class(config.kind)
+    if min(config.batch_size, config.steps, config.checkpoint_steps) < 1:
+        raise UserError("batch_size, steps and checkpoint_steps must be at least 1")
+    if config.kind == "identity":
+        features = k = store.dim
+    else:
+        features, k = config.features or 4 * store.dim, config.k
+    if config.features not in (None, features):
+        raise UserError(f"features {config.features}: identity has {features}; leave it out")
+    if not 1 <= k <= features:
+        raise UserError(f"k {k}: must be at least 1 and at most the {features} features")
+    bias = cls.default_modality_bias if config.modality_bias is None else config.modality_bias
+    return cls(
+        DictionaryConfig(
+            kind=config.kind,
+            dim=store.dim,
+            features=features,
+            k=k,
+            modality_bias=bias,
+            seed=config.seed,
+            encoder=store.config.encoder,
+            encoder_fingerprint=store.config.encoder_fingerprint,
+        )
+    )
+
+
+def is_held_out(image: Tensor) -> Tensor:
+    """Which pairs are kept from training: `[n]` bool, about a tenth.
+
+    Decided by a hash of the image's embedding as the store keeps it (fp16), so that pairs with the
+    same image fall on the same side, whatever the order.
+
+    Args:
+        image: `[n, dim]`.
+    """
+    bits = image[:, :HASHED_DIMS].half().contiguous().view(torch.int16).long()  # [n, hashed dims]
+    state = torch.full((len(bits),), 0x2545F491)
+    for column in bits.unbind(1):  # FNV-like; int64 arithmetic wraps
+        state = (state ^ (column & 0xFFFF)) * 0x100000001B3
+        state = state ^ ((state >> 29) & 0x7FFFFFFFF)
+    return (state & 0x7FFFFFFF) % HELD_OUT_ONE_IN == 0
+
+
+@torch.no_grad()
+def reconstruction_figures(
+    dictionary: Dictionary, batches: Iterable[tuple[Tensor, Tensor]]
+) -> dict[str, dict[str, float | None]]:
+    """How well a dictionary reconstructs, by "image", "text" and "overall", in one pass.
+
+    - fvu: sum ||x - x_hat||^2 / sum ||x - mu||^2, one ratio over all samples, mu their mean vector
+      (of the modality, or of both together for "overall"); explained variance is 1 - fvu.
+    - l0: mean count of non-zero activations a sample.
+    - dead: share of the features that are active for none of the samples.
+    - samples: their number.
+
+    fvu is None where the samples don't vary, and all but `samples` where there are none.
+
+    Args:
+        batches: (image, text), each `[n, dim]`.
+    """
+    totals = {m: _Totals.empty(dictionary.config) for m in MODALITIES}
+    for image, text in batches:
+        totals["image"].add(dictionary, "image", image)
+        totals["text"].add(dictionary, "text", text)
+    both = totals["image"].plus(totals["text"])
+    return {m: totals[m].figures() for m in MODALITIES} | {"overall": both.figures()}
+
+
+@dataclass
+class _Totals:
+    """float64 sums over samples."""
+
+    count: int
+    total: Tensor
+    """sum x: `[dim]`"""
+    squares: Tensor
+    """sum ||x||^2: `[]`"""
+    error: Tensor
+    """sum ||x - x_hat||^2: `[]`"""
+    nonzero: int
+    active: Tensor
+    """Features that were active: `[features]` bool."""
+
+    @classmethod
+    def empty(cls, config: DictionaryConfig) -> _Totals:
+        zero = torch.zeros((), dtype=torch.float64)
+        return cls(0, zero.expand(config.dim), zero, zero, 0, torch.zeros(config.features).bool())
+
+    def add(self, dictionary: Dictionary, modality: Any, x: Tensor) -> None:
+        code = dictionary.encode_sparse(x, modality)
+        error = (x - dictionary.decode_sparse(code, modality)).double()
+        nonzero = code.values != 0  # [n, k]
+        self.count += len(x)
+        self.total = self.total + x.double().sum(0)
+        self.squares = self.squares + x.double().square().sum()
+        self.error = self.error + error.square().sum()
+        self.nonzero += int(nonzero.sum())
+        self.active[code.indices[nonzero]] = True
+
+    def plus(self, other: _Totals) -> _Totals:
+        return _Totals(
+            self.count + other.count,
+            self.total + other.total,
+            self.squares + other.squares,
+            self.error + other.error,
+            self.nonzero + other.nonzero,
+            self.active | other.active,
+        )
+
+    def figures(self) -> dict[str, float | None]:
+        if self.count == 0:
+            return {"fvu": None, "l0": None, "dead": None, "samples": 0}
+        variance = float(self.squares - self.total.square().sum() / self.count)
+        return {
+            "fvu": float(self.error) / variance if variance > 1e-9 * float(self.squares) else None,
+            "l0": self.nonzero / self.count,
+            "dead": 1 - float(self.active.double().mean()),
+            "samples": self.count,
+        }
+
+
+class _Activity(nn.Module):
+    """For how many steps each feature has been inactive."""
+
+    idle: Tensor
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.register_buffer("idle", torch.zeros(features, dtype=torch.long))
+
+    def update(self, active: Tensor) -> None:
+        """Count one step, in which the features of `active` `[features]` bool were active."""
+        self.idle += 1
+        self.idle[active] = 0
+
+
+def _train(
+    dictionary: Dictionary,
+    store: ActivationStore,
+    config: TrainConfig,
+    out: Path,
+    settings: str,
+    device: str,
+    progress: bool,
+) -> None:
+    """The training loop; the dictionary is changed in place."""
+    from accelerate import Accelerator
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    accelerator = Accelerator(cpu=device == "cpu")
+    activity = _Activity(dictionary.config.features).to(accelerator.device)
+    model, optimizer = accelerator.prepare(
+        dictionary, torch.optim.Adam(dictionary.parameters(), lr=config.learning_rate)
+    )
+    modules: dict[str, nn.Module] = {"dictionary": dictionary, "activity": activity}
+    out.mkdir(parents=True, exist_ok=True)
+    checkpoint = out / "checkpoint.safetensors"
+    first = load_checkpoint(checkpoint, modules, optimizer, settings)
+    share = slice(accelerator.process_index, None, accelerator.num_processes)
+    bar = Progress(
+        TextColumn("fitting the dictionary"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("FVU {task.fields[fvu]}"),
+        disable=not (progress and accelerator.is_main_process),
+    )
+    with bar:
+        task = bar.add_task("", total=config.steps, completed=first, fvu="-")
+        for step, image, text in _training_batches(store, config, first):
+            whole = len(image) // accelerator.num_processes * accelerator.num_processes
+            if whole:
+                for group in optimizer.param_groups:
+                    group["lr"] = learning_rate(step, config)
+                dead = activity.idle >= config.dead_steps
+                result = model(
+                    image[:whole][share].to(accelerator.device),
+                    text[:whole][share].to(accelerator.device),
+                    dead,
+                )
+                optimizer.zero_grad()
+                accelerator.backward(result.loss)
+                optimizer.step()
+                dictionary.constrain()
+                activity.update(accelerator.reduce(result.active.int(), "sum") > 0)
+                if step % SHOW_EVERY == 0:
+                    bar.update(task, fvu=f"{result.fvu.item():.3f}")
+            bar.update(task, completed=step + 1)
+            finished = step + 1
+            if finished % config.checkpoint_steps == 0 and accelerator.is_main_process:
+                save_checkpoint(checkpoint, modules, optimizer, finished, settings)
+    accelerator.wait_for_everyone()
+
+
+def learning_rate(step: int, config: TrainConfig) -> float:
+    """Linear warm-up, then constant, then linearly to zero over the last fifth."""
+    warm = min(1.0, (step + 1) / max(1, config.warmup_steps))
+    left = (config.steps - step) / max(1.0, DECAY_SHARE * config.steps)
+    return config.learning_rate * min(warm, left)
+
+
+def _training_batches(
+    store: ActivationStore, config: TrainConfig, first: int
+) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """(step, image, text) without the held-out pairs, from step `first` on, epoch after epoch."""
+    per_epoch = math.ceil(len(store) / config.batch_size)
+    for epoch in count(first // per_epoch):
+        generator = torch.Generator().manual_seed(config.seed * 1_000_003 + epoch)
+        batches = store.shuffled_batches(config.batch_size, generator)
+        for step, (image, text) in enumerate(batches, start=epoch * per_epoch):
+            if step >= config.steps:
+                return
+            if step >= first:
+                kept = ~is_held_out(image)
+                yield step, image[kept], text[kept]
+
+
+def _training_means(store: ActivationStore) -> tuple[Tensor, int]:
+    """The mean image and the mean text of the training pairs `[2, dim]` float64, and their count."""
+    total = torch.zeros(2, store.dim, dtype=torch.float64)
+    pairs = 0
+    for image, text in store.batches(EVALUATION_BATCH):
+        kept = ~is_held_out(image)
+        total += torch.stack([image[kept].double().sum(0), text[kept].double().sum(0)])
+        pairs += int(kept.sum())
+    return total / max(1, pairs), pairs
+
+
+def _finished(out: Path, made_from: dict[str, Any]) -> Dictionary:
+    """The dictionary in `out`, if it was made from the same settings.
+
+    Raises:
+        UserError: it was not.
+    """
+    dictionary = load_dictionary(out)
+    if dictionary.config.training != made_from:
+        raise UserError(
+            f"{out}: holds a dictionary of other settings; name another folder or remove it"
+        )
+    return dictionary
+
+
+def _is_main_process() -> bool:
+    from accelerate import PartialState
+
+    return PartialState().is_main_process

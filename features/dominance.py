@@ -1,0 +1,243 @@
+"""The Modality Dominance Score and its classes (Yan et al. 2025, arXiv 2502.14888)."""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from features.errors import UserError
+
+IMAGE_DOMINANT, TEXT_DOMINANT, CROSS_MODAL, UNSCORED = "ImgD", "TextD", "CrossD", "unscored"
+CLASSES = (IMAGE_DOMINANT, TEXT_DOMINANT, CROSS_MODAL, UNSCORED)
+Rule = Literal["relative", "fixed"]
+FIXED_BOUNDS = (1 / 3, 2 / 3)
+LEVEL = 0.95
+WEIGHTS_A_BLOCK = 16
+"""A Philox block is 256 bits, that is 16 weights of 16 bits each."""
+
+
+@dataclass(frozen=True)
+class Dominance:
+    """What a feature's activations on pairs say about its modality; arrays `[features]`.
+
+    mds: mean of |a_image| / (|a_image| + |a_text|) over the pairs in which either is not zero: 0
+        where only texts drive the feature, 1 where only images do. NaN where it is unscored.
+    ci_low, ci_high: 95% percentile interval of mds from a Poisson bootstrap over the pairs.
+    energy: sum |a_image| / (sum |a_image| + sum |a_text|) (Papadimitriou et al. 2025, arXiv
+        2504.11695). NaN where the feature is never active.
+    active_pairs, left_out: pairs that mds stands on, and the others.
+    image_density, text_density: share of the samples in which the feature is active.
+    image_mean_active, text_mean_active: mean |a| over those samples. NaN where there are none.
+    """
+
+    mds: np.ndarray
+    ci_low: np.ndarray
+    ci_high: np.ndarray
+    energy: np.ndarray
+    active_pairs: np.ndarray
+    left_out: np.ndarray
+    image_density: np.ndarray
+    text_density: np.ndarray
+    image_mean_active: np.ndarray
+    text_mean_active: np.ndarray
+
+
+class DominanceStatistics:
+    """The sums from which `Dominance` follows, in float64, mergeable.
+
+    The bootstrap weight of a pair depends on (seed, stream, its number in the stream) alone, so
+    that neither the batch size nor the split over processes changes an interval.
+
+    Args:
+        features: features of the dictionary.
+        seed: of the bootstrap.
+        stream: the data set's name. What is merged must be of other streams, or of other pairs of
+            the same stream.
+        start: number of the first pair in its stream.
+        replicates: of the bootstrap.
+    """
+
+    def __init__(
+        self,
+        features: int,
+        *,
+        seed: int = 0,
+        stream: str = "pairs",
+        start: int = 0,
+        replicates: int = 200,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.features = features
+        self.seed = seed
+        self.stream = stream
+        self.replicates = replicates
+        self.pairs = 0
+        self._next = start
+        zeros = torch.zeros(features, dtype=torch.float64, device=device)
+        self.ratio = zeros.clone()
+        self.active = zeros.clone()
+        self.energy = torch.stack([zeros, zeros])  # [image and text, features]
+        self.nonzero = torch.stack([zeros, zeros])  # [image and text, features]
+        self.replicate_ratio = zeros.repeat(replicates, 1)  # [replicates, features]
+        self.replicate_active = zeros.repeat(replicates, 1)  # [replicates, features]
+
+    def update(self, image: Tensor, text: Tensor) -> None:
+        """Add the stream's next pairs.
+
+        Args:
+            image: activations for the images, `[n, features]`; signs don't matter.
+            text: activations for the captions of the same pairs, `[n, features]`.
+        """
+        image, text = image.double().abs(), text.double().abs()  # [n, features]
+        total = image + text
+        active = total > 0
+        ratio = torch.where(active, image / total, 0.0)
+        weights = poisson_weights(self.seed, self.stream, self._next, len(image), self.replicates)
+        weights = weights.to(ratio.device).T.contiguous()  # [replicates, n]
+        self.ratio += ratio.sum(0)
+        self.active += active.sum(0)
+        self.energy += torch.stack([image.sum(0), text.sum(0)])
+        self.nonzero += torch.stack([(image > 0).sum(0), (text > 0).sum(0)])
+        self.replicate_ratio += weights @ ratio.float()
+        self.replicate_active += weights @ active.float()
+        self.pairs += len(image)
+        self._next += len(image)
+
+    def merge(self, other: DominanceStatistics) -> None:
+        """Add the sums of other pairs.
+
+        Raises:
+            ValueError: the features, the replicates or the seed differ.
+        """
+        if (self.features, self.replicates, self.seed) != (
+            other.features,
+            other.replicates,
+            other.seed,
+        ):
+            raise ValueError("features, replicates and seed must be equal")
+        for name in (
+            "ratio",
+            "active",
+            "energy",
+            "nonzero",
+            "replicate_ratio",
+            "replicate_active",
+        ):
+            mine: Tensor = getattr(self, name)
+            mine += getattr(other, name).to(mine.device)
+        self.pairs += other.pairs
+
+    def scores(self, min_pairs: int = 10) -> Dominance:
+        """The scores; features with fewer than `min_pairs` active pairs are unscored (NaN)."""
+        active = self.active.cpu().numpy()  # [features]
+        energy = self.energy.cpu().numpy()  # [2, features]
+        nonzero = self.nonzero.cpu().numpy()  # [2, features]
+        unscored = active < max(1, min_pairs)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            mds = self.ratio.cpu().numpy() / active
+            replicates = self.replicate_ratio.cpu().numpy() / self.replicate_active.cpu().numpy()
+            energy_share = energy[0] / energy.sum(0)
+            mean_active = energy / nonzero
+            density = nonzero / np.float64(self.pairs)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)
+            tail = (1 - LEVEL) / 2
+            low, high = np.nanquantile(replicates, [tail, 1 - tail], axis=0)
+        for values in (mds, low, high):
+            values[unscored] = np.nan
+        return Dominance(
+            mds=mds,
+            ci_low=low,
+            ci_high=high,
+            energy=energy_share,
+            active_pairs=active.astype(np.int64),
+            left_out=self.pairs - active.astype(np.int64),
+            image_density=density[0],
+            text_density=density[1],
+            image_mean_active=mean_active[0],
+            text_mean_active=mean_active[1],
+        )
+
+
+def poisson_weights(seed: int, stream: str, start: int, pairs: int, replicates: int) -> Tensor:
+    """Poisson(1) bootstrap weights of the pairs start..start + pairs of a stream.
+
+    Drawn from 16 random bits each, by a counter-based generator (Philox): a pair's weights depend
+    on its number alone.
+
+    Returns:
+        `[pairs, replicates]` float32.
+    """
+    key = hashlib.sha256(f"{seed}/{stream}".encode()).digest()[:16]
+    blocks = -(-replicates // WEIGHTS_A_BLOCK)  # a pair
+    counter = np.array([start * blocks, 0, 0, 0], dtype=np.uint64)
+    generator = np.random.Philox(key=np.frombuffer(key, np.uint64), counter=counter)
+    raw = generator.random_raw(pairs * blocks * 4)  # uint64
+    bits = raw.astype("<u8").view("<u2").reshape(pairs, blocks * WEIGHTS_A_BLOCK)
+    return torch.from_numpy(_POISSON_TABLE[bits[:, :replicates]])
+
+
+def _poisson_table() -> np.ndarray:
+    """The Poisson(1) weight of each 16-bit number: `[65536]` float32."""
+    factorials = np.cumprod(np.concatenate([[1.0], np.arange(1.0, 20.0)]))
+    cumulative = np.cumsum(np.exp(-1) / factorials)
+    numbers = (np.arange(65536) + 0.5) / 65536
+    return np.searchsorted(cumulative, numbers).astype(np.float32)
+
+
+_POISSON_TABLE = _poisson_table()
+
+
+@dataclass(frozen=True)
+class Classes:
+    """A class a feature, and the bounds that made it.
+
+    names: `[features]` of ImgD, TextD, CrossD, unscored.
+    uncertain: `[features]` bool; the feature's interval crosses a bound.
+    low, high: TextD lies below low, ImgD above high.
+    """
+
+    names: np.ndarray
+    uncertain: np.ndarray
+    low: float
+    high: float
+
+
+def classify(
+    mds: np.ndarray,
+    ci_low: np.ndarray,
+    ci_high: np.ndarray,
+    rule: Rule = "relative",
+) -> Classes:
+    """Sort features by modality.
+
+    Args:
+        mds: `[features]`; NaN is unscored.
+        ci_low: `[features]`.
+        ci_high: `[features]`.
+        rule: "relative" as in the paper: below mean - sigma and above mean + sigma over the scored
+            features (sigma is the population's); it always finds outliers. "fixed": 1/3 and 2/3.
+
+    Raises:
+        UserError: another rule.
+    """
+    mds = np.asarray(mds, dtype=float)
+    scored = np.isfinite(mds)
+    if rule == "fixed":
+        low, high = FIXED_BOUNDS
+    elif rule == "relative":
+        mean, sigma = (mds[scored].mean(), mds[scored].std()) if scored.any() else (np.nan, np.nan)
+        low, high = float(mean - sigma), float(mean + sigma)
+    else:
+        raise UserError(f"{rule}: unknown rule for the classes; use relative or fixed")
+    names = np.select(
+        [~scored, mds > high, mds < low], [UNSCORED, IMAGE_DOMINANT, TEXT_DOMINANT], CROSS_MODAL
+    )
+    crosses = [(ci_low < bound) & (bound < ci_high) for bound in (low, high)]
+    return Classes(names, scored & (crosses[0] | crosses[1]), low, high)

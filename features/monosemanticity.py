@@ -1,0 +1,264 @@
+"""How much alike the samples are that activate a feature, by the eyes of a judge encoder.
+
+EmbSim and WinRate (Yan et al. 2025, arXiv 2502.14888) look at the m most activating samples; the
+Monosemanticity Score (Pach et al. 2025, arXiv 2504.02821) and its cross-modal form (Kaushik et al.
+2026, arXiv 2601.20028) at all of them. The judge should not be the encoder whose features are
+judged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+FEATURE_CHUNK = 256
+NOBODY = -1
+"""Stands in `TopSamples.samples` where fewer than m samples activate a feature."""
+
+
+class TopSamples:
+    """The m most activating samples of each feature, streamed and mergeable.
+
+    Only samples that activate a feature (|a| > 0) count.
+
+    Attributes:
+        values: |a|, `[features, m]`, the largest first; 0 where there is no sample.
+        samples: their numbers, `[features, m]` int64; NOBODY where there is none.
+    """
+
+    def __init__(self, features: int, m: int, device: torch.device | str = "cpu") -> None:
+        self.m = m
+        self.values = torch.zeros(features, m, device=device)
+        self.samples = torch.full((features, m), NOBODY, dtype=torch.long, device=device)
+
+    def update(self, activations: Tensor, start: int) -> None:
+        """Add samples.
+
+        Args:
+            activations: `[n, features]`; signs don't matter.
+            start: the first sample's number.
+        """
+        by_feature = activations.abs().to(self.values.dtype).T.contiguous()  # [features, n]
+        values, places = by_feature.topk(min(self.m, by_feature.shape[1]), dim=1)
+        self._keep_best(values, torch.where(values > 0, places + start, NOBODY))
+
+    def merge(self, other: TopSamples) -> None:
+        """Add the best of other samples, numbered apart from these."""
+        device = self.values.device
+        self._keep_best(other.values.to(device), other.samples.to(device))
+
+    def _keep_best(self, values: Tensor, samples: Tensor) -> None:
+        all_values = torch.cat([self.values, values], dim=1)
+        all_samples = torch.cat([self.samples, samples], dim=1)
+        order = all_values.argsort(dim=1, descending=True, stable=True)[:, : self.m]
+        self.values = all_values.gather(1, order)
+        self.samples = all_samples.gather(1, order)
+
+
+@dataclass(frozen=True)
+class TopSimilarity:
+    """EmbSim and WinRate, each `[features]`; NaN where fewer than two samples activate a feature."""
+
+    embsim: np.ndarray
+    winrate: np.ndarray
+
+
+def top_similarity(
+    samples: Tensor,
+    embeddings: Callable[[Tensor], Tensor],
+    total: int,
+    generator: torch.Generator,
+) -> TopSimilarity:
+    """EmbSim and WinRate of each feature's top samples.
+
+    EmbSim: mean off-diagonal cosine of the top m samples, less the same for m random ones. WinRate:
+    share of the top m's off-diagonal cosines that exceed those of m random samples, one against
+    one. Each feature has random samples of its own, drawn without repetition. Where fewer than m
+    samples activate a feature, m is their number.
+
+    Args:
+        samples: `[features, m]`, with NOBODY at the ends.
+        embeddings: numbers `[n]` -> the judge's embeddings `[n, dim]`.
+        total: samples to draw the random ones from.
+        generator: on the CPU.
+    """
+    samples = samples.cpu()
+    random = random_samples(len(samples), samples.shape[1], total, generator)
+    random = torch.where(samples == NOBODY, NOBODY, random)
+    embsim, winrate = [], []
+    for top, other in zip(
+        samples.split(FEATURE_CHUNK), random.split(FEATURE_CHUNK), strict=True
+    ):
+        present = top != NOBODY  # [chunk, m]
+        pair = present[:, :, None] & present[:, None, :]
+        pair &= ~torch.eye(top.shape[1], dtype=torch.bool)  # [chunk, m, m]
+        top_cosines, random_cosines = _cosines(top, embeddings), _cosines(other, embeddings)
+        pairs = pair.sum((1, 2)).double()  # [chunk]
+        gain = torch.where(pair, top_cosines - random_cosines, 0.0).sum((1, 2))
+        wins = (pair & (top_cosines > random_cosines)).sum((1, 2))
+        embsim.append(gain / pairs)
+        winrate.append(wins / pairs)
+    return TopSimilarity(torch.cat(embsim).numpy(), torch.cat(winrate).numpy())
+
+
+def random_samples(rows: int, m: int, total: int, generator: torch.Generator) -> Tensor:
+    """`[rows, m]` sample numbers, each row drawn without repetition; NOBODY beyond `total`."""
+    drawn = min(m, total)
+    samples = torch.full((rows, m), NOBODY, dtype=torch.long)
+    if drawn == 0:
+        return samples
+    # Floyd's algorithm, all rows at once: draws without repetition in O(m^2) a row.
+    for place, top in enumerate(range(total - drawn, total)):
+        candidate = torch.randint(top + 1, (rows,), generator=generator)
+        taken = (samples[:, :place] == candidate[:, None]).any(1)
+        samples[:, place] = torch.where(taken, top, candidate)
+    return samples
+
+
+def _cosines(samples: Tensor, embeddings: Callable[[Tensor], Tensor]) -> Tensor:
+    """Cosines among each row's samples: `[rows, m]` -> `[rows, m, m]` float64."""
+    unique, places = samples.clamp(min=0).unique(return_inverse=True)
+    unit = F.normalize(embeddings(unique).double(), dim=1)  # [unique, dim]
+    rows = unit[places]  # [rows, m, dim]
+    return rows @ rows.transpose(1, 2)
+
+
+@dataclass(frozen=True)
+class Monosemanticity:
+    """Monosemanticity Scores, and what random features would have.
+
+    ms_image, ms_text, ms_cross: `[features]`; NaN where they are undefined (fewer than two samples
+        activate the feature, or for ms_cross, none of one modality).
+    floor_image, floor_text, floor_cross: the expected score of a feature whose activations are
+        permuted over the samples (the two modalities apart): the mean cosine of two different
+        images, of two different captions, and of any image with any caption.
+    """
+
+    ms_image: np.ndarray
+    ms_text: np.ndarray
+    ms_cross: np.ndarray
+    floor_image: float
+    floor_text: float
+    floor_cross: float
+
+
+class MonosemanticityStatistics:
+    """The sums from which `Monosemanticity` follows, in float64, mergeable.
+
+    Signs of activations don't matter: |a| is what counts, as for the dominance.
+    """
+
+    def __init__(self, features: int, dim: int, device: torch.device | str = "cpu") -> None:
+        self.image = _Moments.empty(features, dim, device)
+        self.text = _Moments.empty(features, dim, device)
+
+    def update(
+        self, image: Tensor, text: Tensor, judge_image: Tensor, judge_text: Tensor
+    ) -> None:
+        """Add pairs.
+
+        Args:
+            image: activations `[n, features]`.
+            text: activations `[n, features]`.
+            judge_image: the judge's embeddings `[n, dim]`.
+            judge_text: `[n, dim]`.
+        """
+        self.image.add(image, judge_image)
+        self.text.add(text, judge_text)
+
+    def merge(self, other: MonosemanticityStatistics) -> None:
+        """Add the sums of other pairs."""
+        self.image.merge(other.image)
+        self.text.merge(other.text)
+
+    def scores(self) -> Monosemanticity:
+        """The scores over all pairs so far."""
+        cross = (self.image.weighted * self.text.weighted).sum(1)  # [features]
+        mass = self.image.total * self.text.total
+        pairs = max(1, self.image.count)
+        return Monosemanticity(
+            ms_image=self.image.score(),
+            ms_text=self.text.score(),
+            ms_cross=torch.where(mass > 0, cross / mass, torch.nan).cpu().numpy(),
+            floor_image=self.image.floor(),
+            floor_text=self.text.floor(),
+            floor_cross=float(self.image.embedding @ self.text.embedding) / pairs**2,
+        )
+
+
+@dataclass
+class _Moments:
+    """Sums over one modality's samples, a being |activation| and e the judge's unit embedding."""
+
+    count: int
+    least: Tensor
+    """min a: `[features]`"""
+    greatest: Tensor
+    """max a: `[features]`"""
+    total: Tensor
+    """sum a: `[features]`"""
+    squares: Tensor
+    """sum a^2: `[features]`"""
+    weighted: Tensor
+    """sum a e: `[features, dim]`"""
+    embedding: Tensor
+    """sum e: `[dim]`"""
+
+    @classmethod
+    def empty(cls, features: int, dim: int, device: torch.device | str) -> _Moments:
+        zeros = torch.zeros(features, dtype=torch.float64, device=device)
+        weighted = torch.zeros(features, dim, dtype=torch.float64, device=device)
+        return cls(
+            count=0,
+            least=zeros + torch.inf,
+            greatest=zeros.clone(),
+            total=zeros.clone(),
+            squares=zeros.clone(),
+            weighted=weighted,
+            embedding=torch.zeros(dim, dtype=torch.float64, device=device),
+        )
+
+    def add(self, activations: Tensor, embeddings: Tensor) -> None:
+        a = activations.double().abs()  # [n, features]
+        e = F.normalize(embeddings.double(), dim=1)  # [n, dim]
+        self.count += len(a)
+        self.least = torch.minimum(self.least, a.amin(0))
+        self.greatest = torch.maximum(self.greatest, a.amax(0))
+        self.total += a.sum(0)
+        self.squares += a.square().sum(0)
+        self.weighted += a.T @ e
+        self.embedding += e.sum(0)
+
+    def merge(self, other: _Moments) -> None:
+        self.count += other.count
+        self.least = torch.minimum(self.least, other.least)
+        self.greatest = torch.maximum(self.greatest, other.greatest)
+        self.total += other.total
+        self.squares += other.squares
+        self.weighted += other.weighted
+        self.embedding += other.embedding
+
+    def score(self) -> np.ndarray:
+        """Pach et al.'s MS `[features]`, over the pairs of different samples, with activations
+        scaled to [0, 1] by each feature's least and greatest: (||sum w e||^2 - sum w^2) /
+        ((sum w)^2 - sum w^2), w = (a - least) / (greatest - least)."""
+        span = self.greatest - self.least
+        shift = torch.where(span > 0, self.least, 0.0)
+        span = torch.where(span > 0, span, 1.0)
+        weighted = (self.weighted - shift[:, None] * self.embedding) / span[:, None]
+        total = (self.total - self.count * shift) / span
+        squares = (self.squares - 2 * shift * self.total + self.count * shift**2) / span**2
+        mass = total.square() - squares
+        scores = (weighted.square().sum(1) - squares) / mass
+        return torch.where(mass > 1e-6 * total.square(), scores, torch.nan).cpu().numpy()
+
+    def floor(self) -> float:
+        """Mean cosine of two different samples."""
+        if self.count < 2:
+            return float("nan")
+        return (float(self.embedding.square().sum()) - self.count) / (self.count * (self.count - 1))

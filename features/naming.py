@@ -1,0 +1,188 @@
+"""Names for features: the term of the captions that goes with a feature's activations.
+
+Terms are the words of the captions, the pairs' tags (`attribute.tags`, joined by "|"), and the
+values of their other attributes, written "attribute: value". A feature's name is the term whose
+presence correlates best with its activation over all pairs (the point-biserial correlation).
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from features.store import ATTRIBUTE
+
+TAGS = ATTRIBUTE + "tags"
+TAG_SEPARATOR = "|"
+WORD = re.compile(r"[^\W_](?:[\w'\u2019-]*[^\W_])")
+MIN_PAIRS = 5
+MAX_SHARE = 0.5
+MAX_TERMS = 2000
+ROWS = 4096
+COUNTED_TERMS = 500_000
+"""Beyond this many different terms, those that were seen only once so far are forgotten."""
+
+
+def pair_terms(samples: pa.Table) -> Iterator[set[str]]:
+    """The terms of each row of a store's samples."""
+    attributes = [name for name in samples.column_names if name.startswith(ATTRIBUTE)]
+    for row in samples.select(["captions", *attributes]).to_pylist():
+        terms = {word for text in row["captions"] for word in WORD.findall(text.lower())}
+        for column in attributes:
+            value = row[column]
+            if not value:
+                continue
+            if column == TAGS:
+                terms.update(tag.strip().lower() for tag in value.split(TAG_SEPARATOR))
+            else:
+                terms.add(f"{column.removeprefix(ATTRIBUTE)}: {value}")
+        terms.discard("")
+        yield terms
+
+
+def vocabulary(
+    samples: pa.Table,
+    *,
+    min_pairs: int = MIN_PAIRS,
+    max_share: float = MAX_SHARE,
+    max_terms: int = MAX_TERMS,
+) -> list[str]:
+    """The terms to name features by, the commonest first.
+
+    Those that occur in at least `min_pairs` pairs and at most `max_share` of them.
+    """
+    counts: Counter[str] = Counter()
+    for start in range(0, len(samples), ROWS):
+        for terms in pair_terms(samples.slice(start, ROWS)):
+            counts.update(terms)
+        if len(counts) > COUNTED_TERMS:
+            counts = Counter({term: count for term, count in counts.items() if count > 1})
+    most = max_share * len(samples)
+    kept = [(-count, term) for term, count in counts.items() if min_pairs <= count <= most]
+    return [term for _, term in sorted(kept)[:max_terms]]
+
+
+class NamingStatistics:
+    """Sums from which the correlation of each feature with each term follows, in float64,
+    mergeable, by modality."""
+
+    def __init__(
+        self, features: int, terms: Sequence[str], device: torch.device | str = "cpu"
+    ) -> None:
+        self.terms = list(terms)
+        self._index = {term: index for index, term in enumerate(self.terms)}
+        self.pairs = 0
+        self.device = torch.device(device)
+        self.present = self._zeros(len(self.terms))
+        self.total = self._zeros(2, features)  # [image and text, features]
+        self.squares = self._zeros(2, features)
+        self.together = self._zeros(2, len(self.terms), features)
+
+    def update(self, image: Tensor, text: Tensor, samples: pa.Table) -> None:
+        """Add pairs.
+
+        Args:
+            image: activations `[n, features]`; signs don't matter.
+            text: activations `[n, features]`.
+            samples: their n rows of the store's samples.
+        """
+        presence = self._presence(samples)  # sparse [terms, n]
+        self.present += presence.sum(1).to_dense()
+        for modality, activations in enumerate((image, text)):
+            a = activations.abs()  # [n, features]
+            self.total[modality] += a.double().sum(0)
+            self.squares[modality] += a.double().square().sum(0)
+            if self.terms:
+                self.together[modality] += torch.sparse.mm(presence, a.float())
+        self.pairs += len(image)
+
+    def merge(self, other: NamingStatistics) -> None:
+        """Add the sums of other pairs.
+
+        Raises:
+            ValueError: the terms differ.
+        """
+        if self.terms != other.terms:
+            raise ValueError("the terms must be equal")
+        for name in ("present", "total", "squares", "together"):
+            mine: Tensor = getattr(self, name)
+            mine += getattr(other, name).to(self.device)
+        self.pairs += other.pairs
+
+    def correlations(self, modality: int) -> Tensor:
+        """Point-biserial correlations with one modality's activations (0 image, 1 text):
+        `[terms, features]` float64, 0 where the feature or the term doesn't vary."""
+        n = max(1, self.pairs)
+        share = self.present / n  # [terms]
+        mean = self.total[modality] / n  # [features]
+        covariance = self.together[modality] / n - share[:, None] * mean
+        variance = (self.squares[modality] / n - mean.square()).clamp(min=0)
+        scale = (share * (1 - share)).sqrt()[:, None] * variance.sqrt()
+        return torch.where(scale > 1e-12, covariance / scale, 0.0)
+
+    def _presence(self, samples: pa.Table) -> Tensor:
+        """Which terms each pair has: sparse `[terms, n]` float32."""
+        places = [
+            (self._index[term], pair)
+            for pair, terms in enumerate(pair_terms(samples))
+            for term in terms
+            if term in self._index
+        ]
+        indices = torch.tensor(places, dtype=torch.long).reshape(-1, 2).T
+        ones = torch.ones(indices.shape[1])
+        shape = (len(self.terms), len(samples))
+        return torch.sparse_coo_tensor(indices, ones, shape, device=self.device).coalesce()
+
+    def _zeros(self, *shape: int) -> Tensor:
+        return torch.zeros(shape, dtype=torch.float64, device=self.device)
+
+
+@dataclass(frozen=True)
+class Names:
+    """A name a feature, "" where there is none, and its term's correlation `[features]` (NaN)."""
+
+    names: list[str]
+    scores: np.ndarray
+
+
+def name_features(
+    statistics: NamingStatistics, image_share: np.ndarray, classes: Sequence[str]
+) -> Names:
+    """Name each feature by the term that goes best with it, in its stronger modality.
+
+    Where features of one class would have one name, all but the one that fits it best get their
+    second-best term too: "moon, night".
+
+    Args:
+        image_share: the images' share of each feature's activation, `[features]`; from 0.5 on the
+            image is the stronger one. NaN where the feature is never active: it gets no name.
+        classes: each feature's class.
+    """
+    features = len(image_share)
+    active = np.isfinite(image_share)
+    if not statistics.terms:
+        return Names([""] * features, np.full(features, np.nan))
+    by_image = torch.from_numpy(np.nan_to_num(image_share) >= 0.5).to(statistics.device)
+    best = min(2, len(statistics.terms))
+    image, text = (statistics.correlations(modality).topk(best, dim=0) for modality in (0, 1))
+    scores = torch.where(by_image, image.values, text.values).cpu().numpy()  # [best, features]
+    terms = torch.where(by_image, image.indices, text.indices).cpu().numpy()
+    named = active & (scores[0] > 0)
+    names = [
+        statistics.terms[term] if has else "" for term, has in zip(terms[0], named, strict=True)
+    ]
+    sharing: dict[tuple[str, str], list[int]] = defaultdict(list)
+    for feature in np.flatnonzero(named):
+        sharing[classes[feature], names[feature]].append(int(feature))
+    for group in sharing.values():
+        for feature in sorted(group, key=lambda f: -scores[0, f])[1:]:
+            if best > 1 and scores[1, feature] > 0:
+                names[feature] += f", {statistics.terms[terms[1, feature]]}"
+    return Names(names, np.where(named, scores[0], np.nan))
