@@ -21,7 +21,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from benchmarks.common import Result, bootstrap_interval, print_results, write_results
+from benchmarks.common import Result, print_results, write_results
 from benchmarks.planted import align
 from features.dictionary import TrainConfig, fit_dictionary
 from features.dominance import DominanceStatistics
@@ -30,6 +30,7 @@ from features.embedded.world import EmbeddedPairs
 from features.encoder import Encoder, load_encoder
 from features.evaluate import embed_pairs, evaluate_encoder
 from features.extract import extract
+from features.intervals import bootstrap_interval
 from features.pairs import open_pairs
 
 HELD_OUT_DRAWS = range(1, 9)

@@ -62,7 +62,7 @@ class TopSamples:
 
 @dataclass(frozen=True)
 class TopSimilarity:
-    """EmbSim and WinRate, each `[features]`; NaN where fewer than two samples activate a feature."""
+    """EmbSim and WinRate `[features]`; NaN where fewer than two samples activate a feature."""
 
     embsim: np.ndarray
     winrate: np.ndarray
@@ -91,9 +91,7 @@ def top_similarity(
     random = random_samples(len(samples), samples.shape[1], total, generator)
     random = torch.where(samples == NOBODY, NOBODY, random)
     embsim, winrate = [], []
-    for top, other in zip(
-        samples.split(FEATURE_CHUNK), random.split(FEATURE_CHUNK), strict=True
-    ):
+    for top, other in zip(samples.split(FEATURE_CHUNK), random.split(FEATURE_CHUNK), strict=True):
         present = top != NOBODY  # [chunk, m]
         pair = present[:, :, None] & present[:, None, :]
         pair &= ~torch.eye(top.shape[1], dtype=torch.bool)  # [chunk, m, m]
@@ -157,9 +155,7 @@ class MonosemanticityStatistics:
         self.image = _Moments.empty(features, dim, device)
         self.text = _Moments.empty(features, dim, device)
 
-    def update(
-        self, image: Tensor, text: Tensor, judge_image: Tensor, judge_text: Tensor
-    ) -> None:
+    def update(self, image: Tensor, text: Tensor, judge_image: Tensor, judge_text: Tensor) -> None:
         """Add pairs.
 
         Args:

@@ -179,8 +179,8 @@ def name_features(
         statistics.terms[term] if has else "" for term, has in zip(terms[0], named, strict=True)
     ]
     sharing: dict[tuple[str, str], list[int]] = defaultdict(list)
-    for feature in np.flatnonzero(named):
-        sharing[classes[feature], names[feature]].append(int(feature))
+    for feature in np.flatnonzero(named).tolist():
+        sharing[classes[feature], names[feature]].append(feature)
     for group in sharing.values():
         for feature in sorted(group, key=lambda f: -scores[0, f])[1:]:
             if best > 1 and scores[1, feature] > 0:

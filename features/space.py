@@ -5,6 +5,8 @@
     features.parquet        one row a feature (FEATURE_COLUMNS)
     exemplars.parquet       the samples that activate each feature most (EXEMPLAR_SCHEMA)
     README.md               a model card
+
+What is undefined is NaN in the tables and null in the JSON.
 """
 
 from __future__ import annotations
@@ -83,7 +85,7 @@ FEATURE_COLUMNS = (
     "name",
     "name_score",
 )
-"""Of features.parquet; what is undefined is NaN. `class` follows the paper's relative rule,
+"""Of features.parquet. `class` follows the paper's relative rule,
 `class_fixed` the fixed bounds."""
 
 EXEMPLAR_SCHEMA = pa.schema(
@@ -132,7 +134,8 @@ class SpaceConfig:
     """By rule, "relative" and "fixed": low, high (bounds), counts (by class), uncertain."""
     floors: dict[str, float | None]
     """What random features get. ms_*: the expected score with activations permuted over the
-    samples; embsim_* and winrate_*: the 97.5% quantile over features with random top samples."""
+    samples; embsim_* and winrate_*: the 97.5% quantile over as many sets of `top_m` random samples
+    as there are features with that many active ones."""
     schema: int = SCHEMA
 
 
@@ -411,7 +414,7 @@ def score(
     meaning = monosemanticity.scores()
     similar, floors = _top_similarities(best, judge, top_m, seed)
     image_share = np.where(np.isfinite(scores.mds), scores.mds, scores.energy)
-    names = name_features(naming, image_share, classes["relative"].names)
+    names = name_features(naming, image_share, classes["relative"].names.tolist())
     table = _feature_table(scores, classes, similar, meaning, names.names, names.scores)
     return FeatureSpace(
         SpaceConfig(
@@ -494,7 +497,7 @@ def _batches(
 def _top_similarities(
     best: dict[str, TopSamples], judge: ActivationStore, top_m: int, seed: int
 ) -> tuple[dict[str, TopSimilarity], dict[str, float | None]]:
-    """EmbSim and WinRate by modality, and the 97.5% quantiles of features with random samples."""
+    """EmbSim and WinRate by modality, and the 97.5% quantiles of sets of random samples."""
     generator = torch.Generator().manual_seed(seed)
     similar: dict[str, TopSimilarity] = {}
     floors: dict[str, float | None] = {}
@@ -505,8 +508,8 @@ def _top_similarities(
 
         top = best[modality].samples[:, :top_m].cpu()
         similar[modality] = top_similarity(top, embeddings, len(judge), generator)
-        drawn = random_samples(len(top), top_m, len(judge), generator)
-        drawn = torch.where(top == NOBODY, NOBODY, drawn)
+        full = int((top != NOBODY).all(dim=1).sum())
+        drawn = random_samples(full, top_m, len(judge), generator)
         chance = top_similarity(drawn, embeddings, len(judge), generator)
         for name, values in (("embsim", chance.embsim), ("winrate", chance.winrate)):
             known = values[np.isfinite(values)]
@@ -602,7 +605,7 @@ def model_card(space: FeatureSpace) -> str:
     """The README.md of a saved FeatureSpace, in Markdown with the hub's metadata."""
     config = space.config
     relative, fixed = config.classes["relative"], config.classes["fixed"]
-    independent = "independent" if config.judge_independent else "NOT independent: the encoder itself"
+    judge = "independent" if config.judge_independent else "NOT independent: the encoder itself"
     rows = "\n".join(
         f"| {name} | {relative['counts'][name]} | {fixed['counts'][name]} |" for name in CLASSES
     )
@@ -645,9 +648,10 @@ Unscored: fewer than {config.min_pairs} active pairs.
 
 ## Quality
 
-- Reconstruction on held-out pairs: FVU {_figure(held_out.get("fvu"))}, L0 {_figure(held_out.get("l0"))}.
+- Reconstruction on held-out pairs: fraction of variance unexplained {_figure(held_out.get("fvu"))},
+  L0 {_figure(held_out.get("l0"))}.
 - Features that none of the pairs activates: {config.dead:.1%}.
-- Judge of monosemanticity: `{config.judge}` ({independent}).
+- Judge of monosemanticity: `{config.judge}` ({judge}).
 - Monosemanticity Score of random features: images {_figure(config.floors.get("ms_image"))}, texts
   {_figure(config.floors.get("ms_text"))}, across {_figure(config.floors.get("ms_cross"))}.
 

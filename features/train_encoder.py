@@ -1,7 +1,7 @@
 """Train a small open_clip encoder on a few thousand pairs: the recipe of the embedded encoders.
 
-    mms train-encoder --pairs embedded --out features/embedded/encoders/embedded
-    mms train-encoder --pairs embedded --ssl --out features/embedded/encoders/embedded-ssl
+    mms train-encoder --pairs embedded:train --out features/embedded/encoders/embedded
+    mms train-encoder --pairs embedded:train --ssl --out features/embedded/encoders/embedded-ssl
 
 The model is an open_clip `CLIP` with a small ResNet for images and a small transformer for
 texts. The loss is contrastive (Radford et al. 2021). With `ssl` comes self-supervision of both

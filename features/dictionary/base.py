@@ -150,7 +150,9 @@ class Dictionary(nn.Module, ABC):
             self.load_state_dict(load_file(path))
         except Exception as error:  # safetensors and torch each raise their own
             reason = str(error).splitlines()[0]
-            raise UserError(f"{path}: does not match its config.json ({reason}); fit again") from error
+            raise UserError(
+                f"{path}: does not match its config.json ({reason}); fit again"
+            ) from error
 
 
 DICTIONARIES: dict[str, type[Dictionary]] = {}

@@ -259,7 +259,13 @@ def _train(
 ) -> None:
     """The training loop; the dictionary is changed in place."""
     from accelerate import Accelerator
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
 
     accelerator = Accelerator(cpu=device == "cpu")
     activity = _Activity(dictionary.config.features).to(accelerator.device)
@@ -330,7 +336,7 @@ def _training_batches(
 
 
 def _training_means(store: ActivationStore) -> tuple[Tensor, int]:
-    """The mean image and the mean text of the training pairs `[2, dim]` float64, and their count."""
+    """Mean image and mean text of the training pairs `[2, dim]` float64, and their count."""
     total = torch.zeros(2, store.dim, dtype=torch.float64)
     pairs = 0
     for image, text in store.batches(EVALUATION_BATCH):

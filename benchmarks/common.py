@@ -1,0 +1,77 @@
+"""What all benchmarks share: result rows, the machine, printing and writing."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+VERSIONS = ("torch", "open_clip_torch", "diffusers", "accelerate", "torchattacks", "scikit-learn")
+
+
+@dataclass(frozen=True)
+class Result:
+    """One measured value with its 95% interval, or its range over `n` repeats for timings."""
+
+    name: str
+    value: float
+    ci_low: float
+    ci_high: float
+    n: int
+    unit: str
+
+
+def machine() -> dict[str, Any]:
+    """The processor, cores and accelerator."""
+    import torch
+
+    return {
+        "processor": platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "system": platform.system(),
+        "python": platform.python_version(),
+        "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }
+
+
+def versions() -> dict[str, str | None]:
+    """Installed versions of the libraries that matter."""
+    found: dict[str, str | None] = {}
+    for name in VERSIONS:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = None
+    return found
+
+
+def print_results(results: list[Result]) -> None:
+    """Print a table."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table()
+    table.add_column("name")
+    for heading in ("value", "low", "high", "n"):
+        table.add_column(heading, justify="right")
+    table.add_column("unit")
+    for r in results:
+        figures = (f"{x:.3f}" for x in (r.value, r.ci_low, r.ci_high))
+        table.add_row(r.name, *figures, str(r.n), r.unit)
+    Console().print(table)
+
+
+def write_results(path: Path, results: list[Result], *, seed: int) -> None:
+    """Write `{"machine", "versions", "seed", "results"}` as JSON; NaN becomes null."""
+    rows = [
+        {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in asdict(r).items()}
+        for r in results
+    ]
+    record = {"machine": machine(), "versions": versions(), "seed": seed, "results": rows}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")

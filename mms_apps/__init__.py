@@ -1,0 +1,1 @@
+"""Apps over a FeatureSpace, and the `mms` command."""

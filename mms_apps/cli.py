@@ -1,0 +1,310 @@
+"""The `mms` command: pairs -> store -> dictionary -> FeatureSpace -> report.
+
+Heavy libraries are imported inside the commands, so that `mms --help` stays fast.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from features.errors import UserError
+
+if TYPE_CHECKING:
+    from features.dictionary import TrainConfig
+    from features.space import FeatureSpace
+    from features.store import ActivationStore
+
+app = typer.Typer(
+    name="mms",
+    help="Which features of a CLIP-like model are driven by images, which by text, which by both.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+JUDGES = {"embedded": "embedded-ssl", "embedded-ssl": "embedded"}
+"""The default judge of each embedded encoder's features."""
+
+Pairs = Annotated[
+    str,
+    typer.Option(
+        help="Folder with metadata.jsonl, .csv, .tsv, .parquet, .tar files, or embedded."
+    ),
+]
+EncoderId = Annotated[
+    str,
+    typer.Option(
+        help="architecture/tag, hf-hub:org/name, local-dir:path, embedded or embedded-ssl."
+    ),
+]
+Out = Annotated[Path, typer.Option(help="Folder for the results.")]
+Kind = Annotated[str, typer.Option("--dictionary", help="Kind of dictionary: topk or identity.")]
+FeatureCount = Annotated[
+    int | None, typer.Option("--features", help="Features of the dictionary [default: 4 x dim].")
+]
+ActiveCount = Annotated[int, typer.Option("--k", help="Features active for one sample.")]
+ModalityBias = Annotated[
+    bool | None,
+    typer.Option(
+        "--modality-bias/--no-modality-bias",
+        help="Centre images and texts by their own means [default: as the kind does].",
+    ),
+]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Pairs encoded at once.")]
+Workers = Annotated[
+    int | None, typer.Option(min=0, help="Decoding processes [default: one for two cores].")
+]
+Strict = Annotated[bool, typer.Option(help="Stop at the first pair that cannot be read.")]
+Seed = Annotated[int, typer.Option(help="Seed of the dictionary and of the intervals.")]
+
+
+@app.command()
+def run(
+    pairs: Pairs,
+    out: Out,
+    encoder: EncoderId = "embedded",
+    dictionary: Kind = "topk",
+    judge: Annotated[
+        str | None,
+        typer.Option(
+            help="Encoder that judges monosemanticity [default: the other embedded one, else "
+            "the encoder itself]."
+        ),
+    ] = None,
+    space: Annotated[
+        Path | None,
+        typer.Option(help="Take this FeatureSpace's dictionary instead of fitting one."),
+    ] = None,
+    features: FeatureCount = None,
+    k: ActiveCount = 12,
+    modality_bias: ModalityBias = None,
+    device: Device = "auto",
+    batch_size: BatchSize = 256,
+    workers: Workers = None,
+    strict: Strict = False,
+    seed: Seed = 0,
+) -> None:
+    """All of it: extract, fit, score and report. Run it again to go on after an interruption."""
+    from features.dictionary import TrainConfig, fit_dictionary, load_dictionary
+    from features.encoder import load_encoder
+    from features.extract import extract as extract_pairs
+    from features.pairs import open_pairs
+    from features.report import write_report
+    from features.space import score as score_features
+
+    source = open_pairs(pairs)
+    model = load_encoder(encoder, device=device)
+    fitted = None if space is None else load_dictionary(space)
+    if fitted is not None and fitted.config.encoder_fingerprint != model.fingerprint:
+        raise UserError(
+            f"--space {space}: made for the encoder {fitted.config.encoder}, not for {encoder}; "
+            "give that encoder or leave --space out"
+        )
+    judge = judge or JUDGES.get(encoder, encoder)
+    store = extract_pairs(
+        source, model, out / "store", batch_size=batch_size, workers=workers, strict=strict
+    )
+    _require_pairs(store)
+    if judge == encoder:
+        judge_store = None
+    else:
+        judge_model = load_encoder(judge, device=device)
+        judge_store = extract_pairs(
+            source, judge_model, out / "judge-store", batch_size=batch_size, workers=workers
+        )
+    if fitted is None:
+        config = TrainConfig(
+            kind=dictionary, features=features, k=k, modality_bias=modality_bias, seed=seed
+        )
+        fitted = fit_dictionary(store, config, out / "dictionary", device=device)
+    scored = score_features(
+        store, fitted, judge_store, source, seed=seed, device=str(model.device)
+    )
+    scored.save(out / "space")
+    write_report(scored, out / "report.html")
+    _summarise(scored, store, out)
+
+
+@app.command()
+def extract(
+    pairs: Pairs,
+    out: Out,
+    encoder: EncoderId = "embedded",
+    device: Device = "auto",
+    batch_size: BatchSize = 256,
+    workers: Workers = None,
+    strict: Strict = False,
+) -> None:
+    """Encode pairs into an activation store."""
+    from features.encoder import load_encoder
+    from features.extract import extract as extract_pairs
+    from features.pairs import open_pairs
+
+    source = open_pairs(pairs)
+    model = load_encoder(encoder, device=device)
+    store = extract_pairs(
+        source, model, out, batch_size=batch_size, workers=workers, strict=strict
+    )
+    typer.echo(f"{len(store)} pairs of {store.dim} dimensions -> {out}")
+    _report_skipped(store)
+
+
+@app.command()
+def fit(
+    store: Annotated[Path, typer.Option(help="Activation store to fit on.")],
+    out: Out,
+    dictionary: Kind = "topk",
+    features: FeatureCount = None,
+    k: ActiveCount = 12,
+    modality_bias: ModalityBias = None,
+    device: Device = "auto",
+    seed: Seed = 0,
+) -> None:
+    """Fit a dictionary on an activation store."""
+    from features.dictionary import TrainConfig, fit_dictionary
+    from features.store import ActivationStore
+
+    config: TrainConfig = TrainConfig(
+        kind=dictionary, features=features, k=k, modality_bias=modality_bias, seed=seed
+    )
+    opened = ActivationStore.open(store)
+    _require_pairs(opened)
+    fitted = fit_dictionary(opened, config, out, device=device)
+    typer.echo(f"{fitted.config.features} features, {_quality(fitted.config.held_out)} -> {out}")
+
+
+@app.command()
+def score(
+    store: Annotated[Path, typer.Option(help="Activation store of the encoder.")],
+    dictionary: Annotated[Path, typer.Option(help="Folder of the dictionary.")],
+    out: Out,
+    judge_store: Annotated[
+        Path | None, typer.Option(help="The same pairs encoded by an independent encoder.")
+    ] = None,
+    pairs: Annotated[
+        str | None, typer.Option(help="The pairs themselves, for the exemplars' thumbnails.")
+    ] = None,
+    device: Device = "cpu",
+    seed: Seed = 0,
+) -> None:
+    """Score, name and illustrate a dictionary's features; write the FeatureSpace."""
+    from features.dictionary import load_dictionary
+    from features.pairs import open_pairs
+    from features.space import score as score_features
+    from features.store import ActivationStore
+
+    opened = ActivationStore.open(store)
+    judge = None if judge_store is None else ActivationStore.open(judge_store)
+    source = None if pairs is None else open_pairs(pairs)
+    scored = score_features(
+        opened, load_dictionary(dictionary), judge, source, seed=seed, device=device
+    )
+    scored.save(out)
+    typer.echo(f"{len(scored)} features -> {out}")
+
+
+@app.command()
+def report(
+    space: Annotated[str, typer.Argument(help="Folder or hub id of a FeatureSpace, or embedded.")],
+    out: Annotated[Path, typer.Option(help="The HTML file to write.")],
+) -> None:
+    """Write a FeatureSpace's report, one HTML file."""
+    from features.report import write_report
+    from features.space import FeatureSpace
+
+    write_report(FeatureSpace.load(space, device="cpu"), out)
+    typer.echo(f"report -> {out}")
+
+
+@app.command("train-encoder")
+def train_encoder(
+    pairs: Pairs,
+    out: Out,
+    ssl: Annotated[bool, typer.Option(help="Add self-supervision of images and texts.")] = False,
+    steps: Annotated[int, typer.Option(min=1)] = 1500,
+    batch_size: Annotated[int, typer.Option(min=2)] = 256,
+    seed: Annotated[int, typer.Option()] = 0,
+    device: Annotated[str, typer.Option(help="cpu, cuda ...")] = "cpu",
+) -> None:
+    """Train a small open_clip encoder on pairs; of `embedded`, name the split: embedded:train."""
+    import logging
+
+    from features.evaluate import write_evaluation
+    from features.pairs import open_pairs
+    from features.train_encoder import EncoderTraining
+    from features.train_encoder import train_encoder as train
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    training = EncoderTraining(ssl=ssl, steps=steps, batch_size=batch_size, seed=seed)
+    train(open_pairs(pairs), out, training, device=device)
+    if pairs == "embedded:train":
+        for name, row in write_evaluation(out, device=device).items():
+            typer.echo(f"{name}: {row['value']:.3f} ({row['ci_low']:.3f} to {row['ci_high']:.3f})")
+    typer.echo(f"encoder -> {out}; use it as --encoder local-dir:{out}")
+
+
+def _require_pairs(store: ActivationStore) -> None:
+    """Raise a UserError for a store without pairs."""
+    if len(store) == 0:
+        raise UserError(
+            f"{store.path}: none of the {store.config.skipped} records could be read; see "
+            "skipped.jsonl there for the reasons"
+        )
+
+
+def _report_skipped(store: ActivationStore) -> None:
+    config = store.config
+    if config.skipped:
+        reasons = ", ".join(f"{reason} ({n})" for reason, n in config.skipped_reasons.items())
+        path = store.path / "skipped.jsonl"
+        typer.echo(f"{config.skipped} pairs skipped: {reasons}; listed in {path}", err=True)
+
+
+def _quality(held_out: dict[str, dict[str, float | None]] | None) -> str:
+    figures = (held_out or {}).get("overall", {})
+    fvu, l0 = figures.get("fvu"), figures.get("l0")
+    return "-" if fvu is None or l0 is None else f"held-out FVU {fvu:.3f}, L0 {l0:.1f}"
+
+
+def _summarise(space: FeatureSpace, store: ActivationStore, out: Path) -> None:
+    """Print the class counts and where things lie."""
+    from rich.console import Console
+    from rich.table import Table
+
+    relative, fixed = space.config.classes["relative"], space.config.classes["fixed"]
+    table = Table(title=f"{len(space)} features of {space.config.encoder}")
+    for heading in ("class", "relative bounds", "fixed bounds"):
+        table.add_column(heading, justify="left" if heading == "class" else "right")
+    for name, count in relative["counts"].items():
+        table.add_row(name, str(count), str(fixed["counts"][name]))
+    console = Console()
+    console.print(table)
+    independent = "" if space.config.judge_independent else " (not independent)"
+    console.print(
+        f"{len(store)} pairs, {_quality(space.config.dictionary['held_out'])}, "
+        f"judge {space.config.judge}{independent}"
+    )
+    _report_skipped(store)
+    typer.echo(f"FeatureSpace: {out / 'space'}")
+    typer.echo(f"report: {out / 'report.html'}")
+
+
+def main() -> None:
+    """Run the command line; a user's mistake is one line and exit code 2."""
+    try:
+        app()
+    except UserError as error:
+        typer.echo(f"Error: {error}", err=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        typer.echo("Interrupted; run the same command again to go on.", err=True)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()
