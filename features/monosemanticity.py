@@ -24,7 +24,7 @@ NOBODY = -1
 class TopSamples:
     """The m most activating samples of each feature, streamed and mergeable.
 
-    Only samples that activate a feature (|a| > 0) count.
+    Only samples that activate a feature (|a| > 0) count. Which of equal ones stay is arbitrary.
 
     Attributes:
         values: |a|, `[features, m]`, the largest first; 0 where there is no sample.

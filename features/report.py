@@ -176,7 +176,9 @@ def _gallery(
 
 def _quality(feature: dict[str, Any]) -> float:
     """MS in the modality that drives the feature, or the mean of both."""
-    image, text = (v if math.isfinite(v) else 0.0 for v in (feature["ms_image"], feature["ms_text"]))
+    image, text = (
+        v if math.isfinite(v) else 0.0 for v in (feature["ms_image"], feature["ms_text"])
+    )
     if feature["class"] == IMAGE_DOMINANT:
         return image
     return text if feature["class"] == TEXT_DOMINANT else (image + text) / 2

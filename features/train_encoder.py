@@ -217,7 +217,9 @@ class SelfSupervision(nn.Module):
         """NT-Xent (Chen et al. 2020) between two views' embeddings, each `[n, dim]`."""
         views = F.normalize(self.image_head(torch.cat([first, second])), dim=-1)  # [2n, 128]
         logits = views @ views.T / self.temperature  # [2n, 2n]
-        logits = logits.masked_fill(torch.eye(len(views), dtype=torch.bool, device=views.device), -1e9)
+        logits = logits.masked_fill(
+            torch.eye(len(views), dtype=torch.bool, device=views.device), -1e9
+        )
         n = len(first)
         partner = torch.arange(2 * n, device=views.device).roll(n)
         return F.cross_entropy(logits, partner)

@@ -31,9 +31,7 @@ JUDGES = {"embedded": "embedded-ssl", "embedded-ssl": "embedded"}
 
 Pairs = Annotated[
     str,
-    typer.Option(
-        help="Folder with metadata.jsonl, .csv, .tsv, .parquet, .tar files, or embedded."
-    ),
+    typer.Option(help="Folder with metadata.jsonl, .csv, .tsv, .parquet, .tar files, or embedded."),
 ]
 EncoderId = Annotated[
     str,
@@ -122,9 +120,7 @@ def run(
             kind=dictionary, features=features, k=k, modality_bias=modality_bias, seed=seed
         )
         fitted = fit_dictionary(store, config, out / "dictionary", device=device)
-    scored = score_features(
-        store, fitted, judge_store, source, seed=seed, device=str(model.device)
-    )
+    scored = score_features(store, fitted, judge_store, source, seed=seed, device=str(model.device))
     scored.save(out / "space")
     write_report(scored, out / "report.html")
     _summarise(scored, store, out)
@@ -147,9 +143,7 @@ def extract(
 
     source = open_pairs(pairs)
     model = load_encoder(encoder, device=device)
-    store = extract_pairs(
-        source, model, out, batch_size=batch_size, workers=workers, strict=strict
-    )
+    store = extract_pairs(source, model, out, batch_size=batch_size, workers=workers, strict=strict)
     typer.echo(f"{len(store)} pairs of {store.dim} dimensions -> {out}")
     _report_skipped(store)
 

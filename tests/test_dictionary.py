@@ -155,7 +155,8 @@ def test_figures_match_the_definition() -> None:
         return float((x - reconstruction).square().sum() / (x - mu).square().sum())
 
     codes = {"image": dictionary.encode(image, "image"), "text": dictionary.encode(text, "text")}
-    again = {m: dictionary.decode(z, m) for m, z in codes.items()}  # type: ignore[arg-type]
+    codes = {modality: z.detach() for modality, z in codes.items()}
+    again = {m: dictionary.decode(z, m).detach() for m, z in codes.items()}  # type: ignore[arg-type]
     for modality, x in (("image", image), ("text", text)):
         assert figures[modality]["fvu"] == pytest.approx(fvu(x, again[modality]), rel=1e-5)
         dead = float((codes[modality] == 0).all(0).float().mean())
@@ -260,6 +261,8 @@ def test_save_and_load(store: ActivationStore, tmp_path: Path) -> None:
 def test_identity_needs_no_training(store: ActivationStore, tmp_path: Path) -> None:
     dictionary = fit_dictionary(store, TrainConfig("identity"), tmp_path / "i", progress=False)
     assert dictionary.config.features == DIM
+    image, _ = store.rows([0])
+    assert torch.equal(dictionary.encode(image, "image"), image)
     assert dictionary.config.held_out["overall"]["fvu"] == 0  # type: ignore[index]
 
 

@@ -15,7 +15,9 @@ from features.errors import UserError
 FIELDS = tuple(Dominance.__dataclass_fields__)
 
 
-def activations(n: int, features: int, seed: int = 0, density: float = 0.3) -> tuple[Tensor, Tensor]:
+def activations(
+    n: int, features: int, seed: int = 0, density: float = 0.3
+) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     shape = (2, n, features)
     values = torch.rand(shape, generator=generator)

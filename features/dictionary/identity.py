@@ -27,6 +27,11 @@ class IdentityDictionary(Dictionary):
             raise ValueError(f"identity: features and k must equal dim {config.dim}")
         super().__init__(config)
 
+    def set_means(self, image: Tensor, text: Tensor) -> None:
+        """Without `modality_bias` nothing is subtracted: the coordinates stay raw."""
+        if self.config.modality_bias:
+            super().set_means(image, text)
+
     @property
     def directions(self) -> Tensor:
         return torch.eye(self.config.dim, dtype=self.means.dtype, device=self.means.device)

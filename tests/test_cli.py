@@ -1,0 +1,268 @@
+"""The `mms` command as a user types it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from mms_apps import cli
+from tests.conftest import draw_imagefolder, save_tiny_clip
+
+Mms = Callable[..., tuple[int, str, str]]
+SMALL = ("--features", "24", "--k", "4", "--device", "cpu", "--workers", "0")
+
+
+@pytest.fixture
+def mms(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Mms:
+    """Run the command in this process: (exit code, stdout, stderr)."""
+
+    def call(*arguments: str | Path) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["mms", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+        out, err = capsys.readouterr()
+        return int(stopped.value.code or 0), out, err
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def finished(
+    clip_folder: Path, imagefolder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A finished `mms run`."""
+    out = tmp_path_factory.mktemp("run")
+    command = [sys.executable, "-m", "mms_apps.cli", "run", *run_options(clip_folder, imagefolder)]
+    subprocess.run([*command, "--out", str(out)], check=True, capture_output=True)
+    return out
+
+
+def run_options(encoder: Path, pairs: Path) -> list[str]:
+    return ["--pairs", str(pairs), "--encoder", f"local-dir:{encoder}", *SMALL]
+
+
+def one_error_line(err: str) -> str:
+    """The one line of an error."""
+    lines = [line for line in err.splitlines() if line.startswith("Error: ")]
+    assert len(lines) == 1
+    assert "Traceback" not in err
+    return lines[0]
+
+
+def test_run_leaves_a_space_and_a_report(finished: Path) -> None:
+    features = pq.read_table(finished / "space" / "features.parquet")
+    assert len(features) == 24
+    assert set(features["class"].to_pylist()) <= {"ImgD", "TextD", "CrossD", "unscored"}
+    assert (finished / "report.html").read_text().startswith("<!doctype html>")
+
+
+def test_running_again_gives_the_same_without_encoding_again(
+    finished: Path, clip_folder: Path, imagefolder: Path, mms: Mms
+) -> None:
+    shard = finished / "store" / "shard-00000.safetensors"
+    features = pq.read_table(finished / "space" / "features.parquet")
+    before = shard.stat()
+    code, out, _ = mms("run", *run_options(clip_folder, imagefolder), "--out", finished)
+    assert code == 0
+    assert str(finished / "report.html") in out.replace("\n", "")
+    assert (shard.stat().st_ino, shard.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+    again = pq.read_table(finished / "space" / "features.parquet")
+    assert again.to_pandas().equals(features.to_pandas())
+
+
+def test_steps_alone_give_what_run_gives(
+    finished: Path, clip_folder: Path, imagefolder: Path, tmp_path: Path, mms: Mms
+) -> None:
+    store, dictionary, space = tmp_path / "store", tmp_path / "dictionary", tmp_path / "space"
+    encoder = f"local-dir:{clip_folder}"
+    extract = ("--pairs", imagefolder, "--encoder", encoder, "--device", "cpu", "--workers", "0")
+    assert mms("extract", *extract, "--out", store)[0] == 0
+    fit = ("--features", "24", "--k", "4", "--device", "cpu")
+    code, out, _ = mms("fit", "--store", store, *fit, "--out", dictionary)
+    assert code == 0
+    assert "24 features" in out
+    score = ("--store", store, "--dictionary", dictionary, "--pairs", imagefolder)
+    assert mms("score", *score, "--out", space)[0] == 0
+    assert mms("report", space, "--out", tmp_path / "page.html")[0] == 0
+    assert "<!doctype html>" in (tmp_path / "page.html").read_text()
+    mine = pq.read_table(space / "features.parquet").to_pandas()
+    assert mine.equals(pq.read_table(finished / "space" / "features.parquet").to_pandas())
+
+
+def test_a_truncated_image_is_skipped_counted_and_listed(
+    clip_folder: Path, tmp_path: Path, mms: Mms
+) -> None:
+    pairs = draw_imagefolder(tmp_path / "pairs", count=24)
+    image = pairs / "images" / "0003.png"
+    image.write_bytes(image.read_bytes()[:60])
+    code, _, err = mms("run", *run_options(clip_folder, pairs), "--out", tmp_path / "out")
+    assert code == 0
+    assert "1 pairs skipped" in err
+    skipped = (tmp_path / "out" / "store" / "skipped.jsonl").read_text()
+    assert "0003.png" in skipped
+    strict = ("--out", tmp_path / "strict", "--strict")
+    code, _, err = mms("run", *run_options(clip_folder, pairs), *strict)
+    assert code == 2
+    assert "0003.png" in one_error_line(err)
+
+
+def test_a_space_of_another_encoder_is_refused(
+    finished: Path, imagefolder: Path, tmp_path: Path, mms: Mms
+) -> None:
+    other = save_tiny_clip(tmp_path / "other", seed=1)
+    options = ("--space", finished / "space", "--out", tmp_path / "out")
+    code, _, err = mms("run", *run_options(other, imagefolder), *options)
+    assert code == 2
+    assert "made for the encoder local-dir:tiny" in one_error_line(err)
+
+
+def test_a_space_can_be_taken_to_other_pairs(
+    finished: Path, clip_folder: Path, tmp_path: Path, mms: Mms
+) -> None:
+    pairs = draw_imagefolder(tmp_path / "pairs", count=30, seed=5)
+    options = ("--space", finished / "space", "--out", tmp_path / "out")
+    code, _, _ = mms("run", *run_options(clip_folder, pairs), *options)
+    assert code == 0
+    assert not (tmp_path / "out" / "dictionary").exists()
+    weights = [p / "space" / "dictionary.safetensors" for p in (finished, tmp_path / "out")]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+
+
+def test_other_settings_in_the_same_folder_are_refused(
+    finished: Path, clip_folder: Path, imagefolder: Path, mms: Mms
+) -> None:
+    options = ("--seed", "5", "--out", finished)
+    code, _, err = mms("run", *run_options(clip_folder, imagefolder), *options)
+    assert code == 2
+    assert "other settings" in one_error_line(err)
+
+
+def bad_empty_folder(folder: Path) -> str:
+    return str(folder)
+
+
+def bad_csv(folder: Path) -> str:
+    (folder / "pairs.csv").write_text("image,price\na.png,3\n")
+    return str(folder / "pairs.csv")
+
+
+def bad_missing(folder: Path) -> str:
+    return str(folder / "nowhere")
+
+
+def bad_all_unreadable(folder: Path) -> str:
+    (folder / "metadata.jsonl").write_text('{"file_name": "gone.png", "text": "a circle"}\n')
+    return str(folder)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (bad_empty_folder, "no metadata.jsonl"),
+        (bad_csv, "no caption column"),
+        (bad_missing, "no such file or folder"),
+        (bad_all_unreadable, "none of the 1 records could be read"),
+    ],
+)
+def test_bad_pairs_are_one_clear_line(
+    make: Callable[[Path], str], message: str, clip_folder: Path, tmp_path: Path, mms: Mms
+) -> None:
+    (tmp_path / "pairs").mkdir()
+    spec = make(tmp_path / "pairs")
+    encoder = f"local-dir:{clip_folder}"
+    code, _, err = mms("run", "--pairs", spec, "--encoder", encoder, "--out", tmp_path / "out")
+    assert code == 2
+    assert message in one_error_line(err)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--encoder", "ViT-B-32/laion2b_s34b_b79"), "ViT-B-32/laion2b_s34b_b79k"),
+        (("--encoder", "local-dir:nowhere"), "no open_clip_config.json"),
+        (("--dictionary", "ica"), "unknown kind of dictionary"),
+        (("--k", "0"), "k 0"),
+    ],
+)
+def test_bad_options_are_one_clear_line(
+    options: tuple[str, ...],
+    message: str,
+    clip_folder: Path,
+    imagefolder: Path,
+    tmp_path: Path,
+    mms: Mms,
+) -> None:
+    every = (*run_options(clip_folder, imagefolder), "--out", tmp_path / "out")
+    code, _, err = mms("run", *every, *options)
+    assert code == 2
+    assert message in one_error_line(err)
+
+
+def test_a_killed_run_goes_on(clip_folder: Path, tmp_path: Path, mms: Mms) -> None:
+    pairs = draw_imagefolder(tmp_path / "pairs", count=1600)
+    options = run_options(clip_folder, pairs)
+    command = [sys.executable, "-m", "mms_apps.cli", "run", *options]
+    process = subprocess.Popen(
+        [*command, "--out", str(tmp_path / "out")],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    shard = tmp_path / "out" / "store" / "shard-00000.safetensors"
+    give_up = time.monotonic() + 120
+    while not shard.exists() and time.monotonic() < give_up:
+        time.sleep(0.002)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    killed = shard.stat()
+    assert not (tmp_path / "out" / "space").exists()
+    assert mms("run", *options, "--out", tmp_path / "out")[0] == 0
+    assert shard.stat().st_mtime_ns == killed.st_mtime_ns
+    assert mms("run", *options, "--out", tmp_path / "whole")[0] == 0
+    resumed, whole = (
+        pq.read_table(tmp_path / name / "space" / "features.parquet").to_pandas()
+        for name in ("out", "whole")
+    )
+    assert resumed.equals(whole)
+
+
+def test_the_embedded_world_with_the_shipped_weights(tmp_path: Path, mms: Mms) -> None:
+    options = ("--pairs", "embedded:heldout", "--encoder", "embedded", "--dictionary", "identity")
+    code, out, _ = mms("run", *options, "--out", tmp_path / "out", "--workers", "0")
+    assert code == 0
+    assert "judge embedded-ssl" in out
+    assert "not independent" not in out
+
+
+def test_an_interruption_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch, mms: Mms) -> None:
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "app", interrupt)
+    code, _, err = mms()
+    assert code == 130
+    assert "run the same command again" in err
+
+
+def test_help_needs_no_heavy_library() -> None:
+    check = "import sys, mms_apps.cli; print({'torch', 'open_clip', 'pyarrow'} & set(sys.modules))"
+    found = subprocess.run(
+        [sys.executable, "-c", check], capture_output=True, text=True, check=True
+    )
+    assert found.stdout.strip() == "set()"
+
+
+def test_the_installed_command_lists_its_steps() -> None:
+    mms_command = shutil.which("mms", path=str(Path(sys.executable).parent))
+    assert mms_command is not None
+    shown = subprocess.run([mms_command, "--help"], capture_output=True, text=True, check=True)
+    for step in ("run", "extract", "fit", "score", "report", "train-encoder"):
+        assert step in shown.stdout

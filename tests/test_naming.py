@@ -1,0 +1,114 @@
+"""Names from captions, tags and attributes."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from torch import Tensor
+
+from features.naming import NamingStatistics, name_features, pair_terms, vocabulary
+from features.store import sample_table
+
+PAIRS = 80
+
+
+def samples() -> pa.Table:
+    """Pair i is red where i % 4 == 0, a moon where i % 5 == 0, and tagged night with the moon."""
+    captions = [
+        [f"A {'red' if i % 4 == 0 else 'grey'} thing, N{i}"] + (["full moon"] if i % 5 == 0 else [])
+        for i in range(PAIRS)
+    ]
+    attributes: list[dict[str, str | None]] = [
+        {"tags": "night|Dark Sky" if i % 5 == 0 else None, "size": "big" if i % 3 == 0 else None}
+        for i in range(PAIRS)
+    ]
+    return sample_table([str(i) for i in range(PAIRS)], captions, attributes=attributes)
+
+
+def every(k: int) -> Tensor:
+    return (torch.arange(PAIRS) % k == 0).float()
+
+
+def statistics(image: Tensor, text: Tensor, batch: int = 30) -> NamingStatistics:
+    table = samples()
+    result = NamingStatistics(image.shape[1], vocabulary(table))
+    for start in range(0, PAIRS, batch):
+        stop = start + batch
+        result.update(image[start:stop], text[start:stop], table.slice(start, batch))
+    return result
+
+
+def test_terms_are_words_tags_and_values() -> None:
+    terms = next(pair_terms(samples()))
+    assert terms == {"red", "thing", "n0", "full", "moon", "night", "dark sky", "size: big"}
+
+
+def test_vocabulary_leaves_out_the_rare_and_the_common() -> None:
+    terms = vocabulary(samples())
+    assert set(terms) == {"size: big", "red", "full", "moon", "night", "dark sky"}
+    assert terms[:2] == ["size: big", "red"]  # the commonest first
+    assert vocabulary(samples(), max_terms=1) == ["size: big"]
+    assert "grey" in vocabulary(samples(), max_share=0.8)
+    assert "n0" in vocabulary(samples(), min_pairs=1)
+
+
+@pytest.mark.parametrize("batch", [7, 80])
+def test_correlations_match_numpy(batch: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    image = torch.rand(PAIRS, 3, generator=generator) + every(5)[:, None]
+    text = -torch.rand(PAIRS, 3, generator=generator)
+    result = statistics(image, text, batch)
+    presence = np.array([[t in terms for t in result.terms] for terms in pair_terms(samples())])
+    for modality, activations in enumerate((image, text)):
+        correlations = result.correlations(modality)
+        for term in range(len(result.terms)):
+            for feature in range(3):
+                expected = np.corrcoef(
+                    presence[:, term], activations[:, feature].abs().double().numpy()
+                )[0, 1]
+                assert correlations[term, feature].item() == pytest.approx(expected, abs=1e-5)
+
+
+def test_features_take_their_term_in_the_stronger_modality() -> None:
+    image = torch.stack([every(4), every(3), every(4), torch.zeros(PAIRS)], dim=1)
+    text = torch.stack([every(3) / 9, every(3), every(3) * 9, torch.zeros(PAIRS)], dim=1)
+    share = np.array([0.9, 0.5, 0.1, np.nan])
+    names = name_features(statistics(image, text), share, ["ImgD", "CrossD", "TextD", "unscored"])
+    assert names.names == ["red", "size: big", "size: big", ""]
+    np.testing.assert_allclose(names.scores[:3], 1, atol=1e-6)
+    assert np.isnan(names.scores[3])
+
+
+def test_features_of_one_class_with_one_name_get_a_second_term() -> None:
+    noisy = every(4) + 0.5 * every(3)
+    image = torch.stack([noisy, every(4), every(4) + 0.1 * every(3)], dim=1)
+    result = statistics(image, torch.zeros_like(image))
+    share = np.ones(3)
+    together = name_features(result, share, ["ImgD", "ImgD", "CrossD"]).names
+    assert together == ["red, size: big", "red", "red"]
+    assert name_features(result, share, ["ImgD", "TextD", "CrossD"]).names == ["red"] * 3
+
+
+def test_merging_equals_one_pass() -> None:
+    generator = torch.Generator().manual_seed(1)
+    image, text = (torch.rand(PAIRS, 3, generator=generator) for _ in range(2))
+    table = samples()
+    whole = statistics(image, text)
+    halves = [NamingStatistics(3, whole.terms) for _ in range(2)]
+    for half, rows in zip(halves, (slice(0, 33), slice(33, PAIRS)), strict=True):
+        half.update(image[rows], text[rows], table.slice(rows.start, rows.stop - rows.start))
+    halves[1].merge(halves[0])
+    for modality in (0, 1):
+        torch.testing.assert_close(
+            halves[1].correlations(modality), whole.correlations(modality), atol=1e-6, rtol=1e-6
+        )
+    with pytest.raises(ValueError, match="terms"):
+        halves[0].merge(NamingStatistics(3, ["other"]))
+
+
+def test_without_a_vocabulary_there_are_no_names() -> None:
+    result = NamingStatistics(2, [])
+    result.update(torch.rand(PAIRS, 2), torch.rand(PAIRS, 2), samples())
+    assert name_features(result, np.ones(2), ["ImgD"] * 2).names == ["", ""]

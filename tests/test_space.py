@@ -1,0 +1,326 @@
+"""The FeatureSpace: scoring a store, selecting, encoding, and what is kept on disk."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+import features
+from features import space as space_module
+from features.dictionary import Dictionary, DictionaryConfig, TopKDictionary, TrainConfig
+from features.dictionary.identity import IdentityDictionary
+from features.dictionary.trainer import new_dictionary
+from features.encoder import load_encoder
+from features.errors import UserError
+from features.pairs import Pair, PairSource, Part, Skipped
+from features.space import EXEMPLAR_SCHEMA, FEATURE_COLUMNS, FeatureSpace, score
+from features.store import ActivationStore, StoreConfig, sample_table, write_store
+
+PAIRS, DIM = 120, 16
+COLOURS = ("red", "green", "blue", "yellow")
+
+
+class ColouredSquares(PairSource):
+    """Pictures by location; the last one is lost."""
+
+    name = "squares"
+
+    def parts(self) -> list[Part]:
+        return []
+
+    def read(self, part: Part) -> Iterator[Pair | Skipped]:
+        return iter(())
+
+    def total(self) -> int:
+        return PAIRS
+
+    def images(self, locations: Iterable[str]) -> dict[str, Image.Image]:
+        return {
+            location: Image.new("RGB", (100, 60), COLOURS[int(location) % 4])
+            for location in locations
+            if int(location) < PAIRS - 1
+        }
+
+    def fingerprint(self) -> str:
+        return "squares"
+
+
+def embeddings(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Dimension 0 is driven by images only, 1 by texts only, 2 to 5 by the colour."""
+    generator = torch.Generator().manual_seed(seed)
+    image, text = (0.05 * torch.randn(PAIRS, DIM, generator=generator) for _ in range(2))
+    image[:, 0] += torch.rand(PAIRS, generator=generator)
+    text[:, 1] += torch.rand(PAIRS, generator=generator)
+    for pair in range(PAIRS):
+        image[pair, 2 + pair % 4] += 1
+        text[pair, 2 + pair % 4] += 1
+    return F.normalize(image, dim=1), F.normalize(text, dim=1)
+
+
+def make_store(path: Path, *, encoder: str = "tiny", seed: int = 0, first_id: int = 0):  # type: ignore[no-untyped-def]
+    image, text = embeddings(seed)
+    captions = [[f"the {COLOURS[i % 4]} one"] for i in range(PAIRS)]
+    ids = [str(first_id + i) for i in range(PAIRS)]
+    config = StoreConfig(encoder, f"print of {encoder}", "squares", "pairs-print", DIM)
+    return write_store(path, image, text, sample_table(ids, captions), config, shard_rows=50)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> ActivationStore:
+    return make_store(tmp_path_factory.mktemp("stores") / "store")
+
+
+@pytest.fixture(scope="module")
+def judge(tmp_path_factory: pytest.TempPathFactory) -> ActivationStore:
+    return make_store(tmp_path_factory.mktemp("stores") / "judge", encoder="judge", seed=1)
+
+
+def axes(encoder_fingerprint: str = "print of tiny") -> Dictionary:
+    """A TopK dictionary whose features are the positive coordinates."""
+    config = DictionaryConfig(
+        "topk",
+        dim=DIM,
+        features=DIM,
+        k=3,
+        modality_bias=False,
+        encoder="tiny",
+        encoder_fingerprint=encoder_fingerprint,
+    )
+    dictionary = TopKDictionary(config)
+    with torch.no_grad():
+        dictionary.decoder.copy_(torch.eye(DIM))
+        dictionary.encoder.copy_(torch.eye(DIM))
+    return dictionary
+
+
+@pytest.fixture(scope="module")
+def space(store: ActivationStore, judge: ActivationStore) -> FeatureSpace:
+    return score(store, axes(), judge, ColouredSquares(), batch_size=32, progress=False)
+
+
+def column(space: FeatureSpace, name: str) -> list:
+    return space.features[name].to_pylist()
+
+
+def test_planted_modalities_come_out(space: FeatureSpace) -> None:
+    mds = column(space, "mds")
+    assert mds[0] > 0.9 and mds[1] < 0.1
+    assert all(0.4 < value < 0.6 for value in mds[2:6])
+    assert column(space, "class_fixed")[:6] == ["ImgD", "TextD", *["CrossD"] * 4]
+    assert space.features.column_names == list(FEATURE_COLUMNS)
+    assert space.exemplars.schema == EXEMPLAR_SCHEMA
+
+
+def test_features_are_named_by_their_colour(space: FeatureSpace) -> None:
+    assert column(space, "name")[2:6] == list(COLOURS)
+    assert column(space, "ms_cross")[2] > space.config.floors["ms_cross"] + 0.3  # type: ignore[operator]
+    assert column(space, "embsim_image")[2] > space.config.floors["embsim_image"]  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("batch_size", [7, 1000])
+def test_the_batch_size_changes_nothing(
+    space: FeatureSpace, store: ActivationStore, judge: ActivationStore, batch_size: int
+) -> None:
+    again = score(store, axes(), judge, batch_size=batch_size, progress=False)
+    for name in FEATURE_COLUMNS:
+        left, right = space.features[name].to_numpy(), again.features[name].to_numpy()
+        if left.dtype.kind == "f":
+            np.testing.assert_allclose(left, right, rtol=1e-5, atol=1e-6, err_msg=name)
+        else:
+            assert left.tolist() == right.tolist(), name
+
+
+def test_config_names_the_judge(space: FeatureSpace, store: ActivationStore) -> None:
+    assert (space.config.judge, space.config.judge_independent) == ("judge", True)
+    alone = score(store, axes(), progress=False)
+    assert (alone.config.judge, alone.config.judge_independent) == ("tiny", False)
+    assert sum(space.config.classes["relative"]["counts"].values()) == DIM
+    assert space.config.classes["fixed"]["low"] == pytest.approx(1 / 3)
+
+
+def test_exemplars(space: FeatureSpace, store: ActivationStore) -> None:
+    image, text = (torch.cat(rows) for rows in zip(*store.batches(50), strict=True))
+    z = {"image": axes().encode(image, "image"), "text": axes().encode(text, "text")}
+    rows = space.exemplars.to_pylist()
+    for modality in ("image", "text"):
+        mine = [r for r in rows if r["feature"] == 2 and r["modality"] == modality]
+        order = z[modality][:, 2].argsort(descending=True)[:8].tolist()
+        assert [r["rank"] for r in mine] == list(range(8))
+        assert [int(r["sample_id"]) for r in mine] == order
+        assert all(r["caption"] == "the red one" for r in mine)
+        assert mine[0]["activation"] == pytest.approx(float(z[modality][:, 2].max()))
+    assert all(r["thumbnail"] is None for r in rows if r["modality"] == "text")
+    for row in rows:
+        if row["modality"] == "image":
+            assert (row["thumbnail"] is None) == (row["sample_id"] == str(PAIRS - 1))
+            if row["thumbnail"]:
+                assert Image.open(io.BytesIO(row["thumbnail"])).size == (48, 29)
+
+
+def test_identity_scores_by_magnitude(store: ActivationStore) -> None:
+    config = DictionaryConfig("identity", dim=DIM, features=DIM, k=DIM, modality_bias=False)
+    space = score(store, IdentityDictionary(config), progress=False)
+    image, text = (torch.cat(rows).abs() for rows in zip(*store.batches(50), strict=True))
+    expected = (image / (image + text)).mean(0)
+    np.testing.assert_allclose(column(space, "mds"), expected, rtol=1e-5)
+    assert min(space.exemplars["activation"].to_pylist()) >= 0
+
+
+def test_select(space: FeatureSpace) -> None:
+    assert space.select("ImgD", rule="fixed").tolist()[0] == 0
+    assert space.select(name="Red").tolist() == [
+        i for i, name in enumerate(column(space, "name")) if "red" in name.split(", ")
+    ]
+    assert space.select(name="re").tolist() == []
+    mds = np.array(column(space, "mds"))
+    assert space.select(min_mds=0.4, max_mds=0.6).tolist() == [
+        i for i in range(DIM) if 0.4 <= mds[i] <= 0.6
+    ]
+    certain = space.select("CrossD", rule="fixed", certain=True)
+    assert certain.dtype == torch.int64
+    assert not np.array(column(space, "uncertain_fixed"))[certain].any()
+    assert len(space.select()) == DIM
+    with pytest.raises(UserError, match="unknown class"):
+        space.select("image")
+    with pytest.raises(UserError, match="relative or fixed"):
+        space.select("ImgD", rule="other")  # type: ignore[arg-type]
+
+
+def test_saves_and_loads(space: FeatureSpace, tmp_path: Path) -> None:
+    folder = space.save(tmp_path / "space")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["space"]
+    assert sorted(p.name for p in folder.iterdir()) == [
+        "README.md",
+        "config.json",
+        "dictionary.safetensors",
+        "exemplars.parquet",
+        "features.parquet",
+    ]
+    loaded = FeatureSpace.load(folder)
+    assert loaded.config == space.config
+    assert loaded.exemplars.equals(space.exemplars)
+    assert len(loaded) == DIM
+    x = embeddings(3)[0]
+    assert torch.equal(loaded.encode_images(x).cpu(), space.encode_images(x))
+    assert str(tmp_path) not in (folder / "config.json").read_text()
+    assert "CrossD" in (folder / "README.md").read_text()
+    json.loads((folder / "config.json").read_text(), parse_constant=pytest.fail)  # no NaN
+    loaded.save(folder)  # replaces
+    assert features.load_dictionary(folder).config == loaded.dictionary.config
+
+
+def test_save_keeps_other_folders(space: FeatureSpace, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match="no FeatureSpace"):
+        space.save(tmp_path)
+    assert (tmp_path / "notes.txt").exists()
+
+
+def test_load_names_what_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match=r"no config\.json"):
+        FeatureSpace.load(tmp_path)
+    (tmp_path / "config.json").write_text('{"schema": 1}')
+    with pytest.raises(UserError, match="not a FeatureSpace"):
+        FeatureSpace.load(tmp_path)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", _offline)
+    with pytest.raises(UserError, match="no such folder"):
+        FeatureSpace.load("nobody/nothing")
+
+
+def _offline(*_: object, **__: object) -> str:
+    raise OSError("offline")
+
+
+def test_pushing_uploads_a_whole_space(
+    space: FeatureSpace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uploaded = {}
+
+    class Hub:
+        def create_repo(self, repo_id: str, **_: object) -> None: ...
+
+        def upload_folder(self, *, repo_id: str, folder_path: Path) -> None:
+            uploaded[repo_id] = FeatureSpace.load(folder_path).config
+
+    monkeypatch.setattr("huggingface_hub.HfApi", Hub)
+    space.push_to_hub("me/space")
+    assert uploaded == {"me/space": space.config}
+    monkeypatch.setattr(Hub, "create_repo", _offline)
+    with pytest.raises(UserError, match="cannot be uploaded"):
+        space.push_to_hub("me/space")
+
+
+def test_gradients_flow_back_to_embeddings(space: FeatureSpace) -> None:
+    x = embeddings(0)[0][:4].requires_grad_()
+    space.encode_images(x)[:, 2].sum().backward()
+    assert x.grad is not None and x.grad.abs().sum() > 0
+
+
+def test_encodes_images_and_texts(clip_folder: Path, store: ActivationStore) -> None:
+    encoder = load_encoder(f"local-dir:{clip_folder}", device="cpu")
+    config = dataclasses.replace(
+        store.config, encoder=encoder.id, encoder_fingerprint=encoder.fingerprint
+    )
+    own = ActivationStore(store.path, config)
+    scored = score(own, axes(encoder.fingerprint), progress=False)
+    given = FeatureSpace(
+        scored.config, scored.dictionary, scored.features, scored.exemplars, encoder=encoder
+    )
+    images = [Image.new("RGB", (32, 32), colour) for colour in COLOURS]
+    z = given.encode_images(images)
+    torch.testing.assert_close(z, given.encode_images(encoder.encode_images(images)))
+    assert given.encode_texts(["a red circle"]).shape == (1, DIM)
+    assert given.encode_images([]).shape == (0, DIM)
+    assert given.decode(z, "image").shape == (4, DIM)
+
+
+def test_another_encoder_is_refused(space: FeatureSpace, clip_folder: Path) -> None:
+    wrong = f"local-dir:{clip_folder}"
+    parts = (space.config, space.dictionary, space.features, space.exemplars)
+    with pytest.raises(UserError, match="not those of tiny"):
+        FeatureSpace(*parts, encoder=load_encoder(wrong, device="cpu"))
+    lazy = FeatureSpace(*parts, encoder=wrong)
+    with pytest.raises(UserError, match="not those of tiny"):
+        lazy.encode_texts(["a red circle"])
+
+
+def test_inputs_must_belong_together(store: ActivationStore, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="fit one on this store"):
+        score(store, axes("another print"), progress=False)
+    other = make_store(tmp_path / "other", encoder="judge", first_id=1)
+    with pytest.raises(UserError, match="row by row"):
+        score(store, axes(), other, progress=False)
+
+
+def test_without_a_source_there_are_no_thumbnails(store: ActivationStore) -> None:
+    space = score(store, axes(), progress=False)
+    assert space.exemplars["thumbnail"].null_count == len(space.exemplars)
+
+
+def test_dead_features_are_unscored_and_unnamed(store: ActivationStore) -> None:
+    dictionary = new_dictionary(store, TrainConfig(features=64, k=1))
+    with torch.no_grad():
+        dictionary.get_parameter("encoder_bias")[:10] = -100
+    space = score(store, dictionary, progress=False)
+    assert column(space, "class")[:10] == ["unscored"] * 10
+    assert column(space, "name")[:10] == [""] * 10
+    assert space.config.dead >= 10 / 64
+    assert isinstance(space.features, pa.Table)
+
+
+def test_names_of_the_package_are_lazy() -> None:
+    assert features.FeatureSpace is FeatureSpace
+    assert features.score is space_module.score
+    assert "open_pairs" in dir(features)
+    with pytest.raises(AttributeError):
+        features.nothing  # noqa: B018
