@@ -1,1 +1,1 @@
-"""Benchmarks: each prints a table and writes JSON with the machine, versions, seed and intervals."""
+"""Benchmarks: each prints a table and writes JSON with machine, versions, seed and intervals."""

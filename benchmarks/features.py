@@ -76,7 +76,7 @@ def planted_rows(encoder: Encoder, work: Path, seed: int) -> list[Result]:
     truth = np.concatenate([np.ones(vision.sum()), np.zeros(text_only.sum())])
     scores = np.concatenate([mds[vision], mds[text_only]])
     rng = np.random.default_rng(seed)
-    replicates = []
+    replicates: list[float] = []
     while len(replicates) < 1000:
         pick = rng.integers(len(truth), size=len(truth))
         if 0 < truth[pick].sum() < len(pick):

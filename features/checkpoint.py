@@ -1,4 +1,4 @@
-"""Training checkpoints without pickle: tensors in one safetensors file, written whole or not at all."""
+"""Training checkpoints without pickle: one safetensors file, written whole or not at all."""
 
 from __future__ import annotations
 

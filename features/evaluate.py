@@ -1,4 +1,4 @@
-"""How good an encoder is on the embedded world: retrieval, zero-shot, and probes for planted factors.
+"""How good an encoder is on the embedded world: retrieval, zero-shot, probes for planted factors.
 
 Each function returns one hit (bool) a sample, so that any interval can be put on the mean.
 """
@@ -113,11 +113,15 @@ def evaluate_encoder(encoder: Encoder, draw_seed: int = 1) -> dict[str, np.ndarr
     hits["zeroshot/skin_tone"] = zero_shot_hits(
         images, labels["skin_tone"], SKIN_TONES, class_vectors(encoder, skin_tone_prompts())
     )
-    for factor, modality in (("background", 0), ("register", 1)):
+    train_images, train_texts, train_attributes = train
+    for factor, seen, unseen in (
+        ("background", train_images, images),
+        ("register", train_texts, texts),
+    ):
         hits[f"probe/{factor}"] = probe_hits(
-            train[modality],
-            [str(a[factor]) for a in train[2]],
-            held_out[modality],
+            seen,
+            [str(a[factor]) for a in train_attributes],
+            unseen,
             [str(a[factor]) for a in attributes],
         )
     return hits

@@ -82,12 +82,12 @@ def top_similarity(
     samples activate a feature, m is their number.
 
     Args:
-        samples: `[features, m]`, with NOBODY at the ends.
+        samples: `[features, m]`, NOBODY where there are fewer; in any order.
         embeddings: numbers `[n]` -> the judge's embeddings `[n, dim]`.
         total: samples to draw the random ones from.
         generator: on the CPU.
     """
-    samples = samples.cpu()
+    samples = samples.cpu().sort(dim=1, descending=True).values  # their order must not matter
     random = random_samples(len(samples), samples.shape[1], total, generator)
     random = torch.where(samples == NOBODY, NOBODY, random)
     embsim, winrate = [], []

@@ -138,7 +138,9 @@ class NamingStatistics:
         indices = torch.tensor(places, dtype=torch.long).reshape(-1, 2).T
         ones = torch.ones(indices.shape[1])
         shape = (len(self.terms), len(samples))
-        return torch.sparse_coo_tensor(indices, ones, shape, device=self.device).coalesce()
+        return torch.sparse_coo_tensor(
+            indices, ones, shape, device=self.device, check_invariants=False
+        ).coalesce()
 
     def _zeros(self, *shape: int) -> Tensor:
         return torch.zeros(shape, dtype=torch.float64, device=self.device)

@@ -292,15 +292,13 @@ class FeatureSpace:
         record = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         if record.get("schema") != SCHEMA or "dictionary" not in record:
             raise UserError(f"{where}: not a FeatureSpace of schema {SCHEMA}; score it again")
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
         known = {field.name for field in dataclasses.fields(SpaceConfig)}
         return cls(
             SpaceConfig(**{key: value for key, value in record.items() if key in known}),
             dictionary_from_record(record["dictionary"], folder / WEIGHTS),
             pq.read_table(folder / "features.parquet"),
             pq.read_table(folder / "exemplars.parquet"),
-            device=device,
+            device=_device(device),
             encoder=encoder,
         )
 
@@ -378,13 +376,14 @@ def score(
         top_m: samples that EmbSim and WinRate look at.
         exemplars: samples to keep a feature and modality.
         replicates: of the bootstrap.
+        device: a torch device; "auto" is the GPU where there is one.
 
     Raises:
         UserError: the dictionary belongs to another encoder, or the judge has other pairs.
     """
     judge = judge or store
     _check_inputs(store, dictionary, judge)
-    device = torch.device(device)
+    device = _device(device)
     dictionary = dictionary.to(device).eval().requires_grad_(False)
     samples = store.samples()
     size = dictionary.config.features
@@ -447,6 +446,12 @@ def score(
         _exemplar_table(best, exemplars, samples, source),
         device=device,
     )
+
+
+def _device(device: torch.device | str) -> torch.device:
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(device)
 
 
 def _check_inputs(store: ActivationStore, dictionary: Dictionary, judge: ActivationStore) -> None:

@@ -22,6 +22,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -34,6 +35,9 @@ from features.checkpoint import load_checkpoint, save_checkpoint
 from features.embedded.world import REGISTERS, EmbeddedPairs, PlantedFactors, caption, render
 from features.errors import UserError
 from features.pairs import Pair, PairSource
+
+if TYPE_CHECKING:
+    from transformers import CLIPTokenizer
 
 CHECKPOINT_STEPS = 100
 MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -171,7 +175,7 @@ def augment(pixels: Tensor, generator: torch.Generator) -> Tensor:
     return (view * (1 - hole) + 0.5 * hole).clamp(0, 1)
 
 
-def train_tokenizer(texts: list[str], vocabulary: int):  # type: ignore[no-untyped-def]
+def train_tokenizer(texts: list[str], vocabulary: int) -> CLIPTokenizer:
     """A `transformers.CLIPTokenizer` whose byte-level BPE is learned from `texts`.
 
     The end-of-text token has the highest id, as open_clip's text pooling asks.
@@ -196,7 +200,7 @@ def train_tokenizer(texts: list[str], vocabulary: int):  # type: ignore[no-untyp
     pieces = sorted(model["vocab"], key=model["vocab"].get)
     pieces += [f"{c}</w>" for c in pre_tokenizers.ByteLevel.alphabet()]
     pieces = [*dict.fromkeys(pieces), START_OF_TEXT, END_OF_TEXT]
-    merges = [tuple(merge) for merge in model["merges"]]
+    merges: Any = [tuple(merge) for merge in model["merges"]]
     return CLIPTokenizer(
         vocab={piece: index for index, piece in enumerate(pieces)},
         merges=merges,
@@ -276,7 +280,9 @@ def learning_rate(step: int, training: EncoderTraining) -> float:
     return training.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
 
 
-def save_encoder(folder: Path, model: nn.Module, config: dict, tokenizer, record: dict) -> None:  # type: ignore[no-untyped-def]
+def save_encoder(
+    folder: Path, model: nn.Module, config: dict, tokenizer: CLIPTokenizer, record: dict
+) -> None:
     """Write an open_clip `local-dir:` folder: config, half-precision weights, tokenizer, record."""
     from safetensors.torch import save_file
 
@@ -322,16 +328,17 @@ def train_encoder(
         torch.manual_seed(training.seed)
         model = open_clip.CLIP(**config["model_cfg"]).to(device)
         ssl = SelfSupervision(training.dim, len(tokenizer)).to(device)
-    model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model = model.to(memory_format=torch.channels_last)
     average = AveragedModel(
         model, multi_avg_fn=get_ema_multi_avg_fn(training.average_decay), use_buffers=True
     )
     parameters = [*model.parameters(), *ssl.parameters()]
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in parameters if p.ndim > 1]},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
     optimizer = torch.optim.AdamW(
-        [
-            {"params": [p for p in parameters if p.ndim > 1]},
-            {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-        ],
+        groups,
         lr=training.learning_rate,
         weight_decay=training.weight_decay,
         betas=(0.9, 0.98),

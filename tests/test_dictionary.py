@@ -66,7 +66,9 @@ def unit(n: int, seed: int = 0) -> Tensor:
     return F.normalize(torch.randn(n, DIM, generator=torch.Generator().manual_seed(seed)), dim=1)
 
 
-def test_registry_refuses_duplicates_and_unknown_kinds(store: ActivationStore, tmp_path: Path):
+def test_registry_refuses_duplicates_and_unknown_kinds(
+    store: ActivationStore, tmp_path: Path
+) -> None:
     with pytest.raises(ValueError, match="taken"):
         register(TopKDictionary)
     with pytest.raises(UserError, match="unknown kind"):
@@ -208,7 +210,7 @@ def test_modality_bias_takes_each_mean_out(store: ActivationStore, tmp_path: Pat
     apart = trainer.new_dictionary(store, SMALL)
     together = trainer.new_dictionary(store, dataclasses.replace(SMALL, modality_bias=False))
     means, pairs = trainer._training_means(store)
-    rows = [(i, t) for i, t in store.batches(len(store))][0]
+    rows = next(store.batches(len(store)))
     kept = ~trainer.is_held_out(rows[0])
     assert pairs == int(kept.sum())
     torch.testing.assert_close(means[1].float(), rows[1][kept].mean(0))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -66,7 +68,7 @@ def test_merging_equals_one_pass(n: int, cuts: list[int], seed: int, batch: int)
     bounds = sorted({0, n, *(min(c, n) for c in cuts)})
     parts = [
         statistics(image[a:b], text[a:b], batch, seed=seed, replicates=20, start=a)
-        for a, b in zip(bounds, bounds[1:], strict=False)
+        for a, b in pairwise(bounds)
     ]
     merged = parts[-1]
     for part in reversed(parts[:-1]):

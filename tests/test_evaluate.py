@@ -25,7 +25,7 @@ def test_retrieval_against_a_double_loop() -> None:
     for k in (1, 5):
         expected = []
         for i in range(30):
-            order = sorted(range(30), key=lambda j: -float(queries[i] @ targets[j]))  # noqa: B023
+            order = sorted(range(30), key=lambda j: -float(queries[i] @ targets[j]))
             expected.append(i in order[:k])
         assert retrieval_hits(queries, targets, k).tolist() == expected
 

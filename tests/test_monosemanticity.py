@@ -143,7 +143,7 @@ def test_embsim_and_winrate_match_the_double_loop() -> None:
     )
     random = random_samples(FEATURES, 8, PAIRS, torch.Generator().manual_seed(4))
     for k in range(4):
-        members = [s for s in top.samples[k].tolist() if s != NOBODY]
+        members = sorted((s for s in top.samples[k].tolist() if s != NOBODY), reverse=True)
         others = random[k, : len(members)].tolist()
         gains, wins = [], []
         for i in range(len(members)):

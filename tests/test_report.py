@@ -52,7 +52,7 @@ def test_every_scored_feature_stands_in_one_bar(space: FeatureSpace) -> None:
     bars = histogram(features)
     assert sum(int(bar.title.split()[0]) for bar in bars) == scored
     for bar in bars:
-        assert 0 <= bar.y and bar.y + bar.height <= 1 + 1e-9
+        assert bar.y >= 0 and bar.y + bar.height <= 1 + 1e-9
         assert bar.width == 1 / BINS
 
 

@@ -69,7 +69,7 @@ def fit_dictionary(
     the same result; a finished one is loaded.
 
     Args:
-        device: "auto" is what accelerate picks; "cpu" keeps to the CPU.
+        device: a torch device; "auto" is this process's GPU where there is one.
 
     Returns:
         The dictionary, on the CPU.
@@ -267,8 +267,10 @@ def _train(
         TimeRemainingColumn,
     )
 
-    accelerator = Accelerator(cpu=device == "cpu")
-    activity = _Activity(dictionary.config.features).to(accelerator.device)
+    accelerator = Accelerator(device_placement=False)
+    target = accelerator.device if device == "auto" else torch.device(device)
+    dictionary.to(target)
+    activity = _Activity(dictionary.config.features).to(target)
     model, optimizer = accelerator.prepare(
         dictionary, torch.optim.Adam(dictionary.parameters(), lr=config.learning_rate)
     )
@@ -294,8 +296,8 @@ def _train(
                     group["lr"] = learning_rate(step, config)
                 dead = activity.idle >= config.dead_steps
                 result = model(
-                    image[:whole][share].to(accelerator.device),
-                    text[:whole][share].to(accelerator.device),
+                    image[:whole][share].to(target),
+                    text[:whole][share].to(target),
                     dead,
                 )
                 optimizer.zero_grad()

@@ -1,6 +1,6 @@
 """Repack the emoji imagefolder into `emoji.parquet` and fix its held-out combinations.
 
-    python -m features.embedded.build_pairs --source path/to/emoji --out features/embedded/emoji.parquet
+    python -m features.embedded.build_pairs --source path/to/emoji
 
 A combination is role x gender x skin tone. About a quarter of the combinations that have all
 three (gender man, woman or person; one of five tones) is held out, drawn by a seed, so that
