@@ -11,12 +11,14 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import torch
 from torch import Tensor
 
+from features.errors import UserError
 from features.store import ATTRIBUTE
 
 TAGS = ATTRIBUTE + "tags"
@@ -30,8 +32,8 @@ COUNTED_TERMS = 500_000
 """Beyond this many different terms, those that were seen only once so far are forgotten."""
 
 
-def pair_terms(samples: pa.Table) -> Iterator[set[str]]:
-    """The terms of each row of a store's samples."""
+def pair_terms(samples: pa.Table, phrases: Sequence[str] = ()) -> Iterator[set[str]]:
+    """The terms of each row of a store's samples, and those of `phrases` that its captions hold."""
     attributes = [name for name in samples.column_names if name.startswith(ATTRIBUTE)]
     for row in samples.select(["captions", *attributes]).to_pylist():
         terms = {word for text in row["captions"] for word in WORD.findall(text.lower())}
@@ -44,6 +46,9 @@ def pair_terms(samples: pa.Table) -> Iterator[set[str]]:
             else:
                 terms.add(f"{column.removeprefix(ATTRIBUTE)}: {value}")
         terms.discard("")
+        if phrases:
+            text = "\n".join(row["captions"]).lower()
+            terms.update(phrase for phrase in phrases if phrase in text)
         yield terms
 
 
@@ -69,6 +74,22 @@ def vocabulary(
     return [term for _, term in sorted(kept)[:max_terms]]
 
 
+def read_vocabulary(path: str | Path) -> list[str]:
+    """A user's terms, one a line: words, phrases, tags, or "attribute: value".
+
+    Raises:
+        UserError: the file cannot be read or holds no term.
+    """
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read as a vocabulary ({error})") from None
+    terms = list(dict.fromkeys(line.strip() for line in lines if line.strip()))
+    if not terms:
+        raise UserError(f"{path}: no terms; write one a line")
+    return [term if ": " in term else term.lower() for term in terms]
+
+
 class NamingStatistics:
     """Sums from which the correlation of each feature with each term follows, in float64,
     mergeable, by modality."""
@@ -77,6 +98,7 @@ class NamingStatistics:
         self, features: int, terms: Sequence[str], device: torch.device | str = "cpu"
     ) -> None:
         self.terms = list(terms)
+        self._phrases = [term for term in self.terms if " " in term]
         self._index = {term: index for index, term in enumerate(self.terms)}
         self.pairs = 0
         self.device = torch.device(device)
@@ -131,7 +153,7 @@ class NamingStatistics:
         """Which terms each pair has: sparse `[terms, n]` float32."""
         places = [
             (self._index[term], pair)
-            for pair, terms in enumerate(pair_terms(samples))
+            for pair, terms in enumerate(pair_terms(samples, self._phrases))
             for term in terms
             if term in self._index
         ]

@@ -354,6 +354,7 @@ def score(
     judge: ActivationStore | None = None,
     source: PairSource | None = None,
     *,
+    terms: Sequence[str] | None = None,
     batch_size: int = 1024,
     min_pairs: int = 10,
     top_m: int = 20,
@@ -372,6 +373,7 @@ def score(
         judge: embeddings of the same pairs by an independent encoder, for the monosemanticity; None
             takes the store itself, and the config then says that the judge is not independent.
         source: where thumbnails come from; None for none.
+        terms: to name features by; None takes the captions' own words, tags and attributes.
         min_pairs: a feature with fewer active pairs is unscored.
         top_m: samples that EmbSim and WinRate look at.
         exemplars: samples to keep a feature and modality.
@@ -395,7 +397,7 @@ def score(
         device=device,
     )
     monosemanticity = MonosemanticityStatistics(size, judge.dim, device)
-    naming = NamingStatistics(size, vocabulary(samples), device)
+    naming = NamingStatistics(size, vocabulary(samples) if terms is None else terms, device)
     best = {m: TopSamples(size, max(top_m, exemplars), device) for m in ("image", "text")}
     for start, pair, judge_pair in _batches(store, judge, batch_size, device, progress):
         image = dictionary.encode(pair[0], "image")  # [n, features]

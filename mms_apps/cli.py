@@ -58,6 +58,10 @@ Workers = Annotated[
     int | None, typer.Option(min=0, help="Decoding processes [default: one for two cores].")
 ]
 Strict = Annotated[bool, typer.Option(help="Stop at the first pair that cannot be read.")]
+Vocabulary = Annotated[
+    Path | None,
+    typer.Option(help="Terms to name features by, one a line [default: the captions' own]."),
+]
 Seed = Annotated[int, typer.Option(help="Seed of the dictionary and of the intervals.")]
 
 
@@ -81,6 +85,7 @@ def run(
     features: FeatureCount = None,
     k: ActiveCount = 12,
     modality_bias: ModalityBias = None,
+    vocabulary: Vocabulary = None,
     device: Device = "auto",
     batch_size: BatchSize = 256,
     workers: Workers = None,
@@ -91,6 +96,7 @@ def run(
     from features.dictionary import TrainConfig, fit_dictionary, load_dictionary
     from features.encoder import load_encoder
     from features.extract import extract as extract_pairs
+    from features.naming import read_vocabulary
     from features.pairs import open_pairs
     from features.report import write_report
     from features.space import score as score_features
@@ -103,6 +109,7 @@ def run(
             f"--space {space}: made for the encoder {fitted.config.encoder}, not for {encoder}; "
             "give that encoder or leave --space out"
         )
+    terms = None if vocabulary is None else read_vocabulary(vocabulary)
     judge = judge or JUDGES.get(encoder, encoder)
     store = extract_pairs(
         source, model, out / "store", batch_size=batch_size, workers=workers, strict=strict
@@ -120,7 +127,9 @@ def run(
             kind=dictionary, features=features, k=k, modality_bias=modality_bias, seed=seed
         )
         fitted = fit_dictionary(store, config, out / "dictionary", device=device)
-    scored = score_features(store, fitted, judge_store, source, seed=seed, device=str(model.device))
+    scored = score_features(
+        store, fitted, judge_store, source, terms=terms, seed=seed, device=str(model.device)
+    )
     scored.save(out / "space")
     write_report(scored, out / "report.html")
     _summarise(scored, store, out)
@@ -183,11 +192,13 @@ def score(
     pairs: Annotated[
         str | None, typer.Option(help="The pairs themselves, for the exemplars' thumbnails.")
     ] = None,
+    vocabulary: Vocabulary = None,
     device: Device = "cpu",
     seed: Seed = 0,
 ) -> None:
     """Score, name and illustrate a dictionary's features; write the FeatureSpace."""
     from features.dictionary import load_dictionary
+    from features.naming import read_vocabulary
     from features.pairs import open_pairs
     from features.space import score as score_features
     from features.store import ActivationStore
@@ -195,8 +206,15 @@ def score(
     opened = ActivationStore.open(store)
     judge = None if judge_store is None else ActivationStore.open(judge_store)
     source = None if pairs is None else open_pairs(pairs)
+    terms = None if vocabulary is None else read_vocabulary(vocabulary)
     scored = score_features(
-        opened, load_dictionary(dictionary), judge, source, seed=seed, device=device
+        opened,
+        load_dictionary(dictionary),
+        judge,
+        source,
+        terms=terms,
+        seed=seed,
+        device=device,
     )
     scored.save(out)
     typer.echo(f"{len(scored)} features -> {out}")

@@ -115,6 +115,23 @@ def test_a_truncated_image_is_skipped_counted_and_listed(
     assert "0003.png" in one_error_line(err)
 
 
+def test_a_users_vocabulary_names_the_features(
+    finished: Path, imagefolder: Path, tmp_path: Path, mms: Mms
+) -> None:
+    words = tmp_path / "words.txt"
+    words.write_text("Red\na blue\ncolour: green\n\n")
+    score = ("--store", finished / "store", "--dictionary", finished / "dictionary")
+    assert mms("score", *score, "--vocabulary", words, "--out", tmp_path / "space")[0] == 0
+    names = pq.read_table(tmp_path / "space" / "features.parquet")["name"].to_pylist()
+    parts = {part for name in names if name for part in name.split(", ")}
+    assert {"red", "a blue", "colour: green"} & parts
+    assert parts <= {"red", "a blue", "colour: green"}
+    words.write_text("\n")
+    code, _, err = mms("score", *score, "--vocabulary", words, "--out", tmp_path / "other")
+    assert code == 2
+    assert "no terms" in one_error_line(err)
+
+
 def test_a_space_of_another_encoder_is_refused(
     finished: Path, imagefolder: Path, tmp_path: Path, mms: Mms
 ) -> None:
