@@ -6,26 +6,41 @@ import base64
 import math
 import os
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from features.dominance import CROSS_MODAL, IMAGE_DOMINANT, TEXT_DOMINANT
+from features.dominance import CROSS_MODAL, IMAGE_DOMINANT, TEXT_DOMINANT, UNSCORED
 from features.space import FeatureSpace
 
 BINS = 40
 SHOWN_EACH = 12
-"""Features of each class in the opened part of the gallery."""
+"""Features of each class that the gallery opens with."""
 SHOWN_EXEMPLARS = 6
+SHOWN_CAPTIONS = 4
+GALLERY = 1000
+"""Features in the gallery at most, which bounds the file's size."""
 MODALITY_CLASSES = (IMAGE_DOMINANT, CROSS_MODAL, TEXT_DOMINANT)
 CLASS_NAMES = {
     IMAGE_DOMINANT: "image-dominant",
     CROSS_MODAL: "cross-modal",
     TEXT_DOMINANT: "text-dominant",
+    UNSCORED: "unscored",
 }
-MEASURES = {"embsim": "EmbSim", "winrate": "WinRate", "ms": "Monosemanticity Score"}
+MEASURES = (
+    ("EmbSim", "images", "embsim_image"),
+    ("EmbSim", "texts", "embsim_text"),
+    ("WinRate", "images", "winrate_image"),
+    ("WinRate", "texts", "winrate_text"),
+    ("MS", "images", "ms_image"),
+    ("MS", "texts", "ms_text"),
+    ("MS", "across", "ms_cross"),
+)
+"""Label, what it is over, and the column."""
+HELD_OUT_NAMES = {"image": "images", "text": "texts", "overall": "both"}
 
 
 @dataclass(frozen=True)
@@ -40,8 +55,14 @@ class Bar:
     title: str
 
 
-def write_report(space: FeatureSpace, out: str | Path) -> Path:
-    """Write the report of a FeatureSpace to the HTML file `out`."""
+def write_report(
+    space: FeatureSpace, out: str | Path, *, skipped: Mapping[str, int] | None = None
+) -> Path:
+    """Write the report of a FeatureSpace to the HTML file `out`.
+
+    Args:
+        skipped: how many pairs were left out, by reason; None where it isn't known.
+    """
     from jinja2 import Environment, PackageLoader
 
     environment = Environment(
@@ -50,20 +71,26 @@ def write_report(space: FeatureSpace, out: str | Path) -> Path:
     environment.filters["figure"] = _figure
     environment.filters["percent"] = _percent
     features = space.features.to_pylist()
-    exemplars = _exemplars_by_feature(space)
     scored = [f for f in features if f["class"] in MODALITY_CLASSES]
+    peak, ticks = _count_axis(features)
+    held_out = space.config.dictionary.get("held_out") or {}
+    gallery, thumbnails = _gallery(space, features)
     page = environment.get_template("report.html.j2").render(
         config=space.config,
         class_names=CLASS_NAMES,
         count=len(features),
         scored=len(scored),
-        classes=[_class_card(space, name, len(scored)) for name in MODALITY_CLASSES],
+        uncertain=sum(f["uncertain"] for f in scored),
+        classes=[_class_card(features, name, len(scored)) for name in MODALITY_CLASSES],
         bars=histogram(features),
-        peak=_peak(features),
+        peak=peak,
+        ticks=ticks,
         monosemanticity=_monosemanticity_rows(space, features),
-        held_out=space.config.dictionary.get("held_out") or {},
-        gallery=_gallery(scored, exemplars),
-        shown_exemplars=SHOWN_EXEMPLARS,
+        held_out=[(label, held_out[key]) for key, label in HELD_OUT_NAMES.items() if held_out],
+        skipped=skipped,
+        gallery=gallery,
+        gallery_limit=GALLERY,
+        thumbnails=thumbnails,
     )
     out = Path(out)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -76,7 +103,7 @@ def write_report(space: FeatureSpace, out: str | Path) -> Path:
 def histogram(features: list[dict[str, Any]]) -> list[Bar]:
     """The MDS histogram's bars, the classes stacked; unscored features are left out."""
     counts = _bin_counts(features)
-    peak = max(1, counts.sum(axis=0).max())
+    peak, _ = _count_axis(features)
     bars = []
     for place in range(BINS):
         below = 0
@@ -102,20 +129,24 @@ def _bin_counts(features: list[dict[str, Any]]) -> np.ndarray:
     )
 
 
-def _peak(features: list[dict[str, Any]]) -> int:
-    return int(_bin_counts(features).sum(axis=0).max())
+def _count_axis(features: list[dict[str, Any]]) -> tuple[int, list[int]]:
+    """The upper end of the histogram's count axis and its round ticks, four or fewer above 0."""
+    most = max(1, int(_bin_counts(features).sum(axis=0).max()))
+    power = 10 ** max(0, math.floor(math.log10(most)) - 1)
+    step = next(s for s in (power * m for m in (1, 2, 5, 10, 20, 50)) if most / s <= 4)
+    top = math.ceil(most / step) * step
+    return top, list(range(0, top + 1, step))
 
 
-def _class_card(space: FeatureSpace, name: str, scored: int) -> dict[str, Any]:
-    rows = space.features.select(["class", "class_fixed", "uncertain"]).to_pylist()
-    own = [row for row in rows if row["class"] == name]
+def _class_card(features: list[dict[str, Any]], name: str, scored: int) -> dict[str, Any]:
+    own = [f for f in features if f["class"] == name]
     return {
         "key": name,
         "name": CLASS_NAMES[name],
         "count": len(own),
-        "share": len(own) / scored if scored else 0.0,
-        "uncertain": sum(row["uncertain"] for row in own),
-        "fixed": sum(row["class_fixed"] == name for row in rows),
+        "share": len(own) / scored if scored else None,
+        "uncertain": sum(f["uncertain"] for f in own),
+        "fixed": sum(f["class_fixed"] == name for f in features),
     }
 
 
@@ -124,69 +155,69 @@ def _monosemanticity_rows(
 ) -> list[dict[str, Any]]:
     """Median by class, one row a measure and modality, with the floor of random features."""
     rows = []
-    for measure, label in MEASURES.items():
-        for modality in ("image", "text"):
-            column = f"{measure}_{modality}"
-            medians = {}
-            for name in MODALITY_CLASSES:
-                values = [f[column] for f in features if f["class"] == name]
-                known = [v for v in values if v is not None and math.isfinite(v)]
-                medians[name] = float(np.median(known)) if known else None
-            rows.append(
-                {
-                    "label": label,
-                    "modality": f"{modality}s",
-                    "medians": medians,
-                    "floor": space.config.floors.get(column),
-                }
-            )
+    for label, over, column in MEASURES:
+        medians = {}
+        for name in MODALITY_CLASSES:
+            known = [f[column] for f in features if f["class"] == name and _known(f[column])]
+            medians[name] = float(np.median(known)) if known else None
+        floor = space.config.floors.get(column)
+        rows.append({"label": label, "over": over, "medians": medians, "floor": floor})
     return rows
 
 
-def _exemplars_by_feature(space: FeatureSpace) -> dict[int, dict[str, list[dict[str, Any]]]]:
-    """Exemplars by feature and modality, most activating first; thumbnails as data URIs."""
-    found: dict[int, dict[str, list[dict[str, Any]]]] = defaultdict(lambda: defaultdict(list))
-    for row in sorted(space.exemplars.to_pylist(), key=lambda row: row["rank"]):
-        if row["rank"] < SHOWN_EXEMPLARS:
-            if row["thumbnail"] is not None:
-                encoded = base64.b64encode(row["thumbnail"]).decode()
-                row["uri"] = f"data:image/png;base64,{encoded}"
-            found[row["feature"]][row["modality"]].append(row)
-    return found
-
-
 def _gallery(
-    scored: list[dict[str, Any]], exemplars: dict[int, dict[str, list[dict[str, Any]]]]
-) -> list[dict[str, Any]]:
-    """All scored features; the most monosemantic of each class come first, and open."""
-    by_class: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    for feature in sorted(scored, key=_quality, reverse=True):
-        by_class[feature["class"]].append(feature)
-    ordered = [f for name in MODALITY_CLASSES for f in by_class[name][:SHOWN_EACH]]
-    opened = {f["feature"] for f in ordered}
-    ordered += [f for f in scored if f["feature"] not in opened]
-    for feature in ordered:
-        own = exemplars[feature["feature"]]
-        feature["images"], feature["texts"] = own["image"], own["text"]
-        feature["opened"] = feature["feature"] in opened
-        words = [feature["name"], *(row["caption"] for row in own["image"] + own["text"])]
-        feature["search"] = " ".join(words).lower()
-    return ordered
+    space: FeatureSpace, features: list[dict[str, Any]]
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """The features of the gallery, the most monosemantic first and unscored ones last, and the
+    thumbnails (PNG, base64) to which their images' `thumbnail` numbers point."""
+    active = [f for f in features if f["active_pairs"] > 0]
+    active.sort(key=lambda f: (f["class"] == UNSCORED, -_quality(f)))
+    chosen = active[:GALLERY]
+    exemplars = _exemplars(space, {f["feature"] for f in chosen})
+    numbers: dict[bytes, int] = {}
+    opened: dict[str, int] = defaultdict(int)
+    for feature in chosen:
+        images, texts = (exemplars[feature["feature"], m] for m in ("image", "text"))
+        for row in images:
+            if row["thumbnail"] is not None:
+                row["number"] = numbers.setdefault(row["thumbnail"], len(numbers))
+        feature["images"] = images
+        feature["texts"] = list(dict.fromkeys(row["caption"] for row in texts))[:SHOWN_CAPTIONS]
+        opened[feature["class"]] += 1
+        feature["opened"] = (
+            feature["class"] != UNSCORED and opened[feature["class"]] <= SHOWN_EACH
+        )
+        words = [feature["name"], *(row["caption"] for row in images + texts)]
+        feature["search"] = " ".join(dict.fromkeys(words)).lower()
+    return chosen, [base64.b64encode(png).decode() for png in numbers]
+
+
+def _exemplars(
+    space: FeatureSpace, wanted: set[int]
+) -> dict[tuple[int, str], list[dict[str, Any]]]:
+    """Exemplars by feature and modality, most activating first."""
+    found: dict[tuple[int, str], list[dict[str, Any]]] = defaultdict(list)
+    for row in sorted(space.exemplars.to_pylist(), key=lambda row: row["rank"]):
+        if row["rank"] < SHOWN_EXEMPLARS and row["feature"] in wanted:
+            found[row["feature"], row["modality"]].append(row)
+    return found
 
 
 def _quality(feature: dict[str, Any]) -> float:
     """MS in the modality that drives the feature, or the mean of both."""
-    image, text = (
-        v if math.isfinite(v) else 0.0 for v in (feature["ms_image"], feature["ms_text"])
-    )
+    image, text = (v if _known(v) else 0.0 for v in (feature["ms_image"], feature["ms_text"]))
     if feature["class"] == IMAGE_DOMINANT:
         return image
     return text if feature["class"] == TEXT_DOMINANT else (image + text) / 2
 
 
+def _known(value: float | None) -> bool:
+    return value is not None and math.isfinite(value)
+
+
 def _figure(value: float | None, digits: int = 2) -> str:
-    return "–" if value is None or not math.isfinite(value) else f"{value:.{digits}f}"  # noqa: RUF001
+    return f"{value:.{digits}f}" if value is not None and math.isfinite(value) else "n/a"
 
 
 def _percent(value: float | None) -> str:
-    return "–" if value is None else f"{value:.0%}"  # noqa: RUF001
+    return f"{value:.0%}" if value is not None and math.isfinite(value) else "n/a"
