@@ -184,9 +184,7 @@ def _gallery(
         feature["images"] = images
         feature["texts"] = list(dict.fromkeys(row["caption"] for row in texts))[:SHOWN_CAPTIONS]
         opened[feature["class"]] += 1
-        feature["opened"] = (
-            feature["class"] != UNSCORED and opened[feature["class"]] <= SHOWN_EACH
-        )
+        feature["opened"] = feature["class"] != UNSCORED and opened[feature["class"]] <= SHOWN_EACH
         words = [feature["name"], *(row["caption"] for row in images + texts)]
         feature["search"] = " ".join(dict.fromkeys(words)).lower()
     return chosen, [base64.b64encode(png).decode() for png in numbers]

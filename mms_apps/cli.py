@@ -5,9 +5,11 @@ Heavy libraries are imported inside the commands, so that `mms --help` stays fas
 
 from __future__ import annotations
 
+import hashlib
+import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -28,6 +30,8 @@ app = typer.Typer(
 
 JUDGES = {"embedded": "embedded-ssl", "embedded-ssl": "embedded"}
 """The default judge of each embedded encoder's features."""
+RUN_SETTINGS = "run.json"
+INTERRUPTED = 130
 
 Pairs = Annotated[
     str,
@@ -100,6 +104,7 @@ def run(
     from features.pairs import open_pairs
     from features.report import write_report
     from features.space import score as score_features
+    from features.store import write_whole
 
     source = open_pairs(pairs)
     model = load_encoder(encoder, device=device)
@@ -111,14 +116,27 @@ def run(
         )
     terms = None if vocabulary is None else read_vocabulary(vocabulary)
     judge = judge or JUDGES.get(encoder, encoder)
+    judge_model = model if judge == encoder else load_encoder(judge, device=device)
+    settings = {
+        "schema": 1,
+        "pairs": source.fingerprint(),
+        "encoder": model.fingerprint,
+        "judge": judge_model.fingerprint,
+        "dictionary": dictionary,
+        "space": None if space is None else _sha256((space / "config.json").read_bytes()),
+        "features": features,
+        "k": k,
+        "modality_bias": modality_bias,
+        "vocabulary": None if terms is None else _sha256("\n".join(terms).encode()),
+        "seed": seed,
+    }
+    scored_before = _scored_before(out, settings)
     store = extract_pairs(
         source, model, out / "store", batch_size=batch_size, workers=workers, strict=strict
     )
     _require_pairs(store)
-    if judge == encoder:
-        judge_store = None
-    else:
-        judge_model = load_encoder(judge, device=device)
+    judge_store = None
+    if judge_model is not model:
         judge_store = extract_pairs(
             source, judge_model, out / "judge-store", batch_size=batch_size, workers=workers
         )
@@ -127,11 +145,16 @@ def run(
             kind=dictionary, features=features, k=k, modality_bias=modality_bias, seed=seed
         )
         fitted = fit_dictionary(store, config, out / "dictionary", device=device)
-    scored = score_features(
-        store, fitted, judge_store, source, terms=terms, seed=seed, device=str(model.device)
-    )
-    scored.save(out / "space")
-    write_report(scored, out / "report.html")
+    if scored_before is not None and scored_before.config.store_fingerprint == store.fingerprint:
+        typer.echo("Finished before with these settings: nothing is computed again.")
+        scored = scored_before
+    else:
+        scored = score_features(
+            store, fitted, judge_store, source, terms=terms, seed=seed, device=str(model.device)
+        )
+        scored.save(out / "space")
+        write_whole(out / RUN_SETTINGS, (json.dumps(settings, indent=2) + "\n").encode())
+    write_report(scored, out / "report.html", skipped=store.config.skipped_reasons)
     _summarise(scored, store, out)
 
 
@@ -260,6 +283,36 @@ def train_encoder(
     typer.echo(f"encoder -> {out}; use it as --encoder local-dir:{out}")
 
 
+def _scored_before(out: Path, settings: dict[str, Any]) -> FeatureSpace | None:
+    """The FeatureSpace that an earlier run with these settings left in `out`; None where it left
+    none.
+
+    Raises:
+        UserError: the earlier run had other settings.
+    """
+    from features.space import FeatureSpace
+
+    if not (out / RUN_SETTINGS).is_file():
+        if out.is_dir() and any(out.iterdir()):
+            typer.echo(f"Going on with what {out} holds.")
+        return None
+    earlier = json.loads((out / RUN_SETTINGS).read_text(encoding="utf-8"))
+    changed = [name for name, value in settings.items() if earlier.get(name) != value]
+    if changed:
+        raise UserError(
+            f"{out}: holds a run with other settings ({', '.join(changed)}); name another folder "
+            "or remove this one"
+        )
+    if not (out / "space" / "config.json").is_file():
+        typer.echo(f"Going on with what {out} holds.")
+        return None
+    return FeatureSpace.load(out / "space", device="cpu")
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
 def _require_pairs(store: ActivationStore) -> None:
     """Raise a UserError for a store without pairs."""
     if len(store) == 0:
@@ -313,9 +366,15 @@ def main() -> None:
     except UserError as error:
         typer.echo(f"Error: {error}", err=True)
         sys.exit(2)
-    except KeyboardInterrupt:
-        typer.echo("Interrupted; run the same command again to go on.", err=True)
-        sys.exit(130)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        typer.echo(f"Error: {error.filename}: {error.strerror}", err=True)
+        sys.exit(2)
+    except SystemExit as stopped:  # typer turns a KeyboardInterrupt into this exit code
+        if stopped.code == INTERRUPTED:
+            typer.echo("Interrupted; run the same command again to go on.", err=True)
+        raise
 
 
 if __name__ == "__main__":

@@ -73,6 +73,7 @@ def test_running_again_gives_the_same_without_encoding_again(
     before = shard.stat()
     code, out, _ = mms("run", *run_options(clip_folder, imagefolder), "--out", finished)
     assert code == 0
+    assert "nothing is computed again" in out
     assert str(finished / "report.html") in out.replace("\n", "")
     assert (shard.stat().st_ino, shard.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
     again = pq.read_table(finished / "space" / "features.parquet")
@@ -155,12 +156,43 @@ def test_a_space_can_be_taken_to_other_pairs(
 
 
 def test_other_settings_in_the_same_folder_are_refused(
-    finished: Path, clip_folder: Path, imagefolder: Path, mms: Mms
+    finished: Path, clip_folder: Path, imagefolder: Path, tmp_path: Path, mms: Mms
 ) -> None:
-    options = ("--seed", "5", "--out", finished)
+    words = tmp_path / "words.txt"
+    words.write_text("red\n")
+    other = save_tiny_clip(tmp_path / "other", seed=1)
+    for name, value in (
+        ("seed", "5"),
+        ("k", "5"),
+        ("vocabulary", words),
+        ("judge", f"local-dir:{other}"),
+        ("space", finished / "space"),
+    ):
+        options = (f"--{name}", value, "--out", finished)
+        code, _, err = mms("run", *run_options(clip_folder, imagefolder), *options)
+        assert code == 2
+        assert f"other settings ({name})" in one_error_line(err)
+    assert not (finished / "judge-store").exists()
+
+
+def test_a_mistake_can_be_mended_in_the_same_folder(
+    clip_folder: Path, imagefolder: Path, tmp_path: Path, mms: Mms
+) -> None:
+    run = ("run", *run_options(clip_folder, imagefolder), "--out", tmp_path / "out")
+    assert mms(*run, "--k", "0")[0] == 2
+    code, out, _ = mms(*run)
+    assert code == 0
+    assert "Going on with what" in out
+
+
+def test_a_folder_that_cannot_be_written_is_one_clear_line(
+    clip_folder: Path, imagefolder: Path, tmp_path: Path, mms: Mms
+) -> None:
+    (tmp_path / "file").write_text("")
+    options = ("--out", tmp_path / "file" / "out")
     code, _, err = mms("run", *run_options(clip_folder, imagefolder), *options)
     assert code == 2
-    assert "other settings" in one_error_line(err)
+    assert "Not a directory" in one_error_line(err)
 
 
 def bad_empty_folder(folder: Path) -> str:
@@ -260,11 +292,11 @@ def test_the_embedded_world_with_the_shipped_weights(tmp_path: Path, mms: Mms) -
 
 
 def test_an_interruption_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch, mms: Mms) -> None:
-    def interrupt() -> None:
+    def interrupt(spec: str) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "app", interrupt)
-    code, _, err = mms()
+    monkeypatch.setattr("features.pairs.open_pairs", interrupt)
+    code, _, err = mms("run", "--pairs", "embedded", "--out", "unused")
     assert code == 130
     assert "run the same command again" in err
 

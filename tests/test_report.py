@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 import re
 import shutil
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 import torch
 import torch.nn.functional as F
 
 from features.dictionary import TrainConfig, fit_dictionary
 from features.pairs import open_pairs
-from features.report import BINS, histogram, write_report
+from features.report import BINS, _count_axis, histogram, write_report
 from features.space import FeatureSpace, score
 from features.store import StoreConfig, sample_table, write_store
 
@@ -76,6 +79,61 @@ def test_nothing_is_fetched(page: Path) -> None:
     assert "url(" not in html and "@import" not in html
 
 
+def test_it_says_what_was_skipped(space: FeatureSpace, tmp_path: Path) -> None:
+    html = write_report(space, tmp_path / "a.html", skipped={"no caption": 3}).read_text()
+    assert "3: no caption (3)" in html
+    assert "Skipped" not in write_report(space, tmp_path / "b.html").read_text()
+
+
+def test_without_a_scored_feature_it_says_so(space: FeatureSpace, tmp_path: Path) -> None:
+    size = len(space)
+    table = space.features
+    for name, value in (("class", "unscored"), ("mds", math.nan), ("uncertain", False)):
+        column = pa.array([value] * size, table.schema.field(name).type)
+        table = table.set_column(table.column_names.index(name), name, column)
+    bounds = dict.fromkeys(("low", "high"))
+    classes = space.config.classes | {"relative": space.config.classes["relative"] | bounds}
+    config = dataclasses.replace(space.config, classes=classes)
+    unscored = FeatureSpace(config, space.dictionary, table, space.exemplars)
+    html = write_report(unscored, tmp_path / "report.html").read_text()
+    assert "No feature could be scored" in html
+    assert "<svg" not in html
+    assert not re.search(r"\bnan\b", html)
+
+
+def test_images_that_are_not_at_hand_are_not_called_inactive(
+    space: FeatureSpace, tmp_path: Path
+) -> None:
+    exemplars = space.exemplars
+    bare = exemplars.set_column(
+        exemplars.column_names.index("thumbnail"),
+        "thumbnail",
+        pa.nulls(len(exemplars), pa.binary()),
+    )
+    pictureless = FeatureSpace(space.config, space.dictionary, space.features, bare)
+    html = write_report(pictureless, tmp_path / "report.html").read_text()
+    assert "Its images are not at hand." in html
+    assert "<img " not in html
+
+
+def test_the_gallery_is_bounded(
+    space: FeatureSpace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("features.report.GALLERY", 3)
+    html = write_report(space, tmp_path / "report.html").read_text()
+    assert html.count("<article ") == 3
+    assert f"The gallery holds 3 of {len(space)} features" in html
+
+
+@pytest.mark.parametrize(
+    ("most", "top", "ticks"),
+    [(0, 1, [0, 1]), (1, 1, [0, 1]), (4, 4, [0, 1, 2, 3, 4]), (14, 15, [0, 5, 10, 15])],
+)
+def test_the_count_axis_ends_at_a_round_number(most: int, top: int, ticks: list[int]) -> None:
+    features = [{"class": "CrossD", "mds": 0.5}] * most
+    assert _count_axis(features) == (top, ticks)
+
+
 def test_images_have_captions_as_alternatives(page: Path) -> None:
     html = page.read_text()
     assert html.count("<img ") == len(re.findall(r'<img [^>]*alt="[^"]+"', html)) > 0
@@ -96,15 +154,18 @@ def test_search_and_filter_in_chromium(page: Path, space: FeatureSpace) -> None:
         tab.on("console", lambda m: errors.append(m.text) if m.type == "error" else None)
         tab.goto(page.as_uri())
         assert tab.evaluate("document.documentElement.scrollWidth") <= 375
-        scored = sum(c != "unscored" for c in space.features["class"].to_pylist())
         tab.select_option("#class", "CrossD")
         cross = space.config.classes["relative"]["counts"]["CrossD"]
-        assert tab.inner_text("#found") == f"{cross} features"
+        assert tab.inner_text("#found") == f"{cross} feature{'s' if cross != 1 else ''}"
         assert tab.locator(".feature:visible").count() == cross
         tab.select_option("#class", "")
         tab.fill("#words", "no such words")
         assert tab.inner_text("#found") == "0 features"
         tab.fill("#words", "a ")
-        assert 0 < tab.locator(".feature:visible").count() <= scored
+        active = sum(n > 0 for n in space.features["active_pairs"].to_pylist())
+        assert 0 < tab.locator(".feature:visible").count() <= active
+        assert tab.evaluate(
+            "[...document.querySelectorAll('.feature:not([hidden]) img')].every(i => i.src)"
+        )
         assert errors == []
         browser.close()
