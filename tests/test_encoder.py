@@ -6,13 +6,13 @@ import numpy as np
 import open_clip
 import pytest
 import torch
-from conftest import save_tiny_clip
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 from torchvision.transforms import Compose, PILToTensor
 
 from features.encoder import Preprocessing, load_encoder
 from features.errors import UserError
+from tests.conftest import save_tiny_clip
 
 
 def noise(width: int, height: int) -> Image.Image:

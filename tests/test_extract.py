@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import draw_imagefolder, save_tiny_clip
 
 from features.encoder import Encoder, load_encoder
 from features.errors import UserError
 from features.extract import default_workers, extract, resolve_precision
 from features.pairs import FilePairs, PairSource, open_pairs
 from features.store import ActivationStore, shard_name
+from tests.conftest import draw_imagefolder, save_tiny_clip
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = """

@@ -9,11 +9,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import draw_imagefolder
 from PIL import Image
 
 from features.errors import UserError
 from features.pairs import Pair, PairSource, Skipped, UnreadableImage, decode_image, open_pairs
+from tests.conftest import draw_imagefolder
 
 
 def png(colour: str | tuple[int, ...] = "red", mode: str = "RGB", size: int = 8) -> bytes:
