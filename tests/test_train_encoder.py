@@ -36,11 +36,11 @@ TINY = EncoderTraining(
 
 
 class FewPairs(EmbeddedPairs):
-    """The first 300 training pairs."""
+    """300 of the training pairs, most of them variants of a few roles."""
 
     @property
     def rows(self) -> list[dict]:
-        return super().rows[:300]
+        return super().rows[1500:1800]
 
 
 @pytest.fixture(scope="module")
