@@ -10,6 +10,7 @@ each under several draws of the planted factors.
 from __future__ import annotations
 
 import argparse
+import math
 import statistics
 import subprocess
 import sys
@@ -52,8 +53,6 @@ def encoder_rows(encoders: dict[str, Encoder], seed: int) -> list[Result]:
 
 def planted_rows(encoder: Encoder, work: Path, seed: int) -> list[Result]:
     """Does MDS tell features of vision-only factors from those of text-only ones?"""
-    from sklearn.metrics import roc_auc_score
-
     store = extract(EmbeddedPairs("train"), encoder, work / "train", progress=False)
     dictionary = fit_dictionary(store, TrainConfig(seed=seed), work / "dictionary", progress=False)
     draws = [embed_pairs(encoder, EmbeddedPairs("heldout", draw)) for draw in HELD_OUT_DRAWS]
@@ -73,25 +72,33 @@ def planted_rows(encoder: Encoder, work: Path, seed: int) -> list[Result]:
     )
     scored = np.isfinite(mds)
     vision, text_only = alignment.vision_only & scored, alignment.text_only & scored
-    truth = np.concatenate([np.ones(vision.sum()), np.zeros(text_only.sum())])
-    scores = np.concatenate([mds[vision], mds[text_only]])
-    rng = np.random.default_rng(seed)
-    replicates: list[float] = []
-    while len(replicates) < 1000:
-        pick = rng.integers(len(truth), size=len(truth))
-        if 0 < truth[pick].sum() < len(pick):
-            replicates.append(roc_auc_score(truth[pick], scores[pick]))
-    low, high = np.quantile(replicates, [0.025, 0.975])
-    auroc = float(roc_auc_score(truth, scores))
-    rows = [Result("planted/auroc", auroc, float(low), float(high), len(truth), "AUROC")]
+    rows = [auroc_row(mds[vision], mds[text_only], seed)]
     for name, group in (("vision_only", vision), ("text_only", text_only)):
         low, high = bootstrap_interval(mds[group], seed=seed)
-        rows.append(
-            Result(
-                f"planted/mds/{name}", float(mds[group].mean()), low, high, int(group.sum()), "MDS"
-            )
-        )
+        mean = float(mds[group].mean()) if group.any() else math.nan
+        rows.append(Result(f"planted/mds/{name}", mean, low, high, int(group.sum()), "MDS"))
     return rows
+
+
+def auroc_row(vision: np.ndarray, text: np.ndarray, seed: int, replicates: int = 1000) -> Result:
+    """AUROC of MDS for vision-only against text-only features, with a bootstrap over features
+    within each group; NaN where a group is empty."""
+    from sklearn.metrics import roc_auc_score
+
+    n = len(vision) + len(text)
+    if len(vision) == 0 or len(text) == 0:
+        return Result("planted/auroc", math.nan, math.nan, math.nan, n, "AUROC")
+    truth = np.repeat([1, 0], [len(vision), len(text)])
+    rng = np.random.default_rng(seed)
+    draws = [
+        roc_auc_score(
+            truth, np.concatenate([rng.choice(group, len(group)) for group in (vision, text)])
+        )
+        for _ in range(replicates)
+    ]
+    low, high = np.quantile(draws, [0.025, 0.975])
+    auroc = float(roc_auc_score(truth, np.concatenate([vision, text])))
+    return Result("planted/auroc", auroc, float(low), float(high), n, "AUROC")
 
 
 def extraction_row(encoder: Encoder, work: Path, repeats: int = 5) -> Result:

@@ -9,6 +9,7 @@ import numpy as np
 from sklearn.metrics import roc_auc_score
 
 from benchmarks.common import Result, write_results
+from benchmarks.features import auroc_row
 from benchmarks.planted import align, auroc_by_value
 
 
@@ -41,6 +42,13 @@ def test_features_align_with_the_factor_that_they_carry() -> None:
     alignment = align(image, text, attributes)
     assert alignment.vision_only.tolist() == [True, False, False]
     assert alignment.text_only.tolist() == [False, True, False]
+
+
+def test_the_scores_auroc_has_an_interval_and_is_undefined_without_a_group() -> None:
+    row = auroc_row(np.array([0.9, 0.8, 0.3]), np.array([0.1, 0.4]), seed=0, replicates=200)
+    assert np.isclose(row.value, 5 / 6)
+    assert row.ci_low <= row.value <= row.ci_high
+    assert np.isnan(auroc_row(np.array([0.9]), np.array([]), seed=0).value)
 
 
 def test_results_are_written_with_machine_versions_and_seed(tmp_path: Path) -> None:
