@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from features.errors import UserError
+from features.store import write_whole
 
 SCHEMA = 1
 WEIGHTS = "dictionary.safetensors"
@@ -209,6 +210,4 @@ def dictionary_from_record(record: dict[str, Any], weights: Path) -> Dictionary:
 
 def write_json(path: Path, record: dict[str, Any]) -> None:
     """Write JSON under a temporary name, then rename it."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    write_whole(path, (json.dumps(record, indent=2) + "\n").encode())
