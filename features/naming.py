@@ -28,6 +28,8 @@ MIN_PAIRS = 5
 MAX_SHARE = 0.5
 MAX_TERMS = 2000
 ROWS = 4096
+CANDIDATES = 5
+"""Terms of a feature among which its second one is looked for."""
 COUNTED_TERMS = 500_000
 """Beyond this many different terms, those that were seen only once so far are forgotten."""
 
@@ -181,8 +183,8 @@ def name_features(
 ) -> Names:
     """Name each feature by the term that goes best with it, in its stronger modality.
 
-    Where features of one class would have one name, all but the one that fits it best get their
-    second-best term too: "moon, night".
+    Where features of one class would have one name, all but the one that fits it best get the
+    next-best term that says something else too: "moon, night", but not "man, gender: man".
 
     Args:
         image_share: the images' share of each feature's activation, `[features]`; from 0.5 on the
@@ -194,10 +196,10 @@ def name_features(
     if not statistics.terms:
         return Names([""] * features, np.full(features, np.nan))
     by_image = torch.from_numpy(np.nan_to_num(image_share) >= 0.5).to(statistics.device)
-    best = min(2, len(statistics.terms))
+    best = min(CANDIDATES, len(statistics.terms))
     image, text = (statistics.correlations(modality).topk(best, dim=0) for modality in (0, 1))
     scores = torch.where(by_image, image.values, text.values).cpu().numpy()  # [best, features]
-    terms = torch.where(by_image, image.indices, text.indices).cpu().numpy()
+    terms = torch.where(by_image, image.indices, text.indices).cpu().numpy()  # [best, features]
     named = active & (scores[0] > 0)
     names = [
         statistics.terms[term] if has else "" for term, has in zip(terms[0], named, strict=True)
@@ -207,6 +209,14 @@ def name_features(
         sharing[classes[feature], names[feature]].append(feature)
     for group in sharing.values():
         for feature in sorted(group, key=lambda f: -scores[0, f])[1:]:
-            if best > 1 and scores[1, feature] > 0:
-                names[feature] += f", {statistics.terms[terms[1, feature]]}"
+            fitting = terms[1:, feature][scores[1:, feature] > 0]
+            others = (statistics.terms[term] for term in fitting)
+            new = next((term for term in others if not _words(term) & _words(names[feature])), None)
+            if new is not None:
+                names[feature] += f", {new}"
     return Names(names, np.where(named, scores[0], np.nan))
+
+
+def _words(term: str) -> set[str]:
+    """The words of a term, without the name of its attribute."""
+    return set(WORD.findall(term.rpartition(": ")[2].lower()))

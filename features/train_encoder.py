@@ -6,9 +6,9 @@
 The model is an open_clip `CLIP` with a small ResNet for images and a small transformer for
 texts. The loss is contrastive (Radford et al. 2021). With `ssl` comes self-supervision of both
 modalities: SimCLR between two views of an image, as in SLIP (Mu et al. 2021), and the prediction
-of masked words, as in DeCLIP (Li et al. 2022), here from the pooled text embedding, since that
-is what the dictionary reads. Half of each batch holds whole groups of like pairs (the variants of
-one role), so that the contrast asks for fine distinctions.
+of masked words, as in DeCLIP (Li et al. 2022). Words are predicted from the direction of the pooled
+text embedding alone, since that is what the dictionary reads. Half of each batch holds whole groups
+of like pairs (the variants of one role), so that the contrast asks for fine distinctions.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import logging
 import math
 import random
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -61,7 +61,8 @@ class EncoderTraining:
     average_decay: float = 0.99
     group_by: str = "role"
     mask_share: float = 0.25
-    ssl_weight: float = 0.5
+    image_ssl_weight: float = 0.5
+    text_ssl_weight: float = 2.0
     seed: int = 0
     dim: int = 128
     image_size: int = 64
@@ -208,14 +209,19 @@ def train_tokenizer(texts: list[str], vocabulary: int) -> CLIPTokenizer:
 
 
 class SelfSupervision(nn.Module):
-    """Heads on the pooled embeddings: SimCLR for images, masked words for texts."""
+    """Heads on the pooled embeddings: SimCLR for images, masked words for texts.
+
+    A word's score is the cosine of its vector with the text's embedding over `word_temperature`:
+    what a text says must take up room in the embedding's direction to be predicted.
+    """
 
     temperature = 0.2
+    word_temperature = 0.05
 
     def __init__(self, dim: int, vocabulary: int) -> None:
         super().__init__()
         self.image_head = nn.Sequential(nn.Linear(dim, 256), nn.ReLU(), nn.Linear(256, 128))
-        self.word_head = nn.Sequential(nn.Linear(dim, 256), nn.ReLU(), nn.Linear(256, vocabulary))
+        self.words = nn.Parameter(torch.randn(vocabulary, dim))
 
     def image_loss(self, first: Tensor, second: Tensor) -> Tensor:
         """NT-Xent (Chen et al. 2020) between two views' embeddings, each `[n, dim]`."""
@@ -231,7 +237,8 @@ class SelfSupervision(nn.Module):
     def text_loss(self, embedding: Tensor, tokens: Tensor) -> Tensor:
         """Cross-entropy of the words of `tokens` `[n, context]` given the pooled embedding of
         their masked version `[n, dim]`, each caption counting once."""
-        log_probabilities = self.word_head(embedding).log_softmax(dim=-1)  # [n, vocabulary]
+        cosine = F.normalize(embedding, dim=-1) @ F.normalize(self.words, dim=-1).T
+        log_probabilities = (cosine / self.word_temperature).log_softmax(dim=-1)  # [n, vocabulary]
         ends = tokens >= log_probabilities.shape[1] - 2
         likelihood = log_probabilities.gather(1, tokens).masked_fill(ends, 0.0)  # [n, context]
         return -(likelihood.sum(1) / (~ends).sum(1).clamp(min=1)).mean()
@@ -363,7 +370,11 @@ def train_encoder(
 
     def image_embedding() -> Tensor:
         view = (augment(pixels, torch_generator) - mean) / std
-        return model.encode_image(view.contiguous(memory_format=torch.channels_last))
+        return encode(model.encode_image, view.contiguous(memory_format=torch.channels_last))
+
+    def encode(encoder: Callable[[Tensor], Tensor], inputs: Tensor) -> Tensor:
+        with torch.autocast(torch.device(device).type, torch.bfloat16):
+            return encoder(inputs).float()  # [batch, dim]
 
     model.train()
     for step in track(
@@ -380,7 +391,7 @@ def train_encoder(
         pixels = pixels.to(device)
         tokens = tokenize(texts)
         image = image_embedding()
-        text = F.normalize(model.encode_text(tokens.to(device)), dim=-1)
+        text = F.normalize(encode(model.encode_text, tokens.to(device)), dim=-1)
         scale = model.logit_scale.exp()
         loss = contrast(F.normalize(image, dim=-1), text, scale)
         if training.ssl:
@@ -389,9 +400,9 @@ def train_encoder(
                 tokens, training.mask_share, len(tokenizer) - 2, torch_generator
             ).to(device)
             loss = (loss + contrast(F.normalize(second, dim=-1), text, scale)) / 2
-            loss = loss + training.ssl_weight * (
-                ssl.image_loss(image, second)
-                + ssl.text_loss(model.encode_text(masked), tokens.to(device))
+            loss = loss + training.image_ssl_weight * ssl.image_loss(image, second)
+            loss = loss + training.text_ssl_weight * ssl.text_loss(
+                encode(model.encode_text, masked), tokens.to(device)
             )
         optimizer.zero_grad()
         loss.backward()

@@ -91,6 +91,17 @@ def test_features_of_one_class_with_one_name_get_a_second_term() -> None:
     assert name_features(result, share, ["ImgD", "TextD", "CrossD"]).names == ["red"] * 3
 
 
+def test_a_second_term_says_something_else() -> None:
+    terms = ["gender: man", "man", "a man", "tall"]
+    result = NamingStatistics(2, terms)
+    activations = torch.tensor([[5.0, 4.0], [5.0, 5.0], [0.0, 0.0], [1.0, 1.0]])
+    captions = [["a man"], ["a tall man"], ["a moon"], ["a tall tree"]]
+    table = pa.table({"captions": captions, "attribute.gender": ["man", "man", None, None]})
+    result.update(activations, activations, table)
+    names = name_features(result, np.ones(2), ["ImgD", "ImgD"]).names
+    assert sorted(name.removeprefix("gender: ") for name in names) == ["man", "man, tall"]
+
+
 def test_merging_equals_one_pass() -> None:
     generator = torch.Generator().manual_seed(1)
     image, text = (torch.rand(PAIRS, 3, generator=generator) for _ in range(2))
