@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,9 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
+
+from features.errors import UserError
+from features.files import replacing
 
 
 def save_checkpoint(
@@ -31,13 +33,12 @@ def save_checkpoint(
     for index, state in optimizer.state_dict()["state"].items():
         for key, value in state.items():
             tensors[f"optimizer/{index}/{key}"] = torch.as_tensor(value).contiguous()
-    temporary = path.with_name(path.name + ".tmp")
-    save_file(
-        {key: value.clone() for key, value in tensors.items()},
-        temporary,
-        metadata={"step": str(step), "settings": settings},
-    )
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        save_file(
+            {key: value.clone() for key, value in tensors.items()},
+            temporary,
+            metadata={"step": str(step), "settings": settings},
+        )
 
 
 def load_checkpoint(
@@ -45,15 +46,20 @@ def load_checkpoint(
 ) -> int:
     """Restore what `save_checkpoint` wrote and return its step.
 
-    Returns 0 and changes nothing where there is no checkpoint, or where it was made with other
-    settings.
+    Returns 0 and changes nothing where there is no checkpoint.
+
+    Raises:
+        UserError: it was made with other settings.
     """
     if not path.is_file():
         return 0
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata()
         if metadata["settings"] != settings:
-            return 0
+            raise UserError(
+                f"{path}: an unfinished training with other settings or pairs; name another folder "
+                "or remove this file"
+            )
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     for name, module in modules.items():
         prefix = f"{name}/"

@@ -99,13 +99,13 @@ class DominanceStatistics:
         active = total > 0
         ratio = torch.where(active, image / total, 0.0)
         weights = poisson_weights(self.seed, self.stream, self._next, len(image), self.replicates)
-        weights = weights.to(ratio.device).T.contiguous()  # [replicates, n]
+        weights = weights.to(ratio).T.contiguous()  # [replicates, n]
         self.ratio += ratio.sum(0)
         self.active += active.sum(0)
         self.energy += torch.stack([image.sum(0), text.sum(0)])
         self.nonzero += torch.stack([(image > 0).sum(0), (text > 0).sum(0)])
-        self.replicate_ratio += weights @ ratio.float()
-        self.replicate_active += weights @ active.float()
+        self.replicate_ratio += weights @ ratio
+        self.replicate_active += weights @ active.double()
         self.pairs += len(image)
         self._next += len(image)
 

@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from features.embedded import ENCODER_NAMES, ENCODERS
-from features.errors import UserError
+from features.errors import UserError, first_line
 
 LOCAL_DIR = "local-dir:"
 HF_HUB = "hf-hub:"
@@ -243,7 +243,6 @@ def _load(encoder_id: str, model_name: str, tag: str | None, device: str | torch
         )
         tokenizer = open_clip.get_tokenizer(model_name)
     except Exception as error:  # open_clip, huggingface_hub and urllib each raise their own
-        detail = (str(error).splitlines() or [type(error).__name__])[0][:160]
         if model_name.startswith(LOCAL_DIR):
             advice = "check that its config, weights and tokenizer files belong together"
         else:
@@ -251,7 +250,9 @@ def _load(encoder_id: str, model_name: str, tag: str | None, device: str | torch
                 "check the name and the network, or use what needs none: embedded or "
                 "local-dir:<folder of a downloaded model>"
             )
-        raise UserError(f"{encoder_id}: cannot be loaded ({detail}); {advice}") from error
+        raise UserError(
+            f"{encoder_id}: cannot be loaded ({first_line(error)}); {advice}"
+        ) from error
     return Encoder(encoder_id, model, transform, tokenizer, _resolve(device))
 
 

@@ -1,4 +1,4 @@
-"""The one exception that stands for a user's mistake."""
+"""The one exception that stands for a user's mistake, and how others are told within it."""
 
 
 class UserError(Exception):
@@ -7,3 +7,8 @@ class UserError(Exception):
     The message is one line that says what was wrong, with which file or argument,
     and what to do. The command line prints it without a traceback.
     """
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, cut to one line of at most 200 characters."""
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]

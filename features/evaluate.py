@@ -5,7 +5,6 @@ Each function returns one hit (bool) a sample, so that any interval can be put o
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from torch import Tensor
 from features.embedded.build_pairs import GENDER_WORDS, SKIN_TONES
 from features.embedded.world import REGISTERS, EmbeddedPairs
 from features.encoder import Encoder, load_encoder
+from features.files import write_json
 from features.intervals import bootstrap_interval
 
 GENDERS = ("man", "woman")
@@ -152,5 +152,5 @@ def write_evaluation(folder: Path, *, device: str = "cpu", seed: int = 0) -> dic
             "ci_high": round(high, 4),
             "n": len(hits),
         }
-    (folder / "held_out.json").write_text(json.dumps(record, indent=2) + "\n")
+    write_json(folder / "held_out.json", record)
     return record

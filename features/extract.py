@@ -25,6 +25,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from features.encoder import Encoder, Preprocessing
 from features.errors import UserError
+from features.files import write_json
 from features.pairs import Pair, PairSource, Part, Skipped
 from features.store import (
     ActivationStore,
@@ -35,7 +36,6 @@ from features.store import (
     remove_extraction_files,
     sample_table,
     write_part,
-    write_whole,
 )
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -93,8 +93,7 @@ def extract(
         return store
     out.mkdir(parents=True, exist_ok=True)
     if state.is_main_process:
-        content = json.dumps(dataclasses.asdict(config), indent=2) + "\n"
-        write_whole(out / "extraction.json", content.encode())
+        write_json(out / "extraction.json", dataclasses.asdict(config))
     parts = source.parts()
     mine = range(state.process_index, len(parts), state.num_processes)
     _extract_parts(

@@ -19,45 +19,51 @@ from torch import Tensor
 FEATURE_CHUNK = 256
 NOBODY = -1
 """Stands in `TopSamples.samples` where fewer than m samples activate a feature."""
+NUMBERS = 2**32 - 1
+"""The greatest number of a sample."""
 
 
 class TopSamples:
     """The m most activating samples of each feature, streamed and mergeable.
 
-    Only samples that activate a feature (|a| > 0) count. Which of equal ones stay is arbitrary.
-
-    Attributes:
-        values: |a|, `[features, m]`, the largest first; 0 where there is no sample.
-        samples: their numbers, `[features, m]` int64; NOBODY where there is none.
+    Only samples that activate a feature (|a| > 0) count. Of equal ones those with the lowest
+    numbers stay, so that neither the batches nor the order of merging changes anything.
     """
 
     def __init__(self, features: int, m: int, device: torch.device | str = "cpu") -> None:
         self.m = m
-        self.values = torch.zeros(features, m, device=device)
-        self.samples = torch.full((features, m), NOBODY, dtype=torch.long, device=device)
+        # The bits of |a| (float32; they grow with it) above those of NUMBERS - sample; 0 is nobody.
+        self._keys = torch.zeros(features, m, dtype=torch.long, device=device)
+
+    @property
+    def values(self) -> Tensor:
+        """|a|, `[features, m]` float32, the largest first; 0 where there is no sample."""
+        return (self._keys >> 32).int().view(torch.float32)
+
+    @property
+    def samples(self) -> Tensor:
+        """Their numbers, `[features, m]` int64; NOBODY where there is none."""
+        return torch.where(self._keys > 0, NUMBERS - (self._keys & NUMBERS), NOBODY)
 
     def update(self, activations: Tensor, start: int) -> None:
         """Add samples.
 
         Args:
             activations: `[n, features]`; signs don't matter.
-            start: the first sample's number.
+            start: the first sample's number; numbers stay below 2^32.
         """
-        by_feature = activations.abs().to(self.values.dtype).T.contiguous()  # [features, n]
-        values, places = by_feature.topk(min(self.m, by_feature.shape[1]), dim=1)
-        self._keep_best(values, torch.where(values > 0, places + start, NOBODY))
+        values = activations.abs().float().T.contiguous()  # [features, n]
+        bits = values.view(torch.int32).long() << 32  # [features, n]
+        numbers = torch.arange(start, start + len(activations), device=values.device)  # [n]
+        self._keep_best(torch.where(values > 0, bits + (NUMBERS - numbers), 0))
 
     def merge(self, other: TopSamples) -> None:
         """Add the best of other samples, numbered apart from these."""
-        device = self.values.device
-        self._keep_best(other.values.to(device), other.samples.to(device))
+        self._keep_best(other._keys.to(self._keys.device))
 
-    def _keep_best(self, values: Tensor, samples: Tensor) -> None:
-        all_values = torch.cat([self.values, values], dim=1)
-        all_samples = torch.cat([self.samples, samples], dim=1)
-        order = all_values.argsort(dim=1, descending=True, stable=True)[:, : self.m]
-        self.values = all_values.gather(1, order)
-        self.samples = all_samples.gather(1, order)
+    def _keep_best(self, keys: Tensor) -> None:
+        keys = keys.topk(min(self.m, keys.shape[1]), dim=1).values
+        self._keys = torch.cat([self._keys, keys], dim=1).topk(self.m, dim=1).values
 
 
 @dataclass(frozen=True)
@@ -120,10 +126,9 @@ def random_samples(rows: int, m: int, total: int, generator: torch.Generator) ->
 
 def _cosines(samples: Tensor, embeddings: Callable[[Tensor], Tensor]) -> Tensor:
     """Cosines among each row's samples: `[rows, m]` -> `[rows, m, m]` float64."""
-    unique, places = samples.clamp(min=0).unique(return_inverse=True)
-    unit = F.normalize(embeddings(unique).double(), dim=1)  # [unique, dim]
-    rows = unit[places]  # [rows, m, dim]
-    return rows @ rows.transpose(1, 2)
+    found = embeddings(samples.clamp(min=0).flatten()).double()  # [rows * m, dim]
+    unit = F.normalize(found, dim=1).view(*samples.shape, -1)  # [rows, m, dim]
+    return unit @ unit.transpose(1, 2)
 
 
 @dataclass(frozen=True)
@@ -152,8 +157,8 @@ class MonosemanticityStatistics:
     """
 
     def __init__(self, features: int, dim: int, device: torch.device | str = "cpu") -> None:
-        self.image = _Moments.empty(features, dim, device)
-        self.text = _Moments.empty(features, dim, device)
+        self.image = Moments.empty(features, dim, device)
+        self.text = Moments.empty(features, dim, device)
 
     def update(self, image: Tensor, text: Tensor, judge_image: Tensor, judge_text: Tensor) -> None:
         """Add pairs.
@@ -188,7 +193,7 @@ class MonosemanticityStatistics:
 
 
 @dataclass
-class _Moments:
+class Moments:
     """Sums over one modality's samples, a being |activation| and e the judge's unit embedding."""
 
     count: int
@@ -206,7 +211,7 @@ class _Moments:
     """sum e: `[dim]`"""
 
     @classmethod
-    def empty(cls, features: int, dim: int, device: torch.device | str) -> _Moments:
+    def empty(cls, features: int, dim: int, device: torch.device | str) -> Moments:
         zeros = torch.zeros(features, dtype=torch.float64, device=device)
         weighted = torch.zeros(features, dim, dtype=torch.float64, device=device)
         return cls(
@@ -230,14 +235,15 @@ class _Moments:
         self.weighted += a.T @ e
         self.embedding += e.sum(0)
 
-    def merge(self, other: _Moments) -> None:
+    def merge(self, other: Moments) -> None:
         self.count += other.count
-        self.least = torch.minimum(self.least, other.least)
-        self.greatest = torch.maximum(self.greatest, other.greatest)
-        self.total += other.total
-        self.squares += other.squares
-        self.weighted += other.weighted
-        self.embedding += other.embedding
+        device = self.total.device
+        self.least = torch.minimum(self.least, other.least.to(device))
+        self.greatest = torch.maximum(self.greatest, other.greatest.to(device))
+        self.total += other.total.to(device)
+        self.squares += other.squares.to(device)
+        self.weighted += other.weighted.to(device)
+        self.embedding += other.embedding.to(device)
 
     def score(self) -> np.ndarray:
         """Pach et al.'s MS `[features]`, over the pairs of different samples, with activations

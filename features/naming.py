@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,7 +27,6 @@ WORD = re.compile(r"[^\W_](?:[\w'\u2019-]*[^\W_])")
 MIN_PAIRS = 5
 MAX_SHARE = 0.5
 MAX_TERMS = 2000
-ROWS = 4096
 CANDIDATES = 5
 """Terms of a feature among which its second one is looked for."""
 COUNTED_TERMS = 500_000
@@ -55,7 +54,7 @@ def pair_terms(samples: pa.Table, phrases: Sequence[str] = ()) -> Iterator[set[s
 
 
 def vocabulary(
-    samples: pa.Table,
+    samples: Iterable[pa.Table],
     *,
     min_pairs: int = MIN_PAIRS,
     max_share: float = MAX_SHARE,
@@ -64,14 +63,19 @@ def vocabulary(
     """The terms to name features by, the commonest first.
 
     Those that occur in at least `min_pairs` pairs and at most `max_share` of them.
+
+    Args:
+        samples: a store's, piece by piece.
     """
     counts: Counter[str] = Counter()
-    for start in range(0, len(samples), ROWS):
-        for terms in pair_terms(samples.slice(start, ROWS)):
+    pairs = 0
+    for table in samples:
+        pairs += len(table)
+        for terms in pair_terms(table):
             counts.update(terms)
         if len(counts) > COUNTED_TERMS:
             counts = Counter({term: count for term, count in counts.items() if count > 1})
-    most = max_share * len(samples)
+    most = max_share * pairs
     kept = [(-count, term) for term, count in counts.items() if min_pairs <= count <= most]
     return [term for _, term in sorted(kept)[:max_terms]]
 
@@ -120,11 +124,11 @@ class NamingStatistics:
         presence = self._presence(samples)  # sparse [terms, n]
         self.present += presence.sum(1).to_dense()
         for modality, activations in enumerate((image, text)):
-            a = activations.abs()  # [n, features]
-            self.total[modality] += a.double().sum(0)
-            self.squares[modality] += a.double().square().sum(0)
+            a = activations.double().abs()  # [n, features]
+            self.total[modality] += a.sum(0)
+            self.squares[modality] += a.square().sum(0)
             if self.terms:
-                self.together[modality] += torch.sparse.mm(presence, a.float())
+                self.together[modality] += torch.sparse.mm(presence, a)
         self.pairs += len(image)
 
     def merge(self, other: NamingStatistics) -> None:
@@ -152,7 +156,7 @@ class NamingStatistics:
         return torch.where(scale > 1e-12, covariance / scale, 0.0)
 
     def _presence(self, samples: pa.Table) -> Tensor:
-        """Which terms each pair has: sparse `[terms, n]` float32."""
+        """Which terms each pair has: sparse `[terms, n]` float64."""
         places = [
             (self._index[term], pair)
             for pair, terms in enumerate(pair_terms(samples, self._phrases))
@@ -160,7 +164,7 @@ class NamingStatistics:
             if term in self._index
         ]
         indices = torch.tensor(places, dtype=torch.long).reshape(-1, 2).T
-        ones = torch.ones(indices.shape[1])
+        ones = torch.ones(indices.shape[1], dtype=torch.float64)
         shape = (len(self.terms), len(samples))
         return torch.sparse_coo_tensor(
             indices, ones, shape, device=self.device, check_invariants=False

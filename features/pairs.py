@@ -31,7 +31,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image, UnidentifiedImageError
 
-from features.errors import UserError
+from features.errors import UserError, first_line
 
 PART_RECORDS = 512
 IMAGE_COLUMNS = ("image", "file_name", "filepath", "path")
@@ -545,8 +545,7 @@ class TarPairs(PairSource):
             for sample in self._samples(part.name):
                 yield _tar_pair(sample, f"{part.name}/{sample['__key__']}")
         except Exception as error:  # tarfile, zlib and webdataset each raise their own
-            detail = str(error).splitlines()[0] if str(error) else type(error).__name__
-            detail = detail.replace(str(self.files[part.name]), part.name)
+            detail = first_line(error).replace(str(self.files[part.name]), part.name)
             yield Skipped(part.name, part.name, f"unreadable tar file from here on: {detail}")
 
     def images(self, locations: Iterable[str]) -> dict[str, Image.Image]:

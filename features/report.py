@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from features.dominance import CROSS_MODAL, IMAGE_DOMINANT, TEXT_DOMINANT, UNSCORED
+from features.files import write_whole
 from features.space import FeatureSpace
-from features.store import write_whole
 
 BINS = 40
 SHOWN_EACH = 12

@@ -20,7 +20,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,22 +34,17 @@ from PIL import Image
 from torch import Tensor
 
 from features.dictionary import Dictionary, Modality
-from features.dictionary.base import WEIGHTS, dictionary_from_record, write_json
-from features.dominance import CLASSES, Classes, Dominance, DominanceStatistics, Rule, classify
+from features.dictionary.base import WEIGHTS, dictionary_from_record
+from features.dominance import CLASSES, Classes, Dominance, Rule, classify
 from features.embedded import ENCODER_NAMES, SPACES
 from features.encoder import Encoder, load_encoder
-from features.errors import UserError
-from features.monosemanticity import (
-    NOBODY,
-    Monosemanticity,
-    MonosemanticityStatistics,
-    TopSamples,
-    TopSimilarity,
-    random_samples,
-    top_similarity,
-)
-from features.naming import NamingStatistics, name_features, vocabulary
+from features.errors import UserError, first_line
+from features.evidence import SWEEP, TopScores, all_measures, class_means, top_scores
+from features.files import write_json
+from features.monosemanticity import NOBODY, Monosemanticity, TopSamples, TopSimilarity
+from features.naming import name_features, vocabulary
 from features.pairs import PairSource
+from features.scoring import collect, from_main_process
 from features.store import ActivationStore
 
 SCHEMA = 1
@@ -57,6 +52,8 @@ ENCODE_BATCH = 256
 THUMBNAIL_SIDE = 48
 THUMBNAIL_COLOURS = 64
 THUMBNAIL_BATCH = 512
+SAMPLE_BATCH = 4096
+"""Rows of samples that are read together."""
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 FEATURE_COLUMNS = (
@@ -292,7 +289,7 @@ class FeatureSpace:
         record = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         if record.get("schema") != SCHEMA or "dictionary" not in record:
             raise UserError(f"{where}: not a FeatureSpace of schema {SCHEMA}; score it again")
-        known = {field.name for field in dataclasses.fields(SpaceConfig)}
+        known = {f.name for f in dataclasses.fields(SpaceConfig)}
         return cls(
             SpaceConfig(**{key: value for key, value in record.items() if key in known}),
             dictionary_from_record(record["dictionary"], folder / WEIGHTS),
@@ -318,7 +315,7 @@ class FeatureSpace:
                 api.upload_folder(repo_id=repo_id, folder_path=folder)
             except Exception as error:  # huggingface_hub and its client each raise their own
                 raise UserError(
-                    f"{repo_id}: cannot be uploaded ({_first_line(error)}); log in with `hf auth "
+                    f"{repo_id}: cannot be uploaded ({first_line(error)}); log in with `hf auth "
                     "login` and check the name and the network"
                 ) from error
 
@@ -366,7 +363,8 @@ def score(
 ) -> FeatureSpace:
     """Score, name and illustrate the features of a dictionary, in one pass over the store.
 
-    Memory is bounded by the batch, the dictionary and the table of samples.
+    Memory is bounded by the batch and the dictionary. Under `accelerate launch` the processes share
+    the pass, and all return the same FeatureSpace.
 
     Args:
         store: embeddings of the encoder to which the dictionary belongs.
@@ -375,7 +373,8 @@ def score(
         source: where thumbnails come from; None for none.
         terms: to name features by; None takes the captions' own words, tags and attributes.
         min_pairs: a feature with fewer active pairs is unscored.
-        top_m: samples that EmbSim and WinRate look at.
+        top_m: samples that EmbSim and WinRate look at; beside it, the classes' means are computed
+            for those of SWEEP.
         exemplars: samples to keep a feature and modality.
         replicates: of the bootstrap.
         device: a torch device; "auto" is the GPU where there is one.
@@ -385,40 +384,36 @@ def score(
     """
     judge = judge or store
     _check_inputs(store, dictionary, judge)
+    if terms is None:
+        terms = from_main_process(lambda: vocabulary(store.sample_batches(SAMPLE_BATCH)))
     device = _device(device)
     dictionary = dictionary.to(device).eval().requires_grad_(False)
-    samples = store.samples()
-    size = dictionary.config.features
-    dominance = DominanceStatistics(
-        size,
+    sizes = sorted({*SWEEP, top_m})
+    found = collect(
+        store,
+        dictionary,
+        judge,
+        terms,
+        kept=max(*sizes, exemplars),
+        batch_size=batch_size,
         seed=seed,
-        stream=store.config.pairs_fingerprint,
         replicates=replicates,
         device=device,
+        progress=progress,
     )
-    monosemanticity = MonosemanticityStatistics(size, judge.dim, device)
-    naming = NamingStatistics(size, vocabulary(samples) if terms is None else terms, device)
-    best = {m: TopSamples(size, max(top_m, exemplars), device) for m in ("image", "text")}
-    for start, pair, judge_pair in _batches(store, judge, batch_size, device, progress):
-        image = dictionary.encode(pair[0], "image")  # [n, features]
-        text = dictionary.encode(pair[1], "text")  # [n, features]
-        dominance.update(image, text)
-        monosemanticity.update(image, text, *judge_pair)
-        naming.update(image, text, samples.slice(start, len(image)))
-        best["image"].update(image, start)
-        best["text"].update(text, start)
-    scores = dominance.scores(min_pairs)
-    classes = {
-        rule: classify(scores.mds, scores.ci_low, scores.ci_high, rule)
-        for rule in ("relative", "fixed")
-    }
-    meaning = monosemanticity.scores()
-    similar, floors = _top_similarities(best, judge, top_m, seed)
-    image_share = np.where(np.isfinite(scores.mds), scores.mds, scores.energy)
-    names = name_features(naming, image_share, classes["relative"].names.tolist())
-    table = _feature_table(scores, classes, similar, meaning, names.names, names.scores)
-    return FeatureSpace(
-        SpaceConfig(
+
+    def finish() -> tuple[SpaceConfig, pa.Table, pa.Table]:
+        scores = found.dominance.scores(min_pairs)
+        classes = {
+            rule: classify(scores.mds, scores.ci_low, scores.ci_high, rule)
+            for rule in ("relative", "fixed")
+        }
+        meaning = found.monosemanticity.scores()
+        tops = {m: top_scores(found.best, judge, m, seed) for m in sizes}
+        relative = classes["relative"].names
+        image_share = np.where(np.isfinite(scores.mds), scores.mds, scores.energy)
+        names = name_features(found.naming, image_share, relative.tolist())
+        config = SpaceConfig(
             encoder=store.config.encoder,
             encoder_fingerprint=store.config.encoder_fingerprint,
             dictionary=dataclasses.asdict(dictionary.config),
@@ -436,18 +431,15 @@ def score(
             seed=seed,
             dead=float((scores.active_pairs == 0).mean()),
             classes={rule: _class_record(result) for rule, result in classes.items()},
-            floors={
-                "ms_image": _finite(meaning.floor_image),
-                "ms_text": _finite(meaning.floor_text),
-                "ms_cross": _finite(meaning.floor_cross),
-            }
-            | floors,
-        ),
-        dictionary,
-        table,
-        _exemplar_table(best, exemplars, samples, source),
-        device=device,
-    )
+            floors=_floors(tops[top_m], meaning),
+            class_means=class_means(all_measures(tops.values(), meaning), relative, seed=seed),
+        )
+        similar = tops[top_m].similar
+        table = _feature_table(scores, classes, similar, meaning, names.names, names.scores)
+        return config, table, _exemplar_table(found.best, exemplars, store, source)
+
+    config, table, shown = from_main_process(finish)
+    return FeatureSpace(config, dictionary, table, shown, device=device)
 
 
 def _device(device: torch.device | str) -> torch.device:
@@ -471,58 +463,30 @@ def _check_inputs(store: ActivationStore, dictionary: Dictionary, judge: Activat
         )
     if len(store) == 0:
         raise UserError(f"{store.path}: holds no pairs; extract some first")
-    if judge is not store and not judge.samples()["id"].equals(store.samples()["id"]):
+    if judge is not store and not _same_pairs(store, judge):
         raise UserError(
             f"{judge.path}: the judge's pairs are not those of {store.path}, row by row; extract "
             "both stores from the same pairs"
         )
 
 
-def _batches(
-    store: ActivationStore,
-    judge: ActivationStore,
-    batch_size: int,
-    device: torch.device,
-    progress: bool,
-) -> Iterator[tuple[int, tuple[Tensor, Tensor], tuple[Tensor, Tensor]]]:
-    """(first row, (image, text) of the store, the same of the judge), on the device."""
-    from rich.progress import track
-
-    batches = store.batches(batch_size)
-    judged = batches if judge is store else judge.batches(batch_size)
-    starts = range(0, len(store), batch_size)
-    for start in track(starts, description="scoring the features", disable=not progress):
-        image, text = (embedding.to(device) for embedding in next(batches))
-        pair = (image, text)
-        if judge is store:
-            yield start, pair, pair
-        else:
-            judge_image, judge_text = (embedding.to(device) for embedding in next(judged))
-            yield start, pair, (judge_image, judge_text)
+def _same_pairs(store: ActivationStore, judge: ActivationStore) -> bool:
+    """Whether row i of both is the same pair."""
+    if len(store) != len(judge):
+        return False
+    ids = (each.sample_batches(SAMPLE_BATCH, columns=["id"]) for each in (store, judge))
+    return all(left.equals(right) for left, right in zip(*ids, strict=True))
 
 
-def _top_similarities(
-    best: dict[str, TopSamples], judge: ActivationStore, top_m: int, seed: int
-) -> tuple[dict[str, TopSimilarity], dict[str, float | None]]:
-    """EmbSim and WinRate by modality, and the 97.5% quantiles of sets of random samples."""
-    generator = torch.Generator().manual_seed(seed)
-    similar: dict[str, TopSimilarity] = {}
-    floors: dict[str, float | None] = {}
-    for place, modality in enumerate(("image", "text")):
-
-        def embeddings(numbers: Tensor, place: int = place) -> Tensor:
-            return judge.rows(numbers)[place]
-
-        top = best[modality].samples[:, :top_m].cpu()
-        similar[modality] = top_similarity(top, embeddings, len(judge), generator)
-        full = int((top != NOBODY).all(dim=1).sum())
-        drawn = random_samples(full, top_m, len(judge), generator)
-        chance = top_similarity(drawn, embeddings, len(judge), generator)
-        for name, values in (("embsim", chance.embsim), ("winrate", chance.winrate)):
-            known = values[np.isfinite(values)]
-            quantile = float(np.quantile(known, 0.975)) if len(known) else None
-            floors[f"{name}_{modality}"] = quantile
-    return similar, floors
+def _floors(top: TopScores, meaning: Monosemanticity) -> dict[str, float | None]:
+    floors = {
+        "ms_image": meaning.floor_image,
+        "ms_text": meaning.floor_text,
+        "ms_cross": meaning.floor_cross,
+    }
+    floors |= {f"embsim_{modality}": floor for modality, floor in top.embsim_floor.items()}
+    floors |= {f"winrate_{modality}": floor for modality, floor in top.winrate_floor.items()}
+    return {name: _finite(floor) for name, floor in floors.items()}
 
 
 def _feature_table(
@@ -563,7 +527,7 @@ def _feature_table(
 
 
 def _exemplar_table(
-    best: dict[str, TopSamples], count: int, samples: pa.Table, source: PairSource | None
+    best: dict[str, TopSamples], count: int, store: ActivationStore, source: PairSource | None
 ) -> pa.Table:
     columns: dict[str, list[Any]] = {name: [] for name in EXEMPLAR_SCHEMA.names}
     rows: list[int] = []
@@ -575,7 +539,7 @@ def _exemplar_table(
         columns["modality"] += [modality] * len(found)
         columns["activation"] += top.values.cpu()[found[:, 0], found[:, 1]].tolist()
         rows += numbers[found[:, 0], found[:, 1]].tolist()
-    taken = samples.select(["id", "caption", "location"]).take(pa.array(rows, pa.int64()))
+    taken = store.sample_rows(rows, ["id", "caption", "location"])
     columns["sample_id"] = taken["id"].to_pylist()
     columns["caption"] = taken["caption"].to_pylist()
     locations = taken["location"].to_pylist()
@@ -741,9 +705,5 @@ def _find(where: str | Path) -> Path:
     except Exception as error:  # huggingface_hub and its client each raise their own
         raise UserError(
             f"{where}: no such folder, and the hub has no such model or cannot be reached "
-            f"({_first_line(error)}); check the name and the network"
+            f"({first_line(error)}); check the name and the network"
         ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]

@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 
 from features.errors import UserError
+from features.files import replacing, write_json, write_whole
 from features.pairs import Skipped
 
 SCHEMA = 1
@@ -113,13 +114,19 @@ class ActivationStore:
         parts = (c.contents, c.encoder_fingerprint, c.pairs_fingerprint, c.precision)
         return hashlib.sha256("/".join(parts).encode()).hexdigest()
 
-    def batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """All pairs in order: (image, text), each `[batch, dim]` float32; the last may be shorter.
+    def batches(
+        self, batch_size: int, pairs: range | None = None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Pairs in order: (image, text), each `[batch, dim]` float32; the last may be shorter.
 
         Batches are filled across shards.
+
+        Args:
+            pairs: consecutive numbers; None for all.
         """
-        for start in range(0, len(self), batch_size):
-            image, text = self._range(start, min(start + batch_size, len(self)))
+        pairs = range(len(self)) if pairs is None else pairs
+        for start in range(pairs.start, pairs.stop, batch_size):
+            image, text = self._range(start, min(start + batch_size, pairs.stop))
             yield torch.from_numpy(image).float(), torch.from_numpy(text).float()
 
     def shuffled_batches(
@@ -172,6 +179,49 @@ class ActivationStore:
     def samples(self) -> pa.Table:
         """Columns id, caption (the first), captions (list), location, attribute.<name> ..."""
         return pq.read_table(self.path / "samples.parquet", memory_map=True)
+
+    def sample_batches(
+        self, batch_size: int, pairs: range | None = None, columns: Sequence[str] | None = None
+    ) -> Iterator[pa.Table]:
+        """The rows of `samples` that go with `batches`, without reading the whole table.
+
+        Args:
+            pairs: consecutive numbers; None for all.
+            columns: None for all.
+        """
+        pairs = range(len(self)) if pairs is None else pairs
+        with pq.ParquetFile(self.path / "samples.parquet") as file:
+            starts = _group_starts(file)  # [groups + 1]
+            groups = np.flatnonzero((starts[:-1] < pairs.stop) & (starts[1:] > pairs.start))
+            if len(groups) == 0:
+                return
+            at = int(starts[groups[0]])
+            names = file.schema_arrow.names if columns is None else list(columns)
+            waiting = file.schema_arrow.empty_table().select(names)
+            for batch in file.iter_batches(batch_size, groups.tolist(), names):
+                table = pa.Table.from_batches([batch]).select(names)
+                first, at = at, at + len(table)
+                skip = max(0, pairs.start - first)
+                table = table.slice(skip, max(0, min(at, pairs.stop) - first - skip))
+                waiting = pa.concat_tables([waiting, table])
+                while len(waiting) >= batch_size:
+                    yield waiting.slice(0, batch_size)
+                    waiting = waiting.slice(batch_size)
+            if len(waiting):
+                yield waiting
+
+    def sample_rows(self, indices: Sequence[int], columns: Sequence[str]) -> pa.Table:
+        """The rows of `samples` at `indices`, in their order; only their row groups are read."""
+        wanted, places = np.unique(np.asarray(indices, dtype=np.int64), return_inverse=True)
+        with pq.ParquetFile(self.path / "samples.parquet") as file:
+            starts = _group_starts(file)  # [groups + 1]
+            found = [file.schema_arrow.empty_table().select(columns)]
+            group_of = np.searchsorted(starts, wanted, side="right") - 1
+            for group in np.unique(group_of):
+                table = file.read_row_group(int(group), columns=list(columns))
+                local = wanted[group_of == group] - starts[group]
+                found.append(table.select(columns).take(pa.array(local)))
+        return pa.concat_tables(found).take(pa.array(places.reshape(-1)))
 
     def _range(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
         """Copies of rows start..stop: (image, text), each `[stop - start, dim]` fp16."""
@@ -298,9 +348,8 @@ def write_part(
         "skipped": json.dumps([dataclasses.asdict(record) for record in skipped]),
     }
     table = samples.replace_schema_metadata(metadata)
-    temporary = folder / (part_name(index) + ".tmp")
-    pq.write_table(table, temporary, compression="zstd")
-    os.replace(temporary, folder / part_name(index))
+    with replacing(folder / part_name(index)) as temporary:
+        pq.write_table(table, temporary, compression="zstd")
     write_whole(folder / shard_name(index), content)
 
 
@@ -321,8 +370,10 @@ def finish_store(folder: Path, config: StoreConfig, parts: int) -> StoreConfig:
     digest = hashlib.sha256()
     reasons: Counter[str] = Counter()
     skipped_lines: list[str] = []
-    temporary = folder / "samples.parquet.tmp"
-    with pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
+    with (
+        replacing(folder / "samples.parquet") as temporary,
+        pq.ParquetWriter(temporary, schema, compression="zstd") as writer,
+    ):
         for index in range(parts):
             table = pq.read_table(folder / part_name(index))
             rows.append(len(table))
@@ -333,7 +384,6 @@ def finish_store(folder: Path, config: StoreConfig, parts: int) -> StoreConfig:
                 skipped_lines.append(json.dumps(record, ensure_ascii=False) + "\n")
             if len(table):
                 writer.write_table(_with_columns(table, schema))
-    os.replace(temporary, folder / "samples.parquet")
     if skipped_lines:
         write_whole(folder / "skipped.jsonl", "".join(skipped_lines).encode())
     config = dataclasses.replace(
@@ -343,8 +393,7 @@ def finish_store(folder: Path, config: StoreConfig, parts: int) -> StoreConfig:
         skipped_reasons=dict(sorted(reasons.items())),
         contents=digest.hexdigest(),
     )
-    content = json.dumps(dataclasses.asdict(config), indent=2) + "\n"
-    write_whole(folder / "config.json", content.encode())
+    write_json(folder / "config.json", dataclasses.asdict(config))
     remove_extraction_files(folder)
     return config
 
@@ -356,11 +405,11 @@ def remove_extraction_files(folder: Path) -> None:
             file.unlink(missing_ok=True)
 
 
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file under a temporary name, then rename it."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
+def _group_starts(file: pq.ParquetFile) -> np.ndarray:
+    """The first row of each row group, and the number of rows: `[groups + 1]`."""
+    metadata = file.metadata
+    rows = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+    return np.concatenate([[0], np.cumsum(rows, dtype=np.int64)])
 
 
 def _with_columns(table: pa.Table, schema: pa.Schema) -> pa.Table:

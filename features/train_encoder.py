@@ -34,6 +34,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from features.checkpoint import load_checkpoint, save_checkpoint
 from features.embedded.world import REGISTERS, EmbeddedPairs, PlantedFactors, caption, render
 from features.errors import UserError
+from features.files import replacing, write_json
 from features.pairs import Pair, PairSource
 
 if TYPE_CHECKING:
@@ -298,13 +299,11 @@ def save_encoder(
         for key, value in model.state_dict().items()
         if key != "attn_mask"
     }
-    save_file(
-        {key: value.contiguous() for key, value in weights.items()},
-        folder / "open_clip_model.safetensors",
-    )
-    (folder / "open_clip_config.json").write_text(json.dumps(config, indent=2) + "\n")
     tokenizer.save_pretrained(folder)
-    (folder / "training.json").write_text(json.dumps(record, indent=2) + "\n")
+    write_json(folder / "training.json", record)
+    write_json(folder / "open_clip_config.json", config)
+    with replacing(folder / "open_clip_model.safetensors") as temporary:
+        save_file({key: value.contiguous() for key, value in weights.items()}, temporary)
 
 
 def train_encoder(
@@ -320,7 +319,8 @@ def train_encoder(
     100 steps, removed at the end).
 
     Raises:
-        UserError: there are fewer than two readable pairs.
+        UserError: there are fewer than two readable pairs, or `out` holds an unfinished training
+            with other settings or pairs.
     """
     import open_clip
     from rich.progress import track

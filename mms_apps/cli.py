@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from features.errors import UserError
+from features.files import write_json
 
 if TYPE_CHECKING:
     from features.dictionary import TrainConfig
@@ -104,7 +105,6 @@ def run(
     from features.pairs import open_pairs
     from features.report import write_report
     from features.space import score as score_features
-    from features.store import write_whole
 
     source = open_pairs(pairs)
     model = load_encoder(encoder, device=device)
@@ -153,7 +153,7 @@ def run(
             store, fitted, judge_store, source, terms=terms, seed=seed, device=str(model.device)
         )
         scored.save(out / "space")
-        write_whole(out / RUN_SETTINGS, (json.dumps(settings, indent=2) + "\n").encode())
+        write_json(out / RUN_SETTINGS, settings)
     write_report(scored, out / "report.html", skipped=store.config.skipped_reasons)
     _summarise(scored, store, out)
 

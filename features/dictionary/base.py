@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from features.errors import UserError
-from features.store import write_whole
+from features.errors import UserError, first_line
+from features.files import replacing, write_json
 
 SCHEMA = 1
 WEIGHTS = "dictionary.safetensors"
@@ -135,9 +134,8 @@ class Dictionary(nn.Module, ABC):
     def save_weights(self, path: Path) -> None:
         """Write the weights under a temporary name, then rename them."""
         state = {key: value.detach().cpu().clone() for key, value in self.state_dict().items()}
-        temporary = path.with_name(path.name + ".tmp")
-        save_file(state, temporary)
-        os.replace(temporary, path)
+        with replacing(path) as temporary:
+            save_file(state, temporary)
 
     def load_weights(self, path: Path) -> None:
         """Read weights.
@@ -150,9 +148,8 @@ class Dictionary(nn.Module, ABC):
         try:
             self.load_state_dict(load_file(path))
         except Exception as error:  # safetensors and torch each raise their own
-            reason = str(error).splitlines()[0]
             raise UserError(
-                f"{path}: does not match its config.json ({reason}); fit again"
+                f"{path}: does not match its config.json ({first_line(error)}); fit again"
             ) from error
 
 
@@ -206,8 +203,3 @@ def dictionary_from_record(record: dict[str, Any], weights: Path) -> Dictionary:
     dictionary = dictionary_class(config.kind)(config)
     dictionary.load_weights(weights)
     return dictionary.eval().requires_grad_(False)
-
-
-def write_json(path: Path, record: dict[str, Any]) -> None:
-    """Write JSON under a temporary name, then rename it."""
-    write_whole(path, (json.dumps(record, indent=2) + "\n").encode())

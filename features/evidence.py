@@ -1,0 +1,147 @@
+"""Scores of whole classes of features, beside what random features get.
+
+The paper (Yan et al. 2025, arXiv 2502.14888) looks at each feature's 20 most activating samples;
+how much that number matters is answered by computing the same for others.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from features.dominance import CROSS_MODAL, IMAGE_DOMINANT, TEXT_DOMINANT
+from features.intervals import bootstrap_interval
+from features.monosemanticity import (
+    NOBODY,
+    Monosemanticity,
+    TopSamples,
+    TopSimilarity,
+    random_samples,
+    top_similarity,
+)
+from features.store import ActivationStore
+
+SWEEP = (10, 20, 30, 50)
+"""Numbers of most activating samples for which EmbSim and WinRate are computed."""
+FLOOR_QUANTILE = 0.975
+
+
+@dataclass(frozen=True)
+class TopScores:
+    """EmbSim and WinRate by modality, "image" and "text".
+
+    m: samples that they look at.
+    similar: of the features.
+    embsim_floor, winrate_floor: the 97.5% quantile over as many sets of m random samples as there
+        are features with m active ones; NaN where there are none.
+    """
+
+    m: int
+    similar: dict[str, TopSimilarity]
+    embsim_floor: dict[str, float]
+    winrate_floor: dict[str, float]
+
+
+def top_scores(best: dict[str, TopSamples], judge: ActivationStore, m: int, seed: int) -> TopScores:
+    """EmbSim and WinRate of the m most activating samples, and of random ones.
+
+    Args:
+        best: m samples or more a feature, by modality.
+        judge: whose embeddings are compared.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    scores = TopScores(m, {}, {}, {})
+    for place, modality in enumerate(("image", "text")):
+
+        def embeddings(numbers: Tensor, place: int = place) -> Tensor:
+            return judge.rows(numbers)[place]
+
+        top = best[modality].samples[:, :m].cpu()  # [features, m]
+        scores.similar[modality] = top_similarity(top, embeddings, len(judge), generator)
+        full = int((top != NOBODY).all(dim=1).sum())
+        drawn = random_samples(full, m, len(judge), generator)  # [full, m]
+        chance = top_similarity(drawn, embeddings, len(judge), generator)
+        scores.embsim_floor[modality] = _floor(chance.embsim)
+        scores.winrate_floor[modality] = _floor(chance.winrate)
+    return scores
+
+
+class Measure(NamedTuple):
+    """A score of every feature."""
+
+    name: str
+    """embsim, winrate or ms"""
+    modality: str
+    """image, text or cross"""
+    m: int | None
+    """Samples that it looks at; None for all."""
+    values: np.ndarray
+    """`[features]`; NaN is undefined."""
+    floor: float
+    """What a random feature gets; NaN where it isn't known."""
+
+
+def all_measures(tops: Iterable[TopScores], meaning: Monosemanticity) -> list[Measure]:
+    """EmbSim and WinRate for each number of samples, and the Monosemanticity Scores."""
+    measures = []
+    for top in tops:
+        for modality, similar in top.similar.items():
+            measures += [
+                Measure("embsim", modality, top.m, similar.embsim, top.embsim_floor[modality]),
+                Measure("winrate", modality, top.m, similar.winrate, top.winrate_floor[modality]),
+            ]
+    return [
+        *measures,
+        Measure("ms", "image", None, meaning.ms_image, meaning.floor_image),
+        Measure("ms", "text", None, meaning.ms_text, meaning.floor_text),
+        Measure("ms", "cross", None, meaning.ms_cross, meaning.floor_cross),
+    ]
+
+
+def class_means(
+    measures: Iterable[Measure], classes: np.ndarray, *, seed: int = 0
+) -> list[dict[str, Any]]:
+    """Each modality class's mean of each measure, as records for JSON.
+
+    Args:
+        classes: each feature's class, `[features]`.
+        seed: of the bootstrap over the class's features.
+
+    Returns:
+        Records of measure, modality, m, class, n (features of the class with a defined value),
+        mean, ci_low and ci_high (95% percentile interval), floor; None where undefined.
+    """
+    records = []
+    for measure in measures:
+        for name in (IMAGE_DOMINANT, CROSS_MODAL, TEXT_DOMINANT):
+            values = measure.values[(classes == name) & np.isfinite(measure.values)]
+            low, high = bootstrap_interval(values, seed=seed)
+            records.append(
+                {
+                    "measure": measure.name,
+                    "modality": measure.modality,
+                    "m": measure.m,
+                    "class": name,
+                    "n": len(values),
+                    "mean": float(values.mean()) if len(values) else None,
+                    "ci_low": _finite(low),
+                    "ci_high": _finite(high),
+                    "floor": _finite(measure.floor),
+                }
+            )
+    return records
+
+
+def _floor(values: np.ndarray) -> float:
+    known = values[np.isfinite(values)]
+    return float(np.quantile(known, FLOOR_QUANTILE)) if len(known) else math.nan
+
+
+def _finite(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None
