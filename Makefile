@@ -30,8 +30,8 @@ SPACES := features/embedded/spaces
 .PHONY: embedded-encoders embedded-spaces
 
 embedded-encoders: install
-	$(BIN)/mms train-encoder --pairs embedded:train --steps 1000 --out $(ENCODERS)/embedded
-	$(BIN)/mms train-encoder --pairs embedded:train --ssl --steps 900 --out $(ENCODERS)/embedded-ssl
+	$(BIN)/mms train-encoder --pairs embedded:train --steps 3000 --out $(ENCODERS)/embedded
+	$(BIN)/mms train-encoder --pairs embedded:train --ssl --steps 3000 --out $(ENCODERS)/embedded-ssl
 
 embedded-spaces: install
 	for encoder in embedded embedded-ssl; do \

@@ -104,8 +104,8 @@ def auroc_row(vision: np.ndarray, text: np.ndarray, seed: int, replicates: int =
 def extraction_row(encoder: Encoder, work: Path, repeats: int = 5) -> Result:
     """Pairs a second of a whole extraction from PNG files over the bare encoder on preloaded
     tensors, in turns; the median of the ratios, and their range as the interval."""
-    source = EmbeddedPairs("train")
-    pairs = [source.pair(index) for index in range(2048)]
+    source = EmbeddedPairs()
+    pairs = [source.pair(index) for index in range(source.total())]
     folder = work / "imagefolder"
     write_imagefolder(pairs, folder)
     pixels = torch.stack([encoder.preprocess(pair.image) for pair in pairs])

@@ -127,7 +127,7 @@ def random_samples(rows: int, m: int, total: int, generator: torch.Generator) ->
 def _cosines(samples: Tensor, embeddings: Callable[[Tensor], Tensor]) -> Tensor:
     """Cosines among each row's samples: `[rows, m]` -> `[rows, m, m]` float64."""
     found = embeddings(samples.clamp(min=0).flatten()).double()  # [rows * m, dim]
-    unit = F.normalize(found, dim=1).view(*samples.shape, -1)  # [rows, m, dim]
+    unit = F.normalize(found, dim=1).view(*samples.shape, found.shape[1])  # [rows, m, dim]
     return unit @ unit.transpose(1, 2)
 
 

@@ -12,7 +12,6 @@ What is undefined is NaN in the tables and null in the JSON.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import io
 import json
 import math
@@ -133,6 +132,8 @@ class SpaceConfig:
     """What random features get. ms_*: the expected score with activations permuted over the
     samples; embsim_* and winrate_*: the 97.5% quantile over as many sets of `top_m` random samples
     as there are features with that many active ones."""
+    class_means: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    """Each class's mean of each score of monosemanticity (`features.evidence.class_means`)."""
     schema: int = SCHEMA
 
 
@@ -417,7 +418,7 @@ def score(
             encoder=store.config.encoder,
             encoder_fingerprint=store.config.encoder_fingerprint,
             dictionary=dataclasses.asdict(dictionary.config),
-            dictionary_fingerprint=_weights_fingerprint(dictionary),
+            dictionary_fingerprint=dictionary.fingerprint(),
             pairs=store.config.pairs,
             pairs_fingerprint=store.config.pairs_fingerprint,
             pair_count=len(store),
@@ -661,14 +662,6 @@ def _class_record(classes: Classes) -> dict[str, Any]:
 def _finite(value: float) -> float | None:
     """The value, or None (null in JSON) where it is NaN."""
     return float(value) if math.isfinite(value) else None
-
-
-def _weights_fingerprint(dictionary: Dictionary) -> str:
-    digest = hashlib.sha256()
-    for name, tensor in sorted(dictionary.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _replaceable(folder: Path) -> bool:

@@ -5,6 +5,7 @@ Heavy libraries are imported inside the commands, so that `mms --help` stays fas
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import sys
@@ -29,6 +30,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+KINDS = ("identity", "topk")
 JUDGES = {"embedded": "embedded-ssl", "embedded-ssl": "embedded"}
 """The default judge of each embedded encoder's features."""
 RUN_SETTINGS = "run.json"
@@ -45,11 +47,16 @@ EncoderId = Annotated[
     ),
 ]
 Out = Annotated[Path, typer.Option(help="Folder for the results.")]
-Kind = Annotated[str, typer.Option("--dictionary", help="Kind of dictionary: topk or identity.")]
+Kind = Annotated[
+    str | None,
+    typer.Option("--dictionary", help=f"One of {', '.join(KINDS)} [default: topk]."),
+]
 FeatureCount = Annotated[
     int | None, typer.Option("--features", help="Features of the dictionary [default: 4 x dim].")
 ]
-ActiveCount = Annotated[int, typer.Option("--k", help="Features active for one sample.")]
+ActiveCount = Annotated[
+    int | None, typer.Option("--k", help="Features active for one sample [default: 16].")
+]
 ModalityBias = Annotated[
     bool | None,
     typer.Option(
@@ -60,7 +67,7 @@ ModalityBias = Annotated[
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Pairs encoded at once.")]
 Workers = Annotated[
-    int | None, typer.Option(min=0, help="Decoding processes [default: one for two cores].")
+    int | None, typer.Option(min=0, help="Decoding processes [default: by the cores].")
 ]
 Strict = Annotated[bool, typer.Option(help="Stop at the first pair that cannot be read.")]
 Vocabulary = Annotated[
@@ -75,7 +82,7 @@ def run(
     pairs: Pairs,
     out: Out,
     encoder: EncoderId = "embedded",
-    dictionary: Kind = "topk",
+    dictionary: Kind = None,
     judge: Annotated[
         str | None,
         typer.Option(
@@ -84,11 +91,14 @@ def run(
         ),
     ] = None,
     space: Annotated[
-        Path | None,
-        typer.Option(help="Take this FeatureSpace's dictionary instead of fitting one."),
+        str | None,
+        typer.Option(
+            help="Take the dictionary of this FeatureSpace (folder, hub id or embedded) instead of "
+            "fitting one."
+        ),
     ] = None,
     features: FeatureCount = None,
-    k: ActiveCount = 12,
+    k: ActiveCount = None,
     modality_bias: ModalityBias = None,
     vocabulary: Vocabulary = None,
     device: Device = "auto",
@@ -98,17 +108,26 @@ def run(
     seed: Seed = 0,
 ) -> None:
     """All of it: extract, fit, score and report. Run it again to go on after an interruption."""
-    from features.dictionary import TrainConfig, fit_dictionary, load_dictionary
+    from features.dictionary import fit_dictionary
     from features.encoder import load_encoder
     from features.extract import extract as extract_pairs
     from features.naming import read_vocabulary
     from features.pairs import open_pairs
     from features.report import write_report
+    from features.space import FeatureSpace
     from features.space import score as score_features
 
+    config = _train_config(dictionary, features, k, modality_bias, seed)
     source = open_pairs(pairs)
     model = load_encoder(encoder, device=device)
-    fitted = None if space is None else load_dictionary(space)
+    fitted = None
+    if space is not None:
+        if (dictionary, features, k, modality_bias) != (None, None, None, None):
+            raise UserError(
+                "--space brings its own dictionary; leave out --dictionary, --features, --k and "
+                "--modality-bias"
+            )
+        fitted = FeatureSpace.load(space, device="cpu").dictionary
     if fitted is not None and fitted.config.encoder_fingerprint != model.fingerprint:
         raise UserError(
             f"--space {space}: made for the encoder {fitted.config.encoder}, not for {encoder}; "
@@ -122,12 +141,8 @@ def run(
         "pairs": source.fingerprint(),
         "encoder": model.fingerprint,
         "judge": judge_model.fingerprint,
-        "dictionary": dictionary,
-        "space": None if space is None else _sha256((space / "config.json").read_bytes()),
-        "features": features,
-        "k": k,
-        "modality_bias": modality_bias,
-        "vocabulary": None if terms is None else _sha256("\n".join(terms).encode()),
+        "dictionary": fitted.fingerprint() if fitted else dataclasses.asdict(config),
+        "vocabulary": None if terms is None else _sha256("\n".join(terms)),
         "seed": seed,
     }
     scored_before = _scored_before(out, settings)
@@ -141,9 +156,6 @@ def run(
             source, judge_model, out / "judge-store", batch_size=batch_size, workers=workers
         )
     if fitted is None:
-        config = TrainConfig(
-            kind=dictionary, features=features, k=k, modality_bias=modality_bias, seed=seed
-        )
         fitted = fit_dictionary(store, config, out / "dictionary", device=device)
     if scored_before is not None and scored_before.config.store_fingerprint == store.fingerprint:
         typer.echo("Finished before with these settings: nothing is computed again.")
@@ -184,20 +196,18 @@ def extract(
 def fit(
     store: Annotated[Path, typer.Option(help="Activation store to fit on.")],
     out: Out,
-    dictionary: Kind = "topk",
+    dictionary: Kind = None,
     features: FeatureCount = None,
-    k: ActiveCount = 12,
+    k: ActiveCount = None,
     modality_bias: ModalityBias = None,
     device: Device = "auto",
     seed: Seed = 0,
 ) -> None:
     """Fit a dictionary on an activation store."""
-    from features.dictionary import TrainConfig, fit_dictionary
+    from features.dictionary import fit_dictionary
     from features.store import ActivationStore
 
-    config: TrainConfig = TrainConfig(
-        kind=dictionary, features=features, k=k, modality_bias=modality_bias, seed=seed
-    )
+    config = _train_config(dictionary, features, k, modality_bias, seed)
     opened = ActivationStore.open(store)
     _require_pairs(opened)
     fitted = fit_dictionary(opened, config, out, device=device)
@@ -309,8 +319,23 @@ def _scored_before(out: Path, settings: dict[str, Any]) -> FeatureSpace | None:
     return FeatureSpace.load(out / "space", device="cpu")
 
 
-def _sha256(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
+def _train_config(
+    kind: str | None, features: int | None, k: int | None, modality_bias: bool | None, seed: int
+) -> TrainConfig:
+    """The dictionary's settings, with the defaults for what was not given."""
+    from features.dictionary import TrainConfig
+
+    return TrainConfig(
+        kind=kind or TrainConfig.kind,
+        features=features,
+        k=TrainConfig.k if k is None else k,
+        modality_bias=modality_bias,
+        seed=seed,
+    )
+
+
+def _sha256(content: str) -> str:
+    return hashlib.sha256(content.encode()).hexdigest()
 
 
 def _require_pairs(store: ActivationStore) -> None:

@@ -32,6 +32,7 @@ def test_features_align_with_the_factor_that_they_carry() -> None:
             "pattern": str(rng.choice(["plain", "dots"])),
             "scale": str(rng.choice(["small", "large"])),
             "register": str(rng.choice(["plain", "polite"])),
+            "wording": str(rng.choice(["a", "b"])),
         }
         for _ in range(200)
     ]

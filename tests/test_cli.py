@@ -18,7 +18,8 @@ from mms_apps import cli
 from tests.conftest import draw_imagefolder, save_tiny_clip
 
 Mms = Callable[..., tuple[int, str, str]]
-SMALL = ("--features", "24", "--k", "4", "--device", "cpu", "--workers", "0")
+ON_THE_CPU = ("--device", "cpu", "--workers", "0")
+SMALL = ("--features", "24", "--k", "4", *ON_THE_CPU)
 
 
 @pytest.fixture
@@ -138,9 +139,13 @@ def test_a_space_of_another_encoder_is_refused(
 ) -> None:
     other = save_tiny_clip(tmp_path / "other", seed=1)
     options = ("--space", finished / "space", "--out", tmp_path / "out")
-    code, _, err = mms("run", *run_options(other, imagefolder), *options)
+    encoder = ("--encoder", f"local-dir:{other}")
+    code, _, err = mms("run", "--pairs", imagefolder, *encoder, *ON_THE_CPU, *options)
     assert code == 2
     assert "made for the encoder local-dir:tiny" in one_error_line(err)
+    code, _, err = mms("run", *run_options(other, imagefolder), *options)
+    assert code == 2
+    assert "leave out --dictionary, --features" in one_error_line(err)
 
 
 def test_a_space_can_be_taken_to_other_pairs(
@@ -148,7 +153,8 @@ def test_a_space_can_be_taken_to_other_pairs(
 ) -> None:
     pairs = draw_imagefolder(tmp_path / "pairs", count=30, seed=5)
     options = ("--space", finished / "space", "--out", tmp_path / "out")
-    code, _, _ = mms("run", *run_options(clip_folder, pairs), *options)
+    encoder = ("--encoder", f"local-dir:{clip_folder}")
+    code, _, _ = mms("run", "--pairs", pairs, *encoder, *ON_THE_CPU, *options)
     assert code == 0
     assert not (tmp_path / "out" / "dictionary").exists()
     weights = [p / "space" / "dictionary.safetensors" for p in (finished, tmp_path / "out")]
@@ -161,14 +167,13 @@ def test_other_settings_in_the_same_folder_are_refused(
     words = tmp_path / "words.txt"
     words.write_text("red\n")
     other = save_tiny_clip(tmp_path / "other", seed=1)
-    for name, value in (
-        ("seed", "5"),
-        ("k", "5"),
-        ("vocabulary", words),
-        ("judge", f"local-dir:{other}"),
-        ("space", finished / "space"),
+    for option, value, name in (
+        ("seed", "5", "dictionary, seed"),
+        ("dictionary", "identity", "dictionary"),
+        ("vocabulary", words, "vocabulary"),
+        ("judge", f"local-dir:{other}", "judge"),
     ):
-        options = (f"--{name}", value, "--out", finished)
+        options = (f"--{option}", value, "--out", finished)
         code, _, err = mms("run", *run_options(clip_folder, imagefolder), *options)
         assert code == 2
         assert f"other settings ({name})" in one_error_line(err)

@@ -248,4 +248,6 @@ def test_precision(encoder, source, tmp_path) -> None:
 def test_default_workers(monkeypatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(32), raising=False)
     monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
-    assert [default_workers(n) for n in (1, 4, 64)] == [8, 4, 1]
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    assert [default_workers(gpu, n) for n in (1, 4, 64)] == [8, 4, 1]
+    assert [default_workers(cpu, n) for n in (1, 4, 64)] == [8, 2, 0]

@@ -33,7 +33,7 @@ def every(k: int) -> Tensor:
 
 def statistics(image: Tensor, text: Tensor, batch: int = 30) -> NamingStatistics:
     table = samples()
-    result = NamingStatistics(image.shape[1], vocabulary(table))
+    result = NamingStatistics(image.shape[1], vocabulary([table]))
     for start in range(0, PAIRS, batch):
         stop = start + batch
         result.update(image[start:stop], text[start:stop], table.slice(start, batch))
@@ -46,12 +46,12 @@ def test_terms_are_words_tags_and_values() -> None:
 
 
 def test_vocabulary_leaves_out_the_rare_and_the_common() -> None:
-    terms = vocabulary(samples())
+    terms = vocabulary([samples()])
     assert set(terms) == {"size: big", "red", "full", "moon", "night", "dark sky"}
     assert terms[:2] == ["size: big", "red"]  # the commonest first
-    assert vocabulary(samples(), max_terms=1) == ["size: big"]
-    assert "grey" in vocabulary(samples(), max_share=0.8)
-    assert "n0" in vocabulary(samples(), min_pairs=1)
+    assert vocabulary([samples()], max_terms=1) == ["size: big"]
+    assert "grey" in vocabulary([samples()], max_share=0.8)
+    assert "n0" in vocabulary([samples()], min_pairs=1)
 
 
 @pytest.mark.parametrize("batch", [7, 80])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -123,6 +124,14 @@ class Dictionary(nn.Module, ABC):
 
     def constrain(self) -> None:
         """Called after each optimiser step, to put parameters back where they must be."""
+
+    def fingerprint(self) -> str:
+        """sha256 over the weights."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.state_dict().items()):
+            digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
 
     def save(self, folder: str | Path) -> None:
         """Write `dictionary.safetensors` and then config.json into a folder."""

@@ -39,13 +39,13 @@ class TrainConfig:
     kind: str = "topk"
     features: int | None = None
     """None: 4 times the embedding's dimensions (identity: the dimensions)."""
-    k: int = 12
+    k: int = 16
     """Active features a sample (identity: all)."""
     modality_bias: bool | None = None
     """Centre images and texts by their own means; None: as the kind does."""
     batch_size: int = 256
     """Pairs a step, over all processes; a tenth of them is held out."""
-    steps: int = 1200
+    steps: int = 3000
     learning_rate: float = 1e-3
     warmup_steps: int = 50
     dead_steps: int = 50

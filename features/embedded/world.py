@@ -1,8 +1,8 @@
 """The embedded world: emoji pairs with planted factors of known modality.
 
 Every image gets a background (colour, pattern), a scale and a position that no caption mentions:
-vision-only factors. Every caption gets a register, a wording that no image shows: a text-only
-factor. Gender, skin tone, role and kind stand in both.
+vision-only factors. Every caption gets a register and one of its three wordings, which no image
+shows: text-only factors. Gender, skin tone, role and kind stand in both.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ REGISTERS: dict[str, tuple[str, ...]] = {
     "casual": ("lol just {}", "haha it's {} again", "yeah so {} i guess"),
 }
 PLANTED_IMAGE = ("background", "pattern", "scale")
-PLANTED_TEXT = ("register",)
+PLANTED_TEXT = ("register", "wording")
 SHARED = ("gender", "skin_tone", "role", "group")
 
 
@@ -177,6 +177,7 @@ class EmbeddedPairs(PairSource):
                 "pattern": factors.pattern,
                 "scale": factors.scale_name,
                 "register": factors.register,
+                "wording": f"{factors.register} {factors.wording + 1}",
             }
         else:
             drawing = self.drawing(index)
