@@ -39,15 +39,16 @@ MIN_PAIRS = 10
 
 
 def encoder_rows(encoders: dict[str, Encoder], seed: int) -> list[Result]:
-    """Retrieval, zero-shot and probes of each encoder; `embedded` goes without a prefix."""
+    """Retrieval, zero-shot and probes of each encoder. Without the encoder's name as a prefix:
+    probes for planted factors of `embedded-ssl`, on which the planted truth stands, and the rest
+    of `embedded`."""
     rows = []
     for name, encoder in encoders.items():
-        prefix = "" if name == "embedded" else f"{name}/"
         for measure, hits in evaluate_encoder(encoder).items():
+            plain = "embedded-ssl" if measure.startswith("probe/") else "embedded"
+            row = measure if name == plain else f"{name}/{measure}"
             low, high = bootstrap_interval(hits.astype(float), seed=seed)
-            rows.append(
-                Result(f"{prefix}{measure}", float(hits.mean()), low, high, len(hits), "share")
-            )
+            rows.append(Result(row, float(hits.mean()), low, high, len(hits), "share"))
     return rows
 
 

@@ -13,7 +13,8 @@ import dataclasses
 import json
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -61,7 +62,7 @@ def extract(
     config.json.
 
     Args:
-        workers: decoding processes beside each encoding one; 0 decodes in the same process. The
+        workers: decoding processes beside each encoding one; 0 decodes in a thread of its own. The
             default follows the cores and the device, at most 8.
         precision: the encoder's arithmetic: fp32, bf16, fp16, or auto, which is bf16 (or fp16
             where the GPU has no bf16) on a GPU and fp32 elsewhere.
@@ -261,7 +262,7 @@ def _extract_parts(
     waiting: dict[int, list[tuple[_Batch, Tensor, Tensor]]] = defaultdict(list)
     skipped: dict[int, list[Skipped]] = defaultdict(list)
     with tqdm(total=total, unit="pair", desc="encoding", disable=not progress) as bar:
-        for batch in loader:
+        for batch in loader if workers else _one_ahead(loader):
             if strict and batch.skipped:
                 raise _strict_error(batch.skipped[0])
             skipped[batch.part] += batch.skipped
@@ -276,6 +277,16 @@ def _extract_parts(
                 _write(out, batch.part, waiting.pop(batch.part, []), skipped, encoder.dim)
                 skipped.pop(batch.part)
             bar.update(len(batch.samples) + len(batch.skipped))
+
+
+def _one_ahead(batches: Iterable[_Batch]) -> Iterator[_Batch]:
+    """The batches, each made in a thread while the one before is encoded."""
+    iterator = iter(batches)
+    with ThreadPoolExecutor(1) as pool:
+        ahead = pool.submit(next, iterator, None)
+        while (batch := ahead.result()) is not None:
+            ahead = pool.submit(next, iterator, None)
+            yield batch
 
 
 def _prepare_worker(_: int) -> None:

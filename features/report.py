@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import math
 from collections import defaultdict
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,16 +29,8 @@ CLASS_NAMES = {
     TEXT_DOMINANT: "text-dominant",
     UNSCORED: "unscored",
 }
-MEASURES = (
-    ("EmbSim", "images", "embsim_image"),
-    ("EmbSim", "texts", "embsim_text"),
-    ("WinRate", "images", "winrate_image"),
-    ("WinRate", "texts", "winrate_text"),
-    ("MS", "images", "ms_image"),
-    ("MS", "texts", "ms_text"),
-    ("MS", "across", "ms_cross"),
-)
-"""Label, what it is over, and the column."""
+MEASURES = {"embsim": "EmbSim", "winrate": "WinRate", "ms": "MS"}
+MODALITIES = {"image": "images", "text": "texts", "cross": "across"}
 HELD_OUT_NAMES = {"image": "images", "text": "texts", "overall": "both"}
 
 
@@ -55,14 +46,8 @@ class Bar:
     title: str
 
 
-def write_report(
-    space: FeatureSpace, out: str | Path, *, skipped: Mapping[str, int] | None = None
-) -> Path:
-    """Write the report of a FeatureSpace to the HTML file `out`.
-
-    Args:
-        skipped: how many pairs were left out, by reason; None where it isn't known.
-    """
+def write_report(space: FeatureSpace, out: str | Path) -> Path:
+    """Write the report of a FeatureSpace to the HTML file `out`."""
     from jinja2 import Environment, PackageLoader
 
     environment = Environment(
@@ -75,6 +60,7 @@ def write_report(
     peak, ticks = _count_axis(features)
     held_out = space.config.dictionary.get("held_out") or {}
     gallery, thumbnails = _gallery(space, features)
+    means = _monosemanticity_rows(space)
     page = environment.get_template("report.html.j2").render(
         config=space.config,
         class_names=CLASS_NAMES,
@@ -85,9 +71,9 @@ def write_report(
         bars=histogram(features),
         peak=peak,
         ticks=ticks,
-        monosemanticity=_monosemanticity_rows(space, features),
+        monosemanticity=[row for row in means if row["m"] in (None, space.config.top_m)],
+        sweep=[row for row in means if row["m"] is not None],
         held_out=[(label, held_out[key]) for key, label in HELD_OUT_NAMES.items() if held_out],
-        skipped=skipped,
         gallery=gallery,
         gallery_limit=GALLERY,
         thumbnails=thumbnails,
@@ -148,19 +134,23 @@ def _class_card(features: list[dict[str, Any]], name: str, scored: int) -> dict[
     }
 
 
-def _monosemanticity_rows(
-    space: FeatureSpace, features: list[dict[str, Any]]
-) -> list[dict[str, Any]]:
-    """Median by class, one row a measure and modality, with the floor of random features."""
-    rows = []
-    for label, over, column in MEASURES:
-        medians = {}
-        for name in MODALITY_CLASSES:
-            known = [f[column] for f in features if f["class"] == name and _known(f[column])]
-            medians[name] = float(np.median(known)) if known else None
-        floor = space.config.floors.get(column)
-        rows.append({"label": label, "over": over, "medians": medians, "floor": floor})
-    return rows
+def _monosemanticity_rows(space: FeatureSpace) -> list[dict[str, Any]]:
+    """Each measure's mean by class, with its interval, one row a modality and number of samples."""
+    rows: dict[tuple[str, str, int | None], dict[str, Any]] = {}
+    for record in space.config.class_means:
+        key = (record["measure"], record["modality"], record["m"])
+        row = rows.setdefault(
+            key,
+            {
+                "label": MEASURES[record["measure"]],
+                "over": MODALITIES[record["modality"]],
+                "m": record["m"],
+                "floor": record["floor"],
+                "means": {},
+            },
+        )
+        row["means"][record["class"]] = record
+    return list(rows.values())
 
 
 def _gallery(

@@ -46,7 +46,7 @@ from features.pairs import PairSource
 from features.scoring import collect, from_main_process
 from features.store import ActivationStore
 
-SCHEMA = 1
+SCHEMA = 2
 ENCODE_BATCH = 256
 THUMBNAIL_SIDE = 48
 THUMBNAIL_COLOURS = 64
@@ -132,7 +132,9 @@ class SpaceConfig:
     """What random features get. ms_*: the expected score with activations permuted over the
     samples; embsim_* and winrate_*: the 97.5% quantile over as many sets of `top_m` random samples
     as there are features with that many active ones."""
-    class_means: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    skipped: dict[str, int]
+    """Pairs that could not be read when the store was made, by reason."""
+    class_means: list[dict[str, Any]]
     """Each class's mean of each score of monosemanticity (`features.evidence.class_means`)."""
     schema: int = SCHEMA
 
@@ -433,6 +435,7 @@ def score(
             dead=float((scores.active_pairs == 0).mean()),
             classes={rule: _class_record(result) for rule, result in classes.items()},
             floors=_floors(tops[top_m], meaning),
+            skipped=store.config.skipped_reasons,
             class_means=class_means(all_measures(tops.values(), meaning), relative, seed=seed),
         )
         similar = tops[top_m].similar

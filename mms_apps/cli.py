@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     from features.dictionary import TrainConfig
     from features.space import FeatureSpace
     from features.store import ActivationStore
+
+# Threads that wait for work sleep: spinning starves what else runs on the machine.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 app = typer.Typer(
     name="mms",
@@ -166,7 +170,7 @@ def run(
         )
         scored.save(out / "space")
         write_json(out / RUN_SETTINGS, settings)
-    write_report(scored, out / "report.html", skipped=store.config.skipped_reasons)
+    write_report(scored, out / "report.html")
     _summarise(scored, store, out)
 
 

@@ -80,9 +80,21 @@ def test_nothing_is_fetched(page: Path) -> None:
 
 
 def test_it_says_what_was_skipped(space: FeatureSpace, tmp_path: Path) -> None:
-    html = write_report(space, tmp_path / "a.html", skipped={"no caption": 3}).read_text()
+    config = dataclasses.replace(space.config, skipped={"no caption": 3})
+    short = FeatureSpace(config, space.dictionary, space.features, space.exemplars)
+    html = write_report(short, tmp_path / "a.html").read_text()
     assert "3: no caption (3)" in html
-    assert "Skipped" not in write_report(space, tmp_path / "b.html").read_text()
+
+
+def test_monosemanticity_stands_beside_its_interval_and_floor(
+    space: FeatureSpace, page: Path
+) -> None:
+    text = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", page.read_text()))
+    records = [r for r in space.config.class_means if r["n"] and r["m"] in (None, 10, 20)]
+    assert records
+    for r in records:
+        assert f"{r['mean']:.2f} ({r['ci_low']:.2f} to {r['ci_high']:.2f})" in text
+    assert {r["m"] for r in space.config.class_means} == {10, 20, 30, 50, None}
 
 
 def test_without_a_scored_feature_it_says_so(space: FeatureSpace, tmp_path: Path) -> None:
