@@ -34,7 +34,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-KINDS = ("identity", "topk")
+KINDS = ("identity", "topk", "batchtopk", "matryoshka", "group", "ncl")
 JUDGES = {"embedded": "embedded-ssl", "embedded-ssl": "embedded"}
 """The default judge of each embedded encoder's features."""
 RUN_SETTINGS = "run.json"

@@ -320,3 +320,7 @@ def test_the_installed_command_lists_its_steps() -> None:
     shown = subprocess.run([mms_command, "--help"], capture_output=True, text=True, check=True)
     for step in ("run", "extract", "fit", "score", "report", "train-encoder"):
         assert step in shown.stdout
+
+
+def test_the_help_names_every_kind_of_dictionary() -> None:
+    assert set(cli.KINDS) == set(DICTIONARIES)

@@ -130,9 +130,8 @@ def test_aux_moves_the_encoder_of_dead_features_only() -> None:
     x = unit(32)
     dead = torch.zeros(48, dtype=torch.bool)
     dead[:20] = True
-    pre = dictionary._pre_activations(x)
-    residual = x - dictionary._gather(dictionary._largest(pre))
-    dictionary.auxiliary_loss(pre, residual, dead).backward()
+    residual = x - dictionary.decode_sparse(dictionary.encode_sparse(x, "image"), "image")
+    dictionary.auxiliary_loss(x, residual, dead).backward()
     assert dictionary.encoder.grad is not None and dictionary.decoder.grad is not None
     assert dictionary.encoder.grad[dead].abs().sum() > 0
     assert dictionary.encoder.grad[~dead].abs().sum() == 0
@@ -143,7 +142,7 @@ def test_aux_is_zero_where_nothing_is_dead() -> None:
     dictionary = topk()
     x = unit(8)
     none = torch.zeros(48, dtype=torch.bool)
-    assert dictionary.auxiliary_loss(dictionary._pre_activations(x), x, none) == 0
+    assert dictionary.auxiliary_loss(x, x, none) == 0
 
 
 def test_figures_match_the_definition() -> None:
@@ -294,3 +293,20 @@ def test_load_names_what_is_wrong(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"schema": 99}')
     with pytest.raises(UserError, match="schema 1"):
         load_dictionary(tmp_path)
+
+
+def test_the_progress_lines_class_shares_against_a_double_loop() -> None:
+    dictionary = topk()
+    image, text = unit(9, 1), unit(9, 2)
+    counts = [0, 0, 0]
+    z, w = dictionary.encode(image, "image"), dictionary.encode(text, "text")
+    for feature in range(48):
+        ratios = [
+            float(a / (a + b)) for a, b in zip(z[:, feature], w[:, feature], strict=True) if a + b
+        ]
+        if ratios:
+            mds = sum(ratios) / len(ratios)
+            counts[0 if mds < 1 / 3 else 2 if mds > 2 / 3 else 1] += 1
+    shares = trainer.class_shares(dictionary, image, text)
+    assert shares == pytest.approx([count / sum(counts) for count in counts])
+    assert trainer.class_shares(dictionary, image[:0], text[:0]) == [0, 0, 0]

@@ -9,16 +9,24 @@ from features.dictionary.base import (
     load_dictionary,
     register,
 )
+from features.dictionary.batchtopk import BatchTopKDictionary
+from features.dictionary.group import GroupDictionary
 from features.dictionary.identity import IdentityDictionary
+from features.dictionary.matryoshka import MatryoshkaDictionary
+from features.dictionary.ncl import NCLDictionary
 from features.dictionary.topk import TopKDictionary
 from features.dictionary.trainer import TrainConfig, fit_dictionary, reconstruction_figures
 
 __all__ = [
     "DICTIONARIES",
+    "BatchTopKDictionary",
     "Dictionary",
     "DictionaryConfig",
+    "GroupDictionary",
     "IdentityDictionary",
+    "MatryoshkaDictionary",
     "Modality",
+    "NCLDictionary",
     "SparseCode",
     "TopKDictionary",
     "TrainConfig",

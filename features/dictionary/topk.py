@@ -14,9 +14,12 @@ from features.dictionary.base import (
     TrainingStep,
     register,
 )
+from features.dictionary.sparse import ActivePlaces, active_outputs, weighted_rows
 
 AUX_WEIGHT = 1 / 32
 """Weight of the auxiliary loss (their appendix A.2)."""
+CHUNK = 1024
+"""Samples of which all pre-activations are held at once."""
 
 
 @register
@@ -53,16 +56,33 @@ class TopKDictionary(Dictionary):
     def forward(self, image: Tensor, text: Tensor, dead: Tensor) -> TrainingStep:
         """FVU of the batch, the variance being about the training set's means, plus AuxK."""
         x = torch.cat([image - self.mean("image"), text - self.mean("text")])  # [2n, dim]
-        pre = self._pre_activations(x)  # [2n, features]
-        code = self._largest(pre)
-        residual = x - self._gather(code)  # [2n, dim]
+        with torch.no_grad():
+            selected = self._selected_in_training(x)
+        places = ActivePlaces(selected.indices, self.config.features)
+        values = active_outputs(x, self.encoder, self.encoder_bias, selected.values, places)
+        values = torch.where(selected.values > 0, values, 0.0)  # [2n, k]
+        residual = x - weighted_rows(values, self.decoder, places)  # [2n, dim]
         fvu = residual.square().sum() / x.square().sum().clamp(min=1e-12)
         active = torch.zeros_like(dead)
-        active[code.indices[code.values > 0]] = True
-        loss = fvu + AUX_WEIGHT * self.auxiliary_loss(pre, residual, dead)
+        active[selected.indices[selected.values > 0]] = True
+        loss = self.reconstruction_loss(x, values, places, fvu)
+        loss = loss + AUX_WEIGHT * self.auxiliary_loss(x, residual, dead)
         return TrainingStep(loss, fvu.detach(), active)
 
-    def auxiliary_loss(self, pre: Tensor, residual: Tensor, dead: Tensor) -> Tensor:
+    def reconstruction_loss(
+        self, x: Tensor, values: Tensor, places: ActivePlaces, fvu: Tensor
+    ) -> Tensor:
+        """What the code is trained for.
+
+        Args:
+            x: images, then their texts, centred: `[2n, dim]`.
+            values: their activations, `[2n, k]`.
+            places: of which features.
+            fvu: of the whole code.
+        """
+        return fvu
+
+    def auxiliary_loss(self, x: Tensor, residual: Tensor, dead: Tensor) -> Tensor:
         """How badly the dim / 2 largest dead features reconstruct the residual (their eq. 7).
 
         The residual is detached: the loss moves the dead features towards what the live ones leave
@@ -70,7 +90,7 @@ class TopKDictionary(Dictionary):
         features are dead than dim / 2.
 
         Args:
-            pre: pre-activations `[n, features]`.
+            x: centred, `[n, dim]`.
             residual: `[n, dim]`.
             dead: `[features]` bool.
         """
@@ -78,10 +98,13 @@ class TopKDictionary(Dictionary):
         wanted = max(1, self.config.dim // 2)
         k = min(wanted, len(candidates))
         if k == 0:
-            return pre.new_zeros(())
+            return x.new_zeros(())
         target = residual.detach()
-        values, places = pre[:, candidates].topk(k, dim=1, sorted=False)  # [n, k]
-        estimate = self._gather(SparseCode(values.relu(), candidates[places]))
+        pre = x @ self.encoder[candidates].T + self.encoder_bias[candidates]  # [n, dead features]
+        values, places = pre.topk(k, dim=1, sorted=False)  # [n, k]
+        estimate = weighted_rows(
+            values.relu(), self.decoder[candidates], ActivePlaces(places, len(candidates))
+        )
         error = (estimate - target).square().sum() / target.square().sum().clamp(min=1e-12)
         return error * (k / wanted)
 
@@ -96,6 +119,13 @@ class TopKDictionary(Dictionary):
     def _largest(self, pre: Tensor) -> SparseCode:
         values, indices = pre.topk(self.config.k, dim=1, sorted=False)
         return SparseCode(values.relu(), indices)
+
+    def _selected_in_training(self, x: Tensor) -> SparseCode:
+        """The code of a training batch `[2n, dim]`, centred; no gradient is asked of it."""
+        codes = [self._largest(self._pre_activations(chunk)) for chunk in x.split(CHUNK)]
+        return SparseCode(
+            torch.cat([code.values for code in codes]), torch.cat([code.indices for code in codes])
+        )
 
     def _gather(self, code: SparseCode) -> Tensor:
         """Weighted sums `[n, dim]` of k decoder rows a sample; no dense `[n, features]`."""

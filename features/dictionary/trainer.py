@@ -22,6 +22,7 @@ from features.dictionary.base import (
     dictionary_class,
     load_dictionary,
 )
+from features.dominance import FIXED_BOUNDS
 from features.errors import UserError
 from features.store import ActivationStore
 
@@ -30,6 +31,7 @@ HELD_OUT_ONE_IN = 10
 HASHED_DIMS = 16
 DECAY_SHARE = 0.2
 SHOW_EVERY = 20
+SHOWN_PAIRS = 64
 
 
 @dataclass(frozen=True)
@@ -272,7 +274,7 @@ def _train(
     dictionary.to(target)
     activity = _Activity(dictionary.config.features).to(target)
     model, optimizer = accelerator.prepare(
-        dictionary, torch.optim.Adam(dictionary.parameters(), lr=config.learning_rate)
+        dictionary, torch.optim.Adam(dictionary.parameters(), lr=config.learning_rate, fused=True)
     )
     modules: dict[str, nn.Module] = {"dictionary": dictionary, "activity": activity}
     out.mkdir(parents=True, exist_ok=True)
@@ -284,11 +286,11 @@ def _train(
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
-        TextColumn("FVU {task.fields[fvu]}"),
+        TextColumn("FVU {task.fields[fvu]}, TextD | CrossD | ImgD {task.fields[classes]}"),
         disable=not (progress and accelerator.is_main_process),
     )
     with bar:
-        task = bar.add_task("", total=config.steps, completed=first, fvu="-")
+        task = bar.add_task("", total=config.steps, completed=first, fvu="-", classes="-")
         for step, image, text in _training_batches(store, config, first):
             whole = len(image) // accelerator.num_processes * accelerator.num_processes
             if whole:
@@ -306,12 +308,35 @@ def _train(
                 dictionary.constrain()
                 activity.update(accelerator.reduce(result.active.int(), "sum") > 0)
                 if step % SHOW_EVERY == 0:
-                    bar.update(task, fvu=f"{result.fvu.item():.3f}")
+                    shown = (batch[:SHOWN_PAIRS].to(target) for batch in (image, text))
+                    shares = " | ".join(f"{s:.0%}" for s in class_shares(dictionary, *shown))
+                    bar.update(task, fvu=f"{result.fvu.item():.3f}", classes=shares)
             bar.update(task, completed=step + 1)
             finished = step + 1
             if finished % config.checkpoint_steps == 0 and accelerator.is_main_process:
                 save_checkpoint(checkpoint, modules, optimizer, finished, settings)
     accelerator.wait_for_everyone()
+
+
+@torch.no_grad()
+def class_shares(dictionary: Dictionary, image: Tensor, text: Tensor) -> list[float]:
+    """Shares of the features active on these pairs whose MDS there lies below 1/3, between, and
+    above 2/3; all 0 where none is active.
+
+    Args:
+        image: `[n, dim]`.
+        text: `[n, dim]`.
+    """
+    activations = [
+        dictionary.encode(x, m).abs() for x, m in zip((image, text), MODALITIES, strict=True)
+    ]
+    total = activations[0] + activations[1]  # [n, features]
+    pairs = (total > 0).sum(0)  # [features]
+    ratio = torch.where(total > 0, activations[0] / total, 0.0)
+    mds = ratio.sum(0)[pairs > 0] / pairs[pairs > 0]  # [active features]
+    low, high = FIXED_BOUNDS
+    counts = ((mds < low).sum(), ((mds >= low) & (mds <= high)).sum(), (mds > high).sum())
+    return [float(count) / max(1, len(mds)) for count in counts]
 
 
 def learning_rate(step: int, config: TrainConfig) -> float:
