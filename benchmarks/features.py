@@ -1,16 +1,15 @@
-"""Benchmark of the core: encoders, extraction, planted ground truth, the command line.
+"""Benchmark of the core: encoders, planted ground truth, extraction, dictionaries' speed, scoring,
+the command line.
 
     python -m benchmarks.features --out runs/benchmark-features.json
 
-Retrieval, zero-shot and probes are on the held-out combinations. Planted ground truth: a
-dictionary is fitted on the training pairs; alignment and MDS are measured on held-out pairs only,
-each under several draws of the planted factors.
+Retrieval, zero-shot, probes and planted ground truth are on the held-out combinations. `--peers`
+measures other libraries' speed too (`benchmarks.peers`).
 """
 
 from __future__ import annotations
 
 import argparse
-import math
 import statistics
 import subprocess
 import sys
@@ -18,24 +17,19 @@ import tempfile
 import time
 from pathlib import Path
 
-import numpy as np
 import torch
-import torch.nn.functional as F
 
 from benchmarks.common import Result, print_results, write_results
-from benchmarks.planted import align
-from features.dictionary import TrainConfig, fit_dictionary
-from features.dominance import DominanceStatistics
+from benchmarks.peers import speed_rows
+from benchmarks.planted import planted_rows
+from benchmarks.scale import scale_rows
 from features.embedded import ENCODER_NAMES
 from features.embedded.world import EmbeddedPairs
 from features.encoder import Encoder, load_encoder
-from features.evaluate import embed_pairs, evaluate_encoder
+from features.evaluate import evaluate_encoder
 from features.extract import extract
 from features.intervals import bootstrap_interval
 from features.pairs import open_pairs
-
-HELD_OUT_DRAWS = range(1, 9)
-MIN_PAIRS = 10
 
 
 def encoder_rows(encoders: dict[str, Encoder], seed: int) -> list[Result]:
@@ -50,56 +44,6 @@ def encoder_rows(encoders: dict[str, Encoder], seed: int) -> list[Result]:
             low, high = bootstrap_interval(hits.astype(float), seed=seed)
             rows.append(Result(row, float(hits.mean()), low, high, len(hits), "share"))
     return rows
-
-
-def planted_rows(encoder: Encoder, work: Path, seed: int) -> list[Result]:
-    """Does MDS tell features of vision-only factors from those of text-only ones?"""
-    store = extract(EmbeddedPairs("train"), encoder, work / "train", progress=False)
-    dictionary = fit_dictionary(store, TrainConfig(seed=seed), work / "dictionary", progress=False)
-    draws = [embed_pairs(encoder, EmbeddedPairs("heldout", draw)) for draw in HELD_OUT_DRAWS]
-    attributes = [a for _, _, draw_attributes in draws for a in draw_attributes]
-    statistics_ = DominanceStatistics(dictionary.config.features, seed=seed)
-    activations: dict[str, list[np.ndarray]] = {"image": [], "text": []}
-    with torch.no_grad():
-        for images, texts, _ in draws:
-            image = dictionary.encode(F.normalize(images, dim=-1), "image")  # [n, features]
-            text = dictionary.encode(F.normalize(texts, dim=-1), "text")  # [n, features]
-            statistics_.update(image, text)
-            activations["image"].append(image.numpy())
-            activations["text"].append(text.numpy())
-    mds = np.asarray(statistics_.scores(min_pairs=MIN_PAIRS).mds)
-    alignment = align(
-        np.concatenate(activations["image"]), np.concatenate(activations["text"]), attributes
-    )
-    scored = np.isfinite(mds)
-    vision, text_only = alignment.vision_only & scored, alignment.text_only & scored
-    rows = [auroc_row(mds[vision], mds[text_only], seed)]
-    for name, group in (("vision_only", vision), ("text_only", text_only)):
-        low, high = bootstrap_interval(mds[group], seed=seed)
-        mean = float(mds[group].mean()) if group.any() else math.nan
-        rows.append(Result(f"planted/mds/{name}", mean, low, high, int(group.sum()), "MDS"))
-    return rows
-
-
-def auroc_row(vision: np.ndarray, text: np.ndarray, seed: int, replicates: int = 1000) -> Result:
-    """AUROC of MDS for vision-only against text-only features, with a bootstrap over features
-    within each group; NaN where a group is empty."""
-    from sklearn.metrics import roc_auc_score
-
-    n = len(vision) + len(text)
-    if len(vision) == 0 or len(text) == 0:
-        return Result("planted/auroc", math.nan, math.nan, math.nan, n, "AUROC")
-    truth = np.repeat([1, 0], [len(vision), len(text)])
-    rng = np.random.default_rng(seed)
-    draws = [
-        roc_auc_score(
-            truth, np.concatenate([rng.choice(group, len(group)) for group in (vision, text)])
-        )
-        for _ in range(replicates)
-    ]
-    low, high = np.quantile(draws, [0.025, 0.975])
-    auroc = float(roc_auc_score(truth, np.concatenate([vision, text])))
-    return Result("planted/auroc", auroc, float(low), float(high), n, "AUROC")
 
 
 def extraction_row(encoder: Encoder, work: Path, repeats: int = 5) -> Result:
@@ -155,12 +99,15 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--peers", help="Python of an environment that holds the other libraries")
     arguments = parser.parse_args()
     encoders = {name: load_encoder(name, device=arguments.device) for name in ENCODER_NAMES}
     results = encoder_rows(encoders, arguments.seed)
     with tempfile.TemporaryDirectory() as work:
         results += planted_rows(encoders["embedded-ssl"], Path(work), arguments.seed)
         results.append(extraction_row(encoders["embedded"], Path(work)))
+        results += speed_rows(arguments.peers, Path(work), arguments.seed)
+        results += scale_rows(Path(work), arguments.seed)
     results.append(help_row())
     print_results(results)
     write_results(arguments.out, results, seed=arguments.seed)

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from features.embedded import ENCODER_NAMES, ENCODERS
 from features.errors import UserError, first_line
+from features.judge import TIMM, load_two_models
 
 LOCAL_DIR = "local-dir:"
 HF_HUB = "hf-hub:"
@@ -90,6 +91,7 @@ class Encoder:
     Attributes:
         id: as `load_encoder` takes it; of an absolute local-dir only the folder's name.
         model: the open_clip model.
+        shared_space: whether images and texts are embedded in one space, as CLIP does.
     """
 
     def __init__(
@@ -99,8 +101,11 @@ class Encoder:
         transform: Callable[[Image.Image], Tensor],
         tokenizer: Callable[[list[str]], Tensor],
         device: torch.device | str = "cpu",
+        *,
+        shared_space: bool = True,
     ) -> None:
         self.id = encoder_id
+        self.shared_space = shared_space
         self.device = torch.device(device)
         self.model = model.eval().requires_grad_(False).to(self.device)
         self.preprocessing = Preprocessing.of(transform)
@@ -157,7 +162,8 @@ def load_encoder(encoder_id: str, device: str | torch.device = "auto") -> Encode
     Args:
         encoder_id: `arch/tag` as open_clip names them (ViT-B-32/laion2b_s34b_b79k),
             `hf-hub:org/name`, `local-dir:path` (a folder with open_clip_config.json, weights and
-            tokenizer files), `embedded` or `embedded-ssl`.
+            tokenizer files), `embedded`, `embedded-ssl`, or as a judge two models that share no
+            space, `timm:NAME+text:ID` (`features.judge`).
         device: a torch device; "auto" is this process's GPU where there is one.
 
     Raises:
@@ -169,6 +175,9 @@ def load_encoder(encoder_id: str, device: str | torch.device = "auto") -> Encode
         folder = Path(encoder_id.removeprefix(LOCAL_DIR))
         name = folder.name if folder.is_absolute() else folder.as_posix()
         return _load_folder(folder, LOCAL_DIR + name, device)
+    if encoder_id.startswith(TIMM):
+        name, model, transform, tokenizer = load_two_models(encoder_id)
+        return Encoder(name, model, transform, tokenizer, _resolve(device), shared_space=False)
     if encoder_id.startswith(HF_HUB):
         return _load(encoder_id, encoder_id, None, device)
     architecture, tag = _known(encoder_id)

@@ -83,6 +83,7 @@ def extract(
         pairs_fingerprint=source.fingerprint(),
         dim=encoder.dim,
         precision=resolve_precision(precision, encoder.device),
+        shared_space=encoder.shared_space,
     )
     if _finished(out, config):
         store = ActivationStore.open(out)

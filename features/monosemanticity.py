@@ -9,7 +9,7 @@ judged.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -148,6 +148,12 @@ class Monosemanticity:
     floor_image: float
     floor_text: float
     floor_cross: float
+
+    def without_cross(self) -> Monosemanticity:
+        """The same with the cross-modal score undefined, as it is for a judge that embeds images
+        and texts in different spaces."""
+        undefined = np.full_like(self.ms_cross, np.nan)
+        return replace(self, ms_cross=undefined, floor_cross=float("nan"))
 
 
 class MonosemanticityStatistics:

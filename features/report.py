@@ -7,13 +7,16 @@ import math
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from features.dominance import CROSS_MODAL, IMAGE_DOMINANT, TEXT_DOMINANT, UNSCORED
 from features.files import write_whole
 from features.space import FeatureSpace
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 BINS = 40
 SHOWN_EACH = 12
@@ -48,35 +51,32 @@ class Bar:
 
 def write_report(space: FeatureSpace, out: str | Path) -> Path:
     """Write the report of a FeatureSpace to the HTML file `out`."""
-    from jinja2 import Environment, PackageLoader
-
-    environment = Environment(
-        loader=PackageLoader("features"), autoescape=True, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters["figure"] = _figure
-    environment.filters["percent"] = _percent
     features = space.features.to_pylist()
     scored = [f for f in features if f["class"] in MODALITY_CLASSES]
     peak, ticks = _count_axis(features)
     held_out = space.config.dictionary.get("held_out") or {}
     gallery, thumbnails = _gallery(space, features)
     means = _monosemanticity_rows(space)
-    page = environment.get_template("report.html.j2").render(
-        config=space.config,
-        class_names=CLASS_NAMES,
-        count=len(features),
-        scored=len(scored),
-        uncertain=sum(f["uncertain"] for f in scored),
-        classes=[_class_card(features, name, len(scored)) for name in MODALITY_CLASSES],
-        bars=histogram(features),
-        peak=peak,
-        ticks=ticks,
-        monosemanticity=[row for row in means if row["m"] in (None, space.config.top_m)],
-        sweep=[row for row in means if row["m"] is not None],
-        held_out=[(label, held_out[key]) for key, label in HELD_OUT_NAMES.items() if held_out],
-        gallery=gallery,
-        gallery_limit=GALLERY,
-        thumbnails=thumbnails,
+    page = (
+        templates()
+        .get_template("report.html.j2")
+        .render(
+            config=space.config,
+            class_names=CLASS_NAMES,
+            count=len(features),
+            scored=len(scored),
+            uncertain=sum(f["uncertain"] for f in scored),
+            classes=[_class_card(features, name, len(scored)) for name in MODALITY_CLASSES],
+            bars=histogram(features),
+            peak=peak,
+            ticks=ticks,
+            monosemanticity=[row for row in means if row["m"] in (None, space.config.top_m)],
+            sweep=[row for row in means if row["m"] is not None],
+            held_out=[(label, held_out[key]) for key, label in HELD_OUT_NAMES.items() if held_out],
+            gallery=gallery,
+            gallery_limit=GALLERY,
+            thumbnails=thumbnails,
+        )
     )
     out = Path(out)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -84,9 +84,25 @@ def write_report(space: FeatureSpace, out: str | Path) -> Path:
     return out
 
 
-def histogram(features: list[dict[str, Any]]) -> list[Bar]:
-    """The MDS histogram's bars, the classes stacked; unscored features are left out."""
-    counts = _bin_counts(features)
+def templates() -> Environment:
+    """The pages' templates, with the filters `figure` and `percent`."""
+    from jinja2 import Environment, PackageLoader
+
+    environment = Environment(
+        loader=PackageLoader("features"), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters["figure"] = _figure
+    environment.filters["percent"] = _percent
+    return environment
+
+
+def histogram(features: list[dict[str, Any]], column: str = "class") -> list[Bar]:
+    """The MDS histogram's bars, the classes stacked; unscored features are left out.
+
+    Args:
+        column: `class` for the relative rule's classes, `class_fixed` for the fixed bounds'.
+    """
+    counts = _bin_counts(features, column)
     peak, _ = _count_axis(features)
     bars = []
     for place in range(BINS):
@@ -101,12 +117,12 @@ def histogram(features: list[dict[str, Any]]) -> list[Bar]:
     return bars
 
 
-def _bin_counts(features: list[dict[str, Any]]) -> np.ndarray:
+def _bin_counts(features: list[dict[str, Any]], column: str = "class") -> np.ndarray:
     """`[classes, bins]`"""
     return np.stack(
         [
             np.histogram(
-                [f["mds"] for f in features if f["class"] == name], bins=BINS, range=(0, 1)
+                [f["mds"] for f in features if f[column] == name], bins=BINS, range=(0, 1)
             )[0]
             for name in MODALITY_CLASSES
         ]

@@ -44,15 +44,13 @@ from features.monosemanticity import NOBODY, Monosemanticity, TopSamples, TopSim
 from features.naming import name_features, vocabulary
 from features.pairs import PairSource
 from features.scoring import collect, from_main_process
-from features.store import ActivationStore
+from features.store import SAMPLE_BATCH, ActivationStore, same_pairs
 
 SCHEMA = 2
 ENCODE_BATCH = 256
 THUMBNAIL_SIDE = 48
 THUMBNAIL_COLOURS = 64
 THUMBNAIL_BATCH = 512
-SAMPLE_BATCH = 4096
-"""Rows of samples that are read together."""
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 FEATURE_COLUMNS = (
@@ -412,6 +410,8 @@ def score(
             for rule in ("relative", "fixed")
         }
         meaning = found.monosemanticity.scores()
+        if not judge.config.shared_space:
+            meaning = meaning.without_cross()
         tops = {m: top_scores(found.best, judge, m, seed) for m in sizes}
         relative = classes["relative"].names
         image_share = np.where(np.isfinite(scores.mds), scores.mds, scores.energy)
@@ -467,19 +467,11 @@ def _check_inputs(store: ActivationStore, dictionary: Dictionary, judge: Activat
         )
     if len(store) == 0:
         raise UserError(f"{store.path}: holds no pairs; extract some first")
-    if judge is not store and not _same_pairs(store, judge):
+    if judge is not store and not same_pairs(store, judge):
         raise UserError(
             f"{judge.path}: the judge's pairs are not those of {store.path}, row by row; extract "
             "both stores from the same pairs"
         )
-
-
-def _same_pairs(store: ActivationStore, judge: ActivationStore) -> bool:
-    """Whether row i of both is the same pair."""
-    if len(store) != len(judge):
-        return False
-    ids = (each.sample_batches(SAMPLE_BATCH, columns=["id"]) for each in (store, judge))
-    return all(left.equals(right) for left, right in zip(*ids, strict=True))
 
 
 def _floors(top: TopScores, meaning: Monosemanticity) -> dict[str, float | None]:

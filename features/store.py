@@ -38,6 +38,8 @@ SHUFFLE_BUFFER = 65_536
 """Rows that are held in memory (fp16) when shuffling."""
 OPEN_SHARDS = 256
 ATTRIBUTE = "attribute."
+SAMPLE_BATCH = 4096
+"""Rows of samples that are read together."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,8 @@ class StoreConfig:
     dim: int
     precision: str = "fp32"
     """The encoder's arithmetic: fp32, bf16 or fp16. Embeddings are stored as fp16."""
+    shared_space: bool = True
+    """Whether a cosine of an image's and a text's embedding means anything."""
     schema: int = SCHEMA
     shards: tuple[int, ...] = ()
     """Rows of each shard."""
@@ -246,6 +250,14 @@ class ActivationStore:
             self._open[shard] = _map_shard(self.path / shard_name(shard))
         self._open.move_to_end(shard)
         return self._open[shard]
+
+
+def same_pairs(store: ActivationStore, other: ActivationStore) -> bool:
+    """Whether row i of both is the same pair."""
+    if len(store) != len(other):
+        return False
+    ids = (each.sample_batches(SAMPLE_BATCH, columns=["id"]) for each in (store, other))
+    return all(left.equals(right) for left, right in zip(*ids, strict=True))
 
 
 def write_store(

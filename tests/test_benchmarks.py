@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
 from sklearn.metrics import roc_auc_score
 
+from benchmarks import peers
 from benchmarks.common import Result, write_results
-from benchmarks.features import auroc_row
-from benchmarks.planted import align, auroc_by_value
+from benchmarks.planted import align, auroc_by_value, auroc_row, cross_share_row
+from benchmarks.scale import closed_form_row
 
 
 def test_auroc_is_scikit_learns_with_ties() -> None:
     rng = np.random.default_rng(0)
-    activations = np.maximum(0, rng.normal(size=(60, 5))).round(1)
-    labels = rng.choice(["red", "green", "blue"], size=60).tolist()
+    activations = np.maximum(0, rng.normal(size=(150, 5))).round(1)
+    labels = ["red", "green", "blue"] * 45 + ["None"] * 10 + ["rare"] * 5
     ours = auroc_by_value(activations, labels)
     for row, value in enumerate(["blue", "green", "red"]):
         for feature in range(5):
@@ -33,16 +39,25 @@ def test_features_align_with_the_factor_that_they_carry() -> None:
             "scale": str(rng.choice(["small", "large"])),
             "register": str(rng.choice(["plain", "polite"])),
             "wording": str(rng.choice(["a", "b"])),
+            "gender": str(rng.choice(["man", "woman"])),
+            "skin_tone": None,
+            "subgroup": "rare" if place < 5 else "person",
         }
-        for _ in range(200)
+        for place in range(200)
     ]
-    image = rng.normal(size=(200, 3)) * 0.1
-    text = rng.normal(size=(200, 3)) * 0.1
+    image = rng.normal(size=(200, 4)) * 0.1
+    text = rng.normal(size=(200, 4)) * 0.1
     image[:, 0] += [a["background"] == "red" for a in attributes]
     text[:, 1] += [a["register"] == "polite" for a in attributes]
+    image[:, 3] += [a["gender"] == "man" for a in attributes]
     alignment = align(image, text, attributes)
-    assert alignment.vision_only.tolist() == [True, False, False]
-    assert alignment.text_only.tolist() == [False, True, False]
+    assert alignment.vision_only.tolist() == [True, False, False, False]
+    assert alignment.text_only.tolist() == [False, True, False, False]
+    assert alignment.of_both.tolist() == [False, False, False, True]
+    for mds, share in ((0.5, 1.0), (0.9, 0.0), (np.nan, None)):
+        row = cross_share_row("topk", np.array([0.9, 0.5, 0.5, mds]), alignment, seed=0)
+        assert row.n == (share is not None)
+        assert np.isnan(row.value) if share is None else row.value == share
 
 
 def test_the_scores_auroc_has_an_interval_and_is_undefined_without_a_group() -> None:
@@ -68,3 +83,24 @@ def test_results_are_written_with_machine_versions_and_seed(tmp_path: Path) -> N
         "unit": "share",
     }
     assert record["results"][1]["ci_low"] is None
+
+
+def test_the_double_loop_is_the_closed_form() -> None:
+    assert closed_form_row(seed=0, repeats=1).value > 1
+
+
+def test_one_training_is_timed_and_its_fvu_falls(tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    train = F.normalize(torch.randn(6, 32, 8, generator=generator), dim=2)
+    weights = F.normalize(torch.randn(40, 8, generator=generator), dim=1)
+    save_file({"train": train, "held_out": train[0].clone(), "weights": weights}, tmp_path / "data")
+    found = peers.train("ours", sys.executable, tmp_path / "data", tmp_path / "out.json")
+    assert len(found["seconds"]) == 6
+    assert [step for step, _ in found["fvu"]] == [0, 5]
+    assert found["fvu"][1][1] < found["fvu"][0][1]
+    assert peers.seconds_to(found["fvu"][1][1], found) == sum(found["seconds"][:5])
+
+
+def test_a_library_that_fails_is_named(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="sparsify failed"):
+        peers.train("sparsify", sys.executable, tmp_path / "none", tmp_path / "out.json")

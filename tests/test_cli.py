@@ -14,6 +14,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from features.dictionary import DICTIONARIES
 from mms_apps import cli
 from tests.conftest import draw_imagefolder, save_tiny_clip
 

@@ -166,6 +166,9 @@ def test_figures_match_the_definition() -> None:
     assert figures["overall"]["fvu"] == pytest.approx(both, rel=1e-5)
     nonzero = (torch.cat([codes["image"], codes["text"]]) != 0).sum(1).float().mean()
     assert figures["overall"]["l0"] == pytest.approx(float(nonzero))
+    for name in ("fvu", "l0"):
+        low, value, high = (figures["overall"][name + end] for end in ("_low", "", "_high"))
+        assert low <= value <= high and high - low < 0.2 * value  # type: ignore[operator]
 
 
 def test_figures_of_a_constant_bias_are_not_hidden() -> None:
@@ -299,7 +302,8 @@ def test_the_progress_lines_class_shares_against_a_double_loop() -> None:
     dictionary = topk()
     image, text = unit(9, 1), unit(9, 2)
     counts = [0, 0, 0]
-    z, w = dictionary.encode(image, "image"), dictionary.encode(text, "text")
+    with torch.no_grad():
+        z, w = dictionary.encode(image, "image"), dictionary.encode(text, "text")
     for feature in range(48):
         ratios = [
             float(a / (a + b)) for a, b in zip(z[:, feature], w[:, feature], strict=True) if a + b

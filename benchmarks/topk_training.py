@@ -1,0 +1,197 @@
+"""One library trains a TopK dictionary, timed step by step, in an interpreter of its own.
+
+    PYTHON -m benchmarks.topk_training --library NAME --data FILE --out FILE
+
+Run by `benchmarks.peers`. Each library does what its own trainer does in a step, with Adam, from
+the same weights; dead features play no part in so short a training.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+K = 32
+LEARNING_RATE = 1e-3
+EVERY = 5
+"""Steps between two measurements of FVU."""
+
+Step = Callable[[Tensor], Any]
+Reconstruct = Callable[[Tensor], Tensor]
+
+
+def ours(weights: Tensor, mean: Tensor) -> tuple[Step, Reconstruct]:
+    from features.dictionary import DictionaryConfig, TopKDictionary
+
+    features, dim = weights.shape
+    dictionary = TopKDictionary(DictionaryConfig("topk", dim, features, K, modality_bias=False))
+    dictionary.decoder.data.copy_(weights)
+    dictionary.encoder.data.copy_(weights)
+    dictionary.set_means(mean, mean)
+    optimizer = torch.optim.Adam(dictionary.parameters(), lr=LEARNING_RATE, fused=True)
+    alive = torch.zeros(features, dtype=torch.bool)
+
+    def step(x: Tensor) -> None:
+        image, text = x.chunk(2)
+        optimizer.zero_grad()
+        dictionary(image, text, alive).loss.backward()
+        optimizer.step()
+        dictionary.constrain()
+
+    def reconstruct(x: Tensor) -> Tensor:
+        return dictionary.decode_sparse(dictionary.encode_sparse(x, "image"), "image")
+
+    return step, reconstruct
+
+
+def sparsify(weights: Tensor, mean: Tensor) -> tuple[Step, Reconstruct]:
+    os.environ["SPARSIFY_DISABLE_TRITON"] = "1"
+    from sparsify import SparseCoder, SparseCoderConfig
+
+    features, dim = weights.shape
+    coder = SparseCoder(dim, SparseCoderConfig(num_latents=features, k=K))
+    coder.encoder.weight.data.copy_(weights)
+    coder.W_dec.data.copy_(weights)
+    coder.b_dec.data.copy_(mean)
+    optimizer = torch.optim.Adam(coder.parameters(), lr=LEARNING_RATE, fused=True)
+
+    def step(x: Tensor) -> None:
+        coder.set_decoder_norm_to_unit_norm()
+        optimizer.zero_grad()
+        coder(x).fvu.backward()
+        coder.remove_gradient_parallel_to_decoder_directions()
+        optimizer.step()
+
+    return step, lambda x: coder(x).sae_out
+
+
+def overcomplete(weights: Tensor, mean: Tensor) -> tuple[Step, Reconstruct]:
+    from overcomplete.sae import TopKSAE
+    from overcomplete.sae.trackers import DeadCodeTracker
+
+    class Encoder(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = torch.nn.Linear(*weights.T.shape)
+            self.linear.weight.data.copy_(weights)
+            self.linear.bias.data.zero_()
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            pre = self.linear(x)
+            return pre, pre.relu()
+
+    features, dim = weights.shape
+    sae = TopKSAE(
+        dim,
+        features,
+        top_k=K,
+        encoder_module=Encoder(),
+        dictionary_params={"initializer": weights},
+    )
+    optimizer = torch.optim.Adam(sae.parameters(), lr=LEARNING_RATE, fused=True)
+    tracker = DeadCodeTracker(features, "cpu")
+    sae.train()
+
+    def step(x: Tensor) -> None:
+        optimizer.zero_grad()
+        _, z, x_hat = sae(x - mean)
+        loss = (x - mean - x_hat).square().mean()
+        tracker.update(z)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(sae.parameters(), 1.0)
+        optimizer.step()
+
+    return step, lambda x: sae(x - mean)[2] + mean
+
+
+def dictionary_learning(weights: Tensor, mean: Tensor) -> tuple[Step, Reconstruct]:
+    from dictionary_learning.trainers.top_k import TopKTrainer
+
+    features, dim = weights.shape
+    trainer = TopKTrainer(
+        steps=1_000_000,
+        activation_dim=dim,
+        dict_size=features,
+        k=K,
+        layer=0,
+        lm_name="none",
+        lr=LEARNING_RATE,
+        warmup_steps=1,
+        device="cpu",
+    )
+    trainer.ae.encoder.weight.data.copy_(weights)
+    trainer.ae.decoder.weight.data.copy_(weights.T)
+    trainer.ae.b_dec.data.copy_(mean)
+    steps = iter(range(1, 1_000_000))  # in step 0 it would estimate a mean of its own
+
+    return lambda x: trainer.update(next(steps), x), lambda x: trainer.ae(x)
+
+
+def sae_lens(weights: Tensor, mean: Tensor) -> tuple[Step, Reconstruct]:
+    from sae_lens.config import SAETrainerConfig
+    from sae_lens.saes.topk_sae import TopKTrainingSAE, TopKTrainingSAEConfig
+    from sae_lens.training.sae_trainer import SAETrainer
+
+    features, dim = weights.shape
+    sae = TopKTrainingSAE(
+        TopKTrainingSAEConfig(d_in=dim, d_sae=features, k=K, use_sparse_activations=True)
+    )
+    sae.W_enc.data.copy_(weights.T)
+    sae.W_dec.data.copy_(weights)
+    sae.b_dec.data.copy_(mean)
+    config = SAETrainerConfig(
+        total_training_samples=10**9,
+        train_batch_size_samples=4096,
+        lr=LEARNING_RATE,
+        lr_end=LEARNING_RATE,
+    )
+    trainer = SAETrainer(config, sae, iter(()))
+    return trainer.step, lambda x: sae(x)
+
+
+LIBRARIES: dict[str, Callable[[Tensor, Tensor], tuple[Step, Reconstruct]]] = {
+    "ours": ours,
+    "sparsify": sparsify,
+    "overcomplete": overcomplete,
+    "dictionary_learning": dictionary_learning,
+    "sae_lens": sae_lens,
+}
+
+
+def fvu(reconstruct: Reconstruct, x: Tensor) -> float:
+    """Fraction of variance unexplained, one ratio over all samples."""
+    with torch.no_grad():
+        error = (x - reconstruct(x)).double().square().sum()
+    return float(error / (x - x.mean(0)).double().square().sum())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--library", choices=LIBRARIES, required=True)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    arguments = parser.parse_args()
+    data = load_file(arguments.data)
+    step, reconstruct = LIBRARIES[arguments.library](data["weights"], data["train"].mean((0, 1)))
+    seconds: list[float] = []
+    curve = [(0, fvu(reconstruct, data["held_out"]))]
+    for batch in data["train"]:
+        start = time.perf_counter()
+        step(batch)
+        seconds.append(time.perf_counter() - start)
+        if len(seconds) % EVERY == 0:
+            curve.append((len(seconds), fvu(reconstruct, data["held_out"])))
+    arguments.out.write_text(json.dumps({"seconds": seconds, "fvu": curve}))
+
+
+if __name__ == "__main__":
+    main()

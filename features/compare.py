@@ -1,0 +1,322 @@
+"""Comparing FeatureSpaces: the same figures side by side, matched features, and in plain words what
+differs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from features.dominance import CROSS_MODAL, IMAGE_DOMINANT, TEXT_DOMINANT, UNSCORED
+from features.files import write_json, write_whole
+from features.intervals import bootstrap_interval, difference_interval
+from features.matching import Matching
+from features.report import CLASS_NAMES, MODALITY_CLASSES, histogram, templates
+from features.space import FeatureSpace
+
+SCHEMA = 1
+SHOWN_MATCHES = 24
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A figure with its 95% interval, over `n` features or samples; None where undefined."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+    n: int
+
+
+@dataclass(frozen=True)
+class Figure:
+    """What is compared."""
+
+    key: str
+    label: str
+    more: str
+    """How a space with a greater value differs, in words."""
+    percent: bool = False
+
+
+FIGURES = (
+    Figure("fvu", "FVU", "reconstructs less of the held-out embeddings (higher FVU)"),
+    Figure("l0", "L0", "has more features active for a sample (higher L0)"),
+    Figure("dead", "dead", "has more dead features", percent=True),
+    Figure("image_share", "image-dominant", "has more image-dominant features", percent=True),
+    Figure("cross_share", "cross-modal", "has more cross-modal features", percent=True),
+    Figure("text_share", "text-dominant", "has more text-dominant features", percent=True),
+    Figure("specificity", "specificity", "has more modality-specific features"),
+    Figure("ms_image", "MS, images", "has features that are more monosemantic on images"),
+    Figure("ms_text", "MS, texts", "has features that are more monosemantic on texts"),
+    Figure("ms_cross", "MS, across", "has features whose images and texts are more alike"),
+)
+"""Of each space. Classes are those of the fixed bounds: the relative ones move with the space.
+Specificity is the mean of |2 MDS - 1|: 0 where both modalities drive every feature alike, 1 where
+each is driven by one alone. MS is the Monosemanticity Score above the judge's random floor, as a
+share of what lies above it: (MS - floor) / (1 - floor), so that spaces with different judges
+compare."""
+
+
+@dataclass(frozen=True)
+class SpaceSummary:
+    """One space's figures, by the keys of FIGURES."""
+
+    label: str
+    encoder: str
+    kind: str
+    modality_bias: bool
+    features: int
+    scored: int
+    pairs: str
+    pair_count: int
+    judge: str
+    judge_independent: bool
+    estimates: dict[str, Estimate]
+    monosemanticity: list[dict[str, Any]]
+    """Means by class, as `features.evidence.class_means` gives them."""
+
+
+@dataclass(frozen=True)
+class MatchSummary:
+    """How the first space's features come back in another."""
+
+    label: str
+    matched: int
+    scored: int
+    """Scored features of the first space."""
+    median_correlation: float | None
+    floor: float
+    same_class: Estimate
+    """Share of the matched features with the same class (fixed bounds) in both."""
+    pairs: list[dict[str, Any]]
+    """The matched features: feature, partner, correlation, and both names, MDS and classes."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The first space is what the others are compared with."""
+
+    spaces: list[SpaceSummary]
+    differences: list[list[str]]
+    """For each space after the first, sentences on what differs."""
+    matches: list[MatchSummary]
+    """For each space after the first; empty where nothing was matched."""
+
+
+def compare(
+    spaces: Sequence[FeatureSpace],
+    labels: Sequence[str],
+    matchings: Sequence[Matching] = (),
+    *,
+    seed: int = 0,
+) -> Comparison:
+    """Compare spaces with the first of them.
+
+    Args:
+        spaces: two or more.
+        labels: what each is called.
+        matchings: of the first space's features with those of each other; empty for none.
+        seed: of the bootstrap.
+    """
+    columns = [_feature_values(space) for space in spaces]
+    summaries = [
+        _summary(space, label, values, seed)
+        for space, label, values in zip(spaces, labels, columns, strict=True)
+    ]
+    return Comparison(
+        summaries,
+        [
+            _differences(summaries[0], columns[0], other, values, seed)
+            for other, values in zip(summaries[1:], columns[1:], strict=True)
+        ],
+        [
+            _match_summary(spaces[0], space, label, matching, seed)
+            for space, label, matching in zip(spaces[1:], labels[1:], matchings, strict=True)
+        ]
+        if matchings
+        else [],
+    )
+
+
+def write_comparison(
+    comparison: Comparison, spaces: Sequence[FeatureSpace], out: str | Path
+) -> Path:
+    """Write `comparison.json`, `comparison.md` and the report `comparison.html` to a folder."""
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(out / "comparison.json", {"schema": SCHEMA, **asdict(comparison)})
+    write_whole(out / "comparison.md", markdown_table(comparison).encode())
+    features = [space.features.to_pylist() for space in spaces]
+    page = (
+        templates()
+        .get_template("comparison.html.j2")
+        .render(
+            comparison=comparison,
+            figures=FIGURES,
+            histograms=[histogram(rows, "class_fixed") for rows in features],
+            class_names=CLASS_NAMES,
+            classes=MODALITY_CLASSES,
+            shown_matches=SHOWN_MATCHES,
+        )
+    )
+    write_whole(out / "comparison.html", page.encode())
+    return out / "comparison.html"
+
+
+def markdown_table(comparison: Comparison) -> str:
+    """The figures with their intervals, one row a space."""
+    lines = [
+        "| | " + " | ".join(figure.label for figure in FIGURES) + " |",
+        "|---" * (len(FIGURES) + 1) + "|",
+    ]
+    for space in comparison.spaces:
+        cells = [_cell(space.estimates[figure.key], figure.percent) for figure in FIGURES]
+        lines.append(f"| {space.label} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(estimate: Estimate, percent: bool) -> str:
+    if estimate.value is None or estimate.low is None or estimate.high is None:
+        return "-"
+    if percent:
+        return f"{estimate.value:.0%} ({estimate.low:.0%} to {estimate.high:.0%})"
+    digits = 1 if estimate.value >= 10 else 3 if estimate.value < 0.1 else 2
+    value, low, high = (f"{x:.{digits}f}" for x in (estimate.value, estimate.low, estimate.high))
+    return f"{value} ({low} to {high})"
+
+
+def _feature_values(space: FeatureSpace) -> dict[str, np.ndarray]:
+    """One value a feature for each figure that is a mean over features."""
+    table = space.features
+    classes = table["class_fixed"].to_numpy()
+    mds = table["mds"].to_numpy()
+    scored = classes != UNSCORED
+    values = {
+        "dead": (table["active_pairs"].to_numpy() == 0).astype(float),
+        "image_share": (classes[scored] == IMAGE_DOMINANT).astype(float),
+        "cross_share": (classes[scored] == CROSS_MODAL).astype(float),
+        "text_share": (classes[scored] == TEXT_DOMINANT).astype(float),
+        "specificity": np.abs(2 * mds[scored] - 1),
+    }
+    for name in ("ms_image", "ms_text", "ms_cross"):
+        floor = space.config.floors[name]
+        found = table[name].to_numpy()[scored]
+        found = found[np.isfinite(found)]
+        values[name] = found[:0] if floor is None else (found - floor) / (1 - floor)
+    return values
+
+
+def _summary(
+    space: FeatureSpace, label: str, values: dict[str, np.ndarray], seed: int
+) -> SpaceSummary:
+    config = space.config
+    held_out = (config.dictionary.get("held_out") or {}).get("overall", {})
+    estimates = {
+        name: Estimate(
+            held_out.get(name),
+            held_out.get(f"{name}_low"),
+            held_out.get(f"{name}_high"),
+            held_out.get("samples") or 0,
+        )
+        for name in ("fvu", "l0")
+    }
+    estimates |= {name: _mean(found, seed) for name, found in values.items()}
+    return SpaceSummary(
+        label=label,
+        encoder=config.encoder,
+        kind=config.dictionary["kind"],
+        modality_bias=config.dictionary["modality_bias"],
+        features=len(space),
+        scored=len(values["specificity"]),
+        pairs=config.pairs,
+        pair_count=config.pair_count,
+        judge=config.judge,
+        judge_independent=config.judge_independent,
+        estimates=estimates,
+        monosemanticity=config.class_means,
+    )
+
+
+def _mean(values: np.ndarray, seed: int) -> Estimate:
+    if len(values) == 0:
+        return Estimate(None, None, None, 0)
+    low, high = bootstrap_interval(values, seed=seed)
+    return Estimate(float(values.mean()), low, high, len(values))
+
+
+def _differences(
+    first: SpaceSummary,
+    first_values: dict[str, np.ndarray],
+    other: SpaceSummary,
+    other_values: dict[str, np.ndarray],
+    seed: int,
+) -> list[str]:
+    """A sentence for each figure whose difference has an interval that leaves out 0, or whose own
+    intervals lie apart where there are no values by feature."""
+    sentences = []
+    for figure in FIGURES:
+        if figure.key in first_values:
+            a, b = first_values[figure.key], other_values[figure.key]
+            if len(a) == 0 or len(b) == 0:
+                continue
+            low, high = difference_interval(a, b, seed=seed)
+            differs = low > 0 or high < 0
+            amount = _amount(float(b.mean() - a.mean()), low, high, figure.percent)
+        else:
+            one, two = first.estimates[figure.key], other.estimates[figure.key]
+            if None in (one.low, one.high, two.low, two.high):
+                continue
+            differs = two.low > one.high or two.high < one.low  # type: ignore[operator]
+            amount = f"{_cell(two, figure.percent)} against {_cell(one, figure.percent)}"
+            low = two.value - one.value  # type: ignore[operator]
+        if differs:
+            more, less = (other, first) if low > 0 else (first, other)
+            sentences.append(f"{more.label} {figure.more} than {less.label}: {amount}.")
+    if not sentences:
+        sentences.append(f"No figure of {other.label} differs from {first.label}'s beyond chance.")
+    return sentences
+
+
+def _amount(value: float, low: float, high: float, percent: bool) -> str:
+    bounds = sorted((abs(low), abs(high)))
+    if percent:
+        return f"by {abs(value):.0%} of the features ({bounds[0]:.0%} to {bounds[1]:.0%})"
+    return f"by {abs(value):.3f} ({bounds[0]:.3f} to {bounds[1]:.3f})"
+
+
+def _match_summary(
+    first: FeatureSpace, second: FeatureSpace, label: str, matching: Matching, seed: int
+) -> MatchSummary:
+    ones, twos = first.features.to_pylist(), second.features.to_pylist()
+    pairs = []
+    for feature in np.flatnonzero(matching.matched).tolist():
+        one, two = ones[feature], twos[int(matching.partner[feature])]
+        if UNSCORED in (one["class_fixed"], two["class_fixed"]):
+            continue
+        pairs.append(
+            {
+                "feature": feature,
+                "partner": two["feature"],
+                "correlation": float(matching.correlation[feature]),
+                "names": [one["name"], two["name"]],
+                "mds": [one["mds"], two["mds"]],
+                "classes": [one["class_fixed"], two["class_fixed"]],
+            }
+        )
+    pairs.sort(key=lambda pair: -pair["correlation"])
+    same = np.array([pair["classes"][0] == pair["classes"][1] for pair in pairs], dtype=float)
+    correlations = [pair["correlation"] for pair in pairs]
+    return MatchSummary(
+        label=label,
+        matched=len(pairs),
+        scored=sum(row["class_fixed"] != UNSCORED for row in ones),
+        median_correlation=float(np.median(correlations)) if pairs else None,
+        floor=matching.floor if math.isfinite(matching.floor) else 0.0,
+        same_class=_mean(same, seed),
+        pairs=pairs,
+    )
