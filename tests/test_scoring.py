@@ -1,0 +1,115 @@
+"""Scores of two data sets, or of ranks, are those of one pass over both."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from features.dictionary import load_dictionary
+from features.scoring import ScoringStatistics
+from features.space import FeatureSpace, score
+from features.store import ActivationStore, sample_table
+from tests.test_space import axes, make_store
+
+PAIRS, FEATURES, DIM = 24, 5, 3
+TERMS = ["red", "blue", "one"]
+
+
+def drawn(seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    image, text = (
+        torch.randint(0, 4, (PAIRS, FEATURES), generator=generator).float() for _ in range(2)
+    )
+    judges = F.normalize(torch.randn(2, PAIRS, DIM, generator=generator), dim=2)
+    return image, text, judges[0], judges[1]
+
+
+def collected(data: tuple[torch.Tensor, ...], pairs: range, batch: int) -> ScoringStatistics:
+    found = ScoringStatistics(
+        FEATURES, DIM, TERMS, kept=6, seed=1, start=pairs.start, replicates=30
+    )
+    captions = [[("a red one", "the blue sky", "nothing")[i % 3]] for i in range(PAIRS)]
+    samples = sample_table([str(i) for i in range(PAIRS)], captions)
+    for start in range(pairs.start, pairs.stop, batch):
+        rows = slice(start, min(start + batch, pairs.stop))
+        found.update(*(d[rows] for d in data), samples.slice(rows.start, rows.stop - rows.start))
+    return found
+
+
+@given(cut=st.integers(0, PAIRS), seed=st.integers(0, 1000), batch=st.integers(1, PAIRS))
+@settings(max_examples=30, deadline=None)
+def test_merged_scores_are_those_of_one_pass(cut: int, seed: int, batch: int) -> None:
+    data = drawn(seed)
+    whole = collected(data, range(PAIRS), PAIRS)
+    merged = collected(data, range(cut), batch)
+    merged.merge(collected(data, range(cut, PAIRS), batch))
+    for name in ("mds", "ci_low", "ci_high", "energy", "image_mean_active", "text_density"):
+        ours, theirs = (getattr(s.dominance.scores(2), name) for s in (merged, whole))
+        np.testing.assert_allclose(ours, theirs, rtol=1e-12)
+    ours, theirs = (s.monosemanticity.scores() for s in (merged, whole))
+    for name in ("ms_image", "ms_text", "ms_cross", "floor_image", "floor_cross"):
+        np.testing.assert_allclose(
+            getattr(ours, name), getattr(theirs, name), rtol=1e-9, atol=1e-12
+        )
+    for modality in ("image", "text"):
+        assert torch.equal(merged.best[modality].samples, whole.best[modality].samples)
+        assert torch.equal(merged.best[modality].values, whole.best[modality].values)
+    for modality in (0, 1):
+        torch.testing.assert_close(
+            merged.naming.correlations(modality), whole.naming.correlations(modality)
+        )
+
+
+SCRIPT = """
+import sys
+from features.dictionary import load_dictionary
+from features.space import score
+from features.store import ActivationStore
+store, judge, dictionary, out = sys.argv[1:]
+space = score(
+    ActivationStore.open(store), load_dictionary(dictionary), ActivationStore.open(judge),
+    batch_size=16, progress=False,
+)
+from accelerate import PartialState
+if PartialState().is_main_process:
+    space.save(out)
+"""
+
+
+def test_two_processes_score_as_one(tmp_path: Path) -> None:
+    store = make_store(tmp_path / "store")
+    judge = make_store(tmp_path / "judge", encoder="judge", seed=1)
+    axes().save(tmp_path / "dictionary")
+    (tmp_path / "score.py").write_text(SCRIPT)
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
+    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    launch += ["--main_process_port", "0", "--num_cpu_threads_per_process", "1"]
+    arguments = [tmp_path / "score.py", store.path, judge.path, tmp_path / "dictionary"]
+    done = subprocess.run(
+        [*launch, *map(str, arguments), str(tmp_path / "two")],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    two = FeatureSpace.load(tmp_path / "two", device="cpu")
+    one = score(
+        ActivationStore.open(store.path),
+        load_dictionary(tmp_path / "dictionary"),
+        judge,
+        progress=False,
+    )
+    for name in one.features.column_names:
+        ours, theirs = (space.features[name].to_pylist() for space in (one, two))
+        if isinstance(ours[0], float):
+            np.testing.assert_allclose(ours, theirs, rtol=1e-9, atol=1e-12)
+        else:
+            assert ours == theirs
+    assert one.exemplars.drop_columns("activation").equals(two.exemplars.drop_columns("activation"))
