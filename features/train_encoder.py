@@ -63,7 +63,7 @@ class EncoderTraining:
     group_by: str = "role"
     mask_share: float = 0.25
     image_ssl_weight: float = 0.5
-    text_ssl_weight: float = 2.0
+    text_ssl_weight: float = 0.5
     seed: int = 0
     dim: int = 128
     image_size: int = 64

@@ -20,8 +20,10 @@ from features.dictionary import (
     load_dictionary,
 )
 from features.dictionary.batchtopk import at_least
-from features.dictionary.group import group_norms
+from features.dictionary.group import PENALTY, group_norms
+from features.dictionary.matryoshka import nested_fvu
 from features.dictionary.ncl import TEMPERATURE, NCLDictionary, relu_with_gelu_gradient
+from features.dictionary.sparse import ActivePlaces
 from features.store import ActivationStore
 from tests.test_dictionary import DIM, SMALL, make_store, unit
 
@@ -151,16 +153,25 @@ def test_matryoshka_averages_the_errors_of_its_prefixes() -> None:
     assert float(step.fvu) == pytest.approx(losses[-1], rel=1e-4)
 
 
-def test_group_norms_against_a_double_loop() -> None:
-    activations = torch.randn(6, 5, generator=torch.Generator().manual_seed(0), requires_grad=True)
+def test_group_norms_and_the_penalty_against_double_loops() -> None:
+    activations = torch.randn(6, 5, generator=torch.Generator().manual_seed(0))
     norms = group_norms(activations)
-    values = activations.detach()
     for pair in range(3):
         for feature in range(5):
-            z, w = (max(0.0, float(values[pair + m * 3, feature])) for m in (0, 1))
-            assert float(norms.detach()[pair, feature]) == pytest.approx(math.hypot(z, w), abs=1e-6)
-    norms.sum().backward()
-    assert activations.grad is not None and torch.isfinite(activations.grad).all()
+            z, w = (max(0.0, float(activations[pair + m * 3, feature])) for m in (0, 1))
+            assert float(norms[pair, feature]) == pytest.approx(math.hypot(z, w), abs=1e-6)
+    dictionary = make("group")
+    x = torch.cat([unit(6, 1), unit(6, 2)])
+    with torch.no_grad():
+        step = dictionary(x[:6], x[6:], torch.zeros(48, dtype=torch.bool))
+        code = dictionary._selected_in_training(x)  # type: ignore[operator]
+        places = ActivePlaces(code.indices, 48)
+        nested = nested_fvu(dictionary, x, code.values, places, step.fvu)  # type: ignore[arg-type]
+    apart = 0.0
+    for pair in range(6):
+        for place in range(4):
+            apart += abs(float(code.values[pair, place] - code.values[pair + 6, place])) / 6
+    assert float(step.loss - nested) == pytest.approx(PENALTY * apart, rel=1e-4)
 
 
 def test_group_gives_a_pair_one_set_of_features() -> None:

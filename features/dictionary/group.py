@@ -6,11 +6,12 @@ import torch
 from torch import Tensor
 
 from features.dictionary.base import SparseCode, register
+from features.dictionary.matryoshka import nested_fvu
 from features.dictionary.sparse import ActivePlaces
 from features.dictionary.topk import TopKDictionary
 
-PENALTY = 0.03
-"""Weight of the group penalty beside the fraction of variance unexplained."""
+PENALTY = 0.05
+"""Weight of the difference within pairs beside the fraction of variance unexplained."""
 
 
 @register
@@ -18,9 +19,11 @@ class GroupDictionary(TopKDictionary):
     """A pair's image and text share their k features, so that a concept of both gets one latent.
 
     In training a pair's features are those with the k largest group norms sqrt(z^2 + w^2), z being
-    the image's activation and w the text's, and the mean group norm is penalised. Outside training
-    each sample takes its own k largest, as in `topk`. The paper selects by the penalty alone; the
-    k largest bound how many features are active.
+    the image's activation and w the text's. Outside training each sample takes its own k largest,
+    as in `topk`. The paper penalises the group norms; here the k largest bound how many features
+    are active, and |z - w| is penalised: a latent of one modality pays for all of its activation, a
+    shared one for little. Features are nested as in `matryoshka`: the first few must reconstruct
+    alone, which leaves no room for one latent by modality of the same concept.
     """
 
     kind = "group"
@@ -34,20 +37,18 @@ class GroupDictionary(TopKDictionary):
     def reconstruction_loss(
         self, x: Tensor, values: Tensor, places: ActivePlaces, fvu: Tensor
     ) -> Tensor:
-        """FVU and the penalty: the sum of group norms over the features, its mean over pairs."""
-        return fvu + PENALTY * group_norms(values).sum(1).mean()
+        """Mean FVU over the prefixes and the whole, and the penalty: the sum of |z - w| over the
+        features, its mean over pairs."""
+        image, text = values.chunk(2)  # [n, k] each, of the same features
+        difference = (image - text).abs().sum(1).mean()
+        return nested_fvu(self, x, values, places, fvu) + PENALTY * difference
 
 
 def group_norms(activations: Tensor) -> Tensor:
-    """sqrt(z^2 + w^2) of the positive parts of images' and texts' activations.
+    """sqrt(z^2 + w^2) of the positive parts of images' and texts' activations: `[n, features]`.
 
     Args:
         activations: those of n images, then those of their texts: `[2n, features]`.
-
-    Returns:
-        `[n, features]`, with the gradient 0 where both are 0.
     """
     image, text = activations.relu().chunk(2)
-    squares = image.square() + text.square()
-    positive = squares > 0
-    return torch.where(positive, torch.where(positive, squares, 1.0).sqrt(), 0.0)
+    return torch.hypot(image, text)

@@ -8,8 +8,30 @@ from torch import Tensor
 from features.dictionary.base import register
 from features.dictionary.batchtopk import BatchTopKDictionary
 from features.dictionary.sparse import ActivePlaces, weighted_rows
+from features.dictionary.topk import TopKDictionary
 
 PREFIX_SHARES = (1 / 16, 1 / 8, 1 / 4, 1 / 2)
+
+
+def nested_fvu(
+    dictionary: TopKDictionary, x: Tensor, values: Tensor, places: ActivePlaces, fvu: Tensor
+) -> Tensor:
+    """Mean FVU over the first 1/16, 1/8, 1/4 and 1/2 of the features, and all.
+
+    Args:
+        x: centred, `[n, dim]`.
+        values: activations, `[n, k]`.
+        places: of which features.
+        fvu: of all features.
+    """
+    scale = x.square().sum().clamp(min=1e-12)
+    losses = [fvu]
+    for share in PREFIX_SHARES:
+        size = max(1, round(share * dictionary.config.features))
+        first = torch.where(places.indices < size, values, 0.0)  # [n, k]
+        error = x - weighted_rows(first, dictionary.decoder, places)  # [n, dim]
+        losses.append(error.square().sum() / scale)
+    return torch.stack(losses).mean()
 
 
 @register
@@ -19,19 +41,8 @@ class MatryoshkaDictionary(BatchTopKDictionary):
 
     kind = "matryoshka"
 
-    @property
-    def prefixes(self) -> list[int]:
-        """Numbers of features that reconstruct by themselves, beside all of them."""
-        return [max(1, round(share * self.config.features)) for share in PREFIX_SHARES]
-
     def reconstruction_loss(
         self, x: Tensor, values: Tensor, places: ActivePlaces, fvu: Tensor
     ) -> Tensor:
         """Mean FVU over the prefixes and the whole."""
-        scale = x.square().sum().clamp(min=1e-12)
-        losses = [fvu]
-        for size in self.prefixes:
-            first = torch.where(places.indices < size, values, 0.0)  # [2n, width]
-            error = x - weighted_rows(first, self.decoder, places)  # [2n, dim]
-            losses.append(error.square().sum() / scale)
-        return torch.stack(losses).mean()
+        return nested_fvu(self, x, values, places, fvu)
