@@ -36,7 +36,8 @@ def speed_rows(
     """Samples a second, ratios to the peers, FVU after the same number of samples, and the seconds
     until every library has reached the highest of those FVUs.
 
-    Libraries take turns, one at a time. Values are medians over the rounds, with their range.
+    Libraries take turns, one at a time; one that fails is left out. Values are medians over the
+    rounds, with their range.
 
     Args:
         peers: the Python of the peers' environment; None measures this project's dictionary alone.
@@ -48,8 +49,12 @@ def speed_rows(
     if peers is not None:
         interpreters |= dict.fromkeys(PEERS, peers)
     trainings: dict[str, list[dict[str, Any]]] = {library: [] for library in interpreters}
-    for _, (library, python) in itertools.product(range(rounds), interpreters.items()):
-        trainings[library].append(train(library, python, data, work / "training.json"))
+    for _ in range(rounds):
+        for library, python in interpreters.items():
+            training = train(library, python, data, work / "training.json")
+            if training is not None:
+                trainings[library].append(training)
+    trainings = {library: found for library, found in trainings.items() if found}
     speeds = {
         library: [BATCH / statistics.median(t["seconds"][1:]) for t in found]
         for library, found in trainings.items()
@@ -58,9 +63,9 @@ def speed_rows(
         _row("dictionary/samples_per_s" + _suffix(library), speed, "samples/s")
         for library, speed in speeds.items()
     ]
-    for library in interpreters:
+    for library in trainings:
         if library != "ours":
-            pairs = zip(speeds["ours"], speeds[library], strict=True)
+            pairs = zip(speeds["ours"], speeds[library], strict=False)
             rows.append(_row(f"dictionary/ratio/{library}", [a / b for a, b in pairs], "ratio"))
     final = {library: [t["fvu"][-1][1] for t in found] for library, found in trainings.items()}
     target = max(itertools.chain.from_iterable(final.values()))
@@ -78,7 +83,7 @@ def write_data(path: Path, steps: int, seed: int) -> None:
 
     def samples(n: int) -> torch.Tensor:
         present = torch.rand(n, CAUSES, generator=generator) < ACTIVE / CAUSES
-        strength = -torch.rand(n, CAUSES, generator=generator).log()
+        strength = -torch.log1p(-torch.rand(n, CAUSES, generator=generator))
         noise = 0.02 * torch.randn(n, DIM, generator=generator)
         return F.normalize((present * strength) @ causes + noise + 0.05, dim=1)
 
@@ -87,8 +92,9 @@ def write_data(path: Path, steps: int, seed: int) -> None:
     save_file({"train": train, "held_out": samples(BATCH), "weights": weights}, path)
 
 
-def train(library: str, python: str, data: Path, out: Path) -> dict[str, Any]:
-    """What `benchmarks.topk_training` measures of one library."""
+def train(library: str, python: str, data: Path, out: Path) -> dict[str, Any] | None:
+    """What `benchmarks.topk_training` measures of one library; None, and a line that says why, if
+    it fails."""
     command = [python, "-m", "benchmarks.topk_training", "--library", library]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     finished = subprocess.run(
@@ -98,7 +104,9 @@ def train(library: str, python: str, data: Path, out: Path) -> dict[str, Any]:
         text=True,
     )
     if finished.returncode:
-        raise SystemExit(f"{library} failed under {python}:\n{finished.stderr[-2000:]}")
+        reason = finished.stderr.strip().splitlines()[-1:]
+        print(f"{library} failed under {python}: {' '.join(reason)}", file=sys.stderr)
+        return None
     return json.loads(out.read_text())
 
 

@@ -44,6 +44,7 @@ def ours(weights: Tensor, mean: Tensor) -> tuple[Step, Reconstruct]:
         image, text = x.chunk(2)
         optimizer.zero_grad()
         dictionary(image, text, alive).loss.backward()
+        dictionary.project_gradients()
         optimizer.step()
         dictionary.constrain()
 
@@ -142,9 +143,7 @@ def sae_lens(weights: Tensor, mean: Tensor) -> tuple[Step, Reconstruct]:
     from sae_lens.training.sae_trainer import SAETrainer
 
     features, dim = weights.shape
-    sae = TopKTrainingSAE(
-        TopKTrainingSAEConfig(d_in=dim, d_sae=features, k=K, use_sparse_activations=True)
-    )
+    sae = TopKTrainingSAE(TopKTrainingSAEConfig(d_in=dim, d_sae=features, k=K))
     sae.W_enc.data.copy_(weights.T)
     sae.W_dec.data.copy_(weights)
     sae.b_dec.data.copy_(mean)

@@ -95,12 +95,12 @@ def test_one_training_is_timed_and_its_fvu_falls(tmp_path: Path) -> None:
     weights = F.normalize(torch.randn(40, 8, generator=generator), dim=1)
     save_file({"train": train, "held_out": train[0].clone(), "weights": weights}, tmp_path / "data")
     found = peers.train("ours", sys.executable, tmp_path / "data", tmp_path / "out.json")
-    assert len(found["seconds"]) == 6
+    assert found is not None and len(found["seconds"]) == 6
     assert [step for step, _ in found["fvu"]] == [0, 5]
     assert found["fvu"][1][1] < found["fvu"][0][1]
     assert peers.seconds_to(found["fvu"][1][1], found) == sum(found["seconds"][:5])
 
 
-def test_a_library_that_fails_is_named(tmp_path: Path) -> None:
-    with pytest.raises(SystemExit, match="sparsify failed"):
-        peers.train("sparsify", sys.executable, tmp_path / "none", tmp_path / "out.json")
+def test_a_library_that_fails_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert peers.train("sparsify", sys.executable, tmp_path / "none", tmp_path / "out.json") is None
+    assert "sparsify failed" in capsys.readouterr().err

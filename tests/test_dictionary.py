@@ -314,3 +314,17 @@ def test_the_progress_lines_class_shares_against_a_double_loop() -> None:
     shares = trainer.class_shares(dictionary, image, text)
     assert shares == pytest.approx([count / sum(counts) for count in counts])
     assert trainer.class_shares(dictionary, image[:0], text[:0]) == [0, 0, 0]
+
+
+def test_projected_gradients_leave_the_rows_lengths_alone() -> None:
+    dictionary = topk()
+    dictionary.project_gradients()  # without a gradient there is nothing to do
+    dictionary(unit(20, 1), unit(20, 2), torch.zeros(48, dtype=torch.bool)).loss.backward()
+    gradient = dictionary.decoder.grad
+    assert gradient is not None
+    along = (gradient * dictionary.decoder).sum(1)
+    expected = gradient - along[:, None] * dictionary.decoder.detach()
+    assert along.abs().max() > 1e-4
+    dictionary.project_gradients()
+    torch.testing.assert_close(gradient, expected)
+    assert (gradient * dictionary.decoder).sum(1).abs().max() < 1e-6

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 from torch import Tensor
 
-from features.dictionary import sparse
 from features.dictionary.sparse import ActivePlaces, active_outputs, weighted_rows
 
 N, K, FEATURES, DIM = 7, 3, 10, 4
@@ -32,11 +30,7 @@ def gradients(output: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
     return torch.autograd.grad((output * weights).sum(), inputs)
 
 
-@pytest.mark.parametrize("chunk", [2, 256])
-def test_weighted_rows_and_their_gradients_are_the_dense_products(
-    chunk: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sparse, "CHUNK", chunk)
+def test_weighted_rows_and_their_gradients_are_the_dense_products() -> None:
     values, rows, indices = made(N, K), made(FEATURES, DIM, seed=2), code_indices()
     ours = weighted_rows(values, rows, ActivePlaces(indices, FEATURES))
     theirs = dense(values, indices) @ rows

@@ -122,6 +122,9 @@ class Dictionary(nn.Module, ABC):
         """
         raise NotImplementedError(f"{self.kind} dictionaries are not trained")
 
+    def project_gradients(self) -> None:
+        """Called before each optimiser step, to take out what `constrain` would undo."""
+
     def constrain(self) -> None:
         """Called after each optimiser step, to put parameters back where they must be."""
 

@@ -14,9 +14,6 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-CHUNK = 256
-"""Samples whose rows `[CHUNK, k, dim]` are held at once."""
-
 
 class ActivePlaces:
     """Where each feature is active in a code: the code's transpose, sorted once for all products.
@@ -90,9 +87,13 @@ class _WeightedRows(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
         values, rows = ctx.saved_tensors
-        chunks = zip(ctx.places.indices.split(CHUNK), gradient.split(CHUNK), strict=True)
-        products = [rows[indices] @ g[:, :, None] for indices, g in chunks]  # [chunk, k, 1]
-        return torch.cat(products).squeeze(2), ctx.places.sums(values, gradient), None
+        with torch.enable_grad():  # embedding_bag's own gradient by its weights is a fast kernel
+            weights = values.detach().requires_grad_()
+            output = F.embedding_bag(
+                ctx.places.indices, rows, per_sample_weights=weights, mode="sum"
+            )
+            [values_gradient] = torch.autograd.grad(output, weights, gradient)
+        return values_gradient, ctx.places.sums(values, gradient), None
 
 
 class _ActiveOutputs(torch.autograd.Function):

@@ -109,6 +109,14 @@ class TopKDictionary(Dictionary):
         return error * (k / wanted)
 
     @torch.no_grad()
+    def project_gradients(self) -> None:
+        """Take out what would lengthen or shorten the decoder's rows."""
+        gradient = self.decoder.grad
+        if gradient is not None:
+            along = (gradient * self.decoder).sum(dim=1, keepdim=True)  # [features, 1]
+            gradient.addcmul_(along, self.decoder, value=-1)
+
+    @torch.no_grad()
     def constrain(self) -> None:
         """Give the decoder's rows unit length."""
         self.decoder.div_(self.decoder.norm(dim=1, keepdim=True).clamp(min=1e-12))

@@ -338,6 +338,7 @@ def _train(
                 )
                 optimizer.zero_grad()
                 accelerator.backward(result.loss)
+                dictionary.project_gradients()
                 optimizer.step()
                 dictionary.constrain()
                 activity.update(accelerator.reduce(result.active.int(), "sum") > 0)

@@ -1,0 +1,1 @@
+"""Text-controlled image generation by edits of features."""

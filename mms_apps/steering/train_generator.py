@@ -1,0 +1,408 @@
+"""Training a small image generator on the embedded world: a `StableUnCLIPImg2ImgPipeline` folder.
+
+First the autoencoder, then the denoiser on its latents, conditioned on an open_clip image embedding
+(noised as the pipeline does) and on the prompt. Each is left out at times: both, for guidance; the
+prompt, so that a reference alone works; the embedding, drowned in noise, so that a prompt alone
+works (`noise_level` of PROMPT_ALONE).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import math
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from features.checkpoint import load_checkpoint, save_checkpoint
+from features.embedded import ENCODERS
+from features.embedded.world import EmbeddedPairs, PlantedFactors, caption, render
+from features.encoder import Encoder, load_encoder
+from features.files import write_json
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL, StableUnCLIPImg2ImgPipeline, UNet2DConditionModel
+
+PROMPT_ALONE = 999
+"""The noise level at which nothing is left of the image embedding."""
+TRAIN_TIMESTEPS = 1000
+CHECKPOINT_STEPS = 250
+SHOW_EVERY = 100
+SNR_CAP = 5.0
+"""Of the loss's weights (Hang et al. 2023, arXiv 2303.09556)."""
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class GeneratorTraining:
+    """What the generator is made of and how it is trained."""
+
+    encoder: str = "embedded-ssl"
+    vae_channels: tuple[int, ...] = (24, 48, 96, 96)
+    latent_channels: int = 16
+    vae_steps: int = 3000
+    vae_batch: int = 48
+    vae_learning_rate: float = 1e-3
+    kl_weight: float = 1e-5
+    edge_weight: float = 1.0
+    unet_channels: tuple[int, ...] = (96, 160)
+    unet_layers: int = 2
+    unet_steps: int = 8000
+    unet_batch: int = 128
+    unet_learning_rate: float = 5e-4
+    average_decay: float = 0.999
+    draws: int = 12
+    """Draws of each drawing's planted factors."""
+    drop_both: float = 0.1
+    drop_prompt: float = 0.2
+    drop_image: float = 0.2
+    noisy_image: float = 0.2
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """The training images, one row each.
+
+    pixels: uint8 `[n, 64, 64, 3]`.
+    captions: n prompts.
+    """
+
+    pixels: Tensor
+    captions: list[str]
+
+
+def train_generator(
+    out: Path, training: GeneratorTraining, device: str = "cpu"
+) -> StableUnCLIPImg2ImgPipeline:
+    """Train a generator and save it to the folder `out`.
+
+    A run that was cut off goes on from its last checkpoint in `out`.
+
+    Raises:
+        UserError: `out` holds an unfinished training with other settings.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    settings = json.dumps(dataclasses.asdict(training))
+    encoder = load_encoder(training.encoder, device=device)
+    source = EmbeddedPairs("train")
+    vae = train_autoencoder(source, out, training, settings, device)
+    drawn = draw_images(source, training.draws, training.seed)
+    unet, normaliser, text_encoder, tokenizer = train_denoiser(
+        drawn, vae, encoder, out, training, settings, device
+    )
+    pipeline = assemble(vae, unet, normaliser, text_encoder, tokenizer, encoder)
+    pipeline.to(dtype=torch.float16)
+    pipeline.save_pretrained(out)
+    write_json(
+        out / "training.json",
+        {**dataclasses.asdict(training), "pairs_fingerprint": source.fingerprint()},
+    )
+    for name in ("vae", "unet"):
+        (out / f"{name}-checkpoint.safetensors").unlink(missing_ok=True)
+    return pipeline
+
+
+def draw_images(source: EmbeddedPairs, draws: int, seed: int) -> Drawn:
+    """Each drawing under several draws of its planted factors; half of the captions are in a
+    register, the others are the bare names."""
+    rng = random.Random(seed)
+    pixels, captions = [], []
+    for index, row in enumerate(source.rows):
+        drawing = source.drawing(index)
+        for _ in range(draws):
+            factors = PlantedFactors.draw(rng)
+            pixels.append(np.asarray(render(drawing, factors)))
+            captions.append(caption(row["text"], factors) if rng.random() < 0.5 else row["text"])
+    return Drawn(torch.from_numpy(np.stack(pixels)), captions)
+
+
+def scaled(pixels: Tensor) -> Tensor:
+    """uint8 `[n, h, w, 3]` -> `[n, 3, h, w]` in [-1, 1]."""
+    return pixels.permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def train_autoencoder(
+    source: EmbeddedPairs, out: Path, training: GeneratorTraining, settings: str, device: str
+) -> AutoencoderKL:
+    """An autoencoder of 64-pixel images, its latents scaled to unit variance."""
+    from diffusers import AutoencoderKL
+
+    torch.manual_seed(training.seed)
+    blocks = len(training.vae_channels)
+    vae = AutoencoderKL(
+        in_channels=3,
+        out_channels=3,
+        down_block_types=("DownEncoderBlock2D",) * blocks,
+        up_block_types=("UpDecoderBlock2D",) * blocks,
+        block_out_channels=training.vae_channels,
+        layers_per_block=1,
+        latent_channels=training.latent_channels,
+        norm_num_groups=8,
+        sample_size=64,
+    ).to(device)
+    vae.to(memory_format=torch.channels_last)
+    drawings = [source.drawing(index) for index in range(len(source.rows))]
+
+    def loss(step: int) -> Tensor:
+        rng = random.Random(f"{training.seed}/vae/{step}")
+        images = [
+            np.asarray(render(rng.choice(drawings), PlantedFactors.draw(rng)))
+            for _ in range(training.vae_batch)
+        ]
+        x = scaled(torch.from_numpy(np.stack(images))).to(device)
+        generator = torch.Generator(device).manual_seed(step)
+        with torch.autocast(torch.device(device).type, dtype=torch.bfloat16):
+            posterior = vae.encode(x).latent_dist
+            again = vae.decode(posterior.sample(generator)).sample
+        difference = again.float() - x
+        edges = sum(difference.diff(dim=axis).abs().mean() for axis in (2, 3))
+        kl = posterior.kl().mean()
+        return difference.abs().mean() + training.edge_weight * edges + training.kl_weight * kl
+
+    optimise(
+        {"vae": vae},
+        loss,
+        out / "vae-checkpoint.safetensors",
+        training.vae_steps,
+        training.vae_learning_rate,
+        settings,
+    )
+    vae.eval().requires_grad_(False)
+    latents = encode_latents(vae, draw_images(source, 1, training.seed).pixels, device)
+    vae.register_to_config(scaling_factor=float(1 / latents.float().std()))
+    return vae
+
+
+def optimise(
+    modules: dict[str, nn.Module],
+    loss: Callable[[int], Tensor],
+    checkpoint: Path,
+    steps: int,
+    learning_rate: float,
+    settings: str,
+    after_step: Callable[[], None] = lambda: None,
+) -> None:
+    """Adam on the first module with a warm-up and a cosine to zero, checkpointed."""
+    model = next(iter(modules.values()))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.01)
+    first = load_checkpoint(checkpoint, modules, optimizer, settings)
+    model.train()
+    running = 0.0
+    for step in range(first, steps):
+        warm = min(1.0, (step + 1) / 100)
+        rate = learning_rate * warm * 0.5 * (1 + math.cos(math.pi * step / steps))
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        value = loss(step)
+        optimizer.zero_grad()
+        value.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        after_step()
+        running += float(value.detach())
+        if (step + 1) % SHOW_EVERY == 0:
+            log.info("%s step %d, loss %.4f", checkpoint.stem, step + 1, running / SHOW_EVERY)
+            running = 0.0
+        if (step + 1) % CHECKPOINT_STEPS == 0 or step + 1 == steps:
+            save_checkpoint(checkpoint, modules, optimizer, step + 1, settings)
+
+
+@torch.no_grad()
+def encode_latents(vae: AutoencoderKL, pixels: Tensor, device: str) -> Tensor:
+    """Mean latents of uint8 images `[n, 64, 64, 3]`: fp16 `[n, channels, 8, 8]`, unscaled."""
+    found = [
+        vae.encode(scaled(batch).to(device)).latent_dist.mean.half().cpu()
+        for batch in pixels.split(256)
+    ]
+    return torch.cat(found)
+
+
+@torch.no_grad()
+def raw_embeddings(encoder: Encoder, pixels: Tensor) -> Tensor:
+    """The encoder's image embeddings as they leave the model, not normalised: `[n, dim]`."""
+    found = []
+    for batch in pixels.split(256):
+        ready = encoder.preprocessing.normalise(batch.to(encoder.device))
+        found.append(encoder.model.encode_image(ready).float().cpu())  # type: ignore[operator]
+    return torch.cat(found)
+
+
+def train_denoiser(
+    drawn: Drawn,
+    vae: AutoencoderKL,
+    encoder: Encoder,
+    out: Path,
+    training: GeneratorTraining,
+    settings: str,
+    device: str,
+) -> tuple[UNet2DConditionModel, nn.Module, nn.Module, Any]:
+    """The denoiser (its averaged weights), and the normaliser, text encoder and tokenizer that
+    went with it."""
+    from diffusers import DDPMScheduler, UNet2DConditionModel
+    from diffusers.models.embeddings import get_timestep_embedding
+    from diffusers.pipelines.stable_diffusion.stable_unclip_image_normalizer import (
+        StableUnCLIPImageNormalizer,
+    )
+    from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+    from transformers import CLIPTokenizer
+
+    from mms_apps.steering.text_encoder import clip_text_model
+
+    folder = ENCODERS / training.encoder
+    text_cfg = json.loads((folder / "open_clip_config.json").read_text())["model_cfg"]["text_cfg"]
+    tokenizer = CLIPTokenizer.from_pretrained(folder, model_max_length=text_cfg["context_length"])
+    text_encoder = clip_text_model(encoder.model, text_cfg).to(device).requires_grad_(False)
+    embeddings = raw_embeddings(encoder, drawn.pixels)
+    dim = embeddings.shape[1]
+    normaliser = StableUnCLIPImageNormalizer(embedding_dim=dim).requires_grad_(False)
+    normaliser.mean.copy_(embeddings.mean(0, keepdim=True))
+    normaliser.std.copy_(embeddings.std(0, keepdim=True))
+    standard = normaliser.scale(embeddings)  # [n, dim]
+    latents = encode_latents(vae, drawn.pixels, device)
+    scale = vae.config.scaling_factor
+    tokens = tokenizer(
+        drawn.captions,
+        padding="max_length",
+        truncation=True,
+        max_length=text_cfg["context_length"],
+        return_tensors="pt",
+    ).input_ids
+    nothing = tokenizer(
+        "", padding="max_length", max_length=text_cfg["context_length"], return_tensors="pt"
+    ).input_ids[0]
+
+    torch.manual_seed(training.seed)
+    levels = len(training.unet_channels)
+    unet = UNet2DConditionModel(
+        sample_size=latents.shape[-1],
+        in_channels=training.latent_channels,
+        out_channels=training.latent_channels,
+        block_out_channels=training.unet_channels,
+        layers_per_block=training.unet_layers,
+        down_block_types=("CrossAttnDownBlock2D",) * levels,
+        up_block_types=("CrossAttnUpBlock2D",) * levels,
+        cross_attention_dim=text_cfg["width"],
+        attention_head_dim=4,
+        norm_num_groups=16,
+        class_embed_type="projection",
+        projection_class_embeddings_input_dim=2 * dim,
+    ).to(device)
+    average = AveragedModel(unet, multi_avg_fn=get_ema_multi_avg_fn(training.average_decay))
+    schedule = DDPMScheduler(**noise_schedule())
+    signal = schedule.alphas_cumprod  # [timesteps]
+    embedding_schedule = DDPMScheduler(**embedding_noise())
+
+    def loss(step: int) -> Tensor:
+        generator = torch.Generator().manual_seed(training.seed * 1_000_003 + step)
+        n = training.unet_batch
+        rows = torch.randint(len(latents), (n,), generator=generator)
+        x = latents[rows].float() * scale
+        noise = torch.randn(x.shape, generator=generator)
+        times = torch.randint(TRAIN_TIMESTEPS, (n,), generator=generator)
+        chance = torch.rand(3, n, generator=generator)
+        level = torch.zeros(n, dtype=torch.long)
+        noisy = chance[0] < training.noisy_image
+        level[noisy] = torch.randint(TRAIN_TIMESTEPS, (int(noisy.sum()),), generator=generator)
+        level[chance[0] > 1 - training.drop_image] = PROMPT_ALONE
+        embedding_noise_ = torch.randn(n, dim, generator=generator)
+        seen = embedding_schedule.add_noise(standard[rows], embedding_noise_, level)
+        labels = torch.cat(
+            [
+                normaliser.unscale(seen),
+                get_timestep_embedding(level, dim, flip_sin_to_cos=True, downscale_freq_shift=0),
+            ],
+            dim=1,
+        )  # [n, 2 * dim]
+        both = chance[2] < training.drop_both
+        labels[both] = 0
+        ids = tokens[rows].clone()
+        ids[both | (chance[1] < training.drop_prompt)] = nothing
+        with torch.no_grad():
+            states = text_encoder(ids.to(device)).last_hidden_state
+        noised = schedule.add_noise(x, noise, times)
+        with torch.autocast(torch.device(device).type, dtype=torch.bfloat16):
+            predicted = unet(
+                noised.to(device),
+                times.to(device),
+                encoder_hidden_states=states,
+                class_labels=labels.to(device),
+            ).sample
+        target = schedule.get_velocity(x, noise, times).to(device)
+        error = (predicted.float() - target).square().mean((1, 2, 3))  # [n]
+        snr = signal[times] / (1 - signal[times])
+        weight = snr.clamp(max=SNR_CAP) / (snr + 1)
+        return (weight.to(device) * error).mean()
+
+    optimise(
+        {"unet": unet, "average": average},
+        loss,
+        out / "unet-checkpoint.safetensors",
+        training.unet_steps,
+        training.unet_learning_rate,
+        settings,
+        after_step=lambda: average.update_parameters(unet),
+    )
+    return average.module.eval(), normaliser, text_encoder, tokenizer
+
+
+def noise_schedule() -> dict[str, Any]:
+    """Settings of the denoiser's schedule."""
+    return {
+        "num_train_timesteps": TRAIN_TIMESTEPS,
+        "beta_schedule": "squaredcos_cap_v2",
+        "prediction_type": "v_prediction",
+    }
+
+
+def embedding_noise() -> dict[str, Any]:
+    """Settings of the schedule that noises image embeddings."""
+    return {"num_train_timesteps": TRAIN_TIMESTEPS, "beta_schedule": "squaredcos_cap_v2"}
+
+
+def assemble(
+    vae: AutoencoderKL,
+    unet: UNet2DConditionModel,
+    normaliser: nn.Module,
+    text_encoder: nn.Module,
+    tokenizer: Any,
+    encoder: Encoder,
+) -> StableUnCLIPImg2ImgPipeline:
+    """The pipeline of trained parts, with a fast scheduler."""
+    from diffusers import DDPMScheduler, DPMSolverMultistepScheduler, StableUnCLIPImg2ImgPipeline
+    from transformers import CLIPImageProcessor
+
+    from mms_apps.steering.image_encoder import OpenClipVisionConfig, OpenClipVisionModel
+
+    folder = ENCODERS / encoder.id
+    config = json.loads((folder / "open_clip_config.json").read_text())
+    model_cfg, preprocess_cfg = config["model_cfg"], config["preprocess_cfg"]
+    vision = OpenClipVisionModel(
+        OpenClipVisionConfig(model_cfg["embed_dim"], model_cfg["vision_cfg"])
+    )
+    vision.visual.load_state_dict(encoder.model.visual.state_dict())  # type: ignore[union-attr]
+    size = model_cfg["vision_cfg"]["image_size"]
+    return StableUnCLIPImg2ImgPipeline(
+        feature_extractor=CLIPImageProcessor(
+            size={"shortest_edge": size},
+            crop_size={"height": size, "width": size},
+            image_mean=preprocess_cfg["mean"],
+            image_std=preprocess_cfg["std"],
+        ),
+        image_encoder=vision.eval(),
+        image_normalizer=normaliser,
+        image_noising_scheduler=DDPMScheduler(**embedding_noise()),
+        tokenizer=tokenizer,
+        text_encoder=text_encoder,
+        unet=unet,
+        scheduler=DPMSolverMultistepScheduler(**noise_schedule()),
+        vae=vae,
+    )

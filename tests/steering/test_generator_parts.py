@@ -1,0 +1,130 @@
+"""The generator's parts: twins of the encoder's towers, and a training in miniature."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import StableUnCLIPImg2ImgPipeline
+from PIL import Image
+
+from features.embedded import ENCODERS
+from features.embedded.world import EmbeddedPairs
+from features.encoder import Encoder, load_encoder
+from features.errors import UserError
+from mms_apps.steering import train_generator
+from mms_apps.steering.image_encoder import OpenClipVisionModel
+from mms_apps.steering.text_encoder import clip_text_model
+from mms_apps.steering.train_generator import PROMPT_ALONE, GeneratorTraining, draw_images
+
+TINY = GeneratorTraining(
+    vae_channels=(8, 8, 8, 8),
+    latent_channels=4,
+    vae_steps=3,
+    vae_batch=2,
+    unet_channels=(16, 16),
+    unet_layers=1,
+    unet_steps=4,
+    unet_batch=4,
+    draws=1,
+)
+
+
+@pytest.fixture(scope="module")
+def encoder() -> Encoder:
+    return load_encoder("embedded-ssl", device="cpu")
+
+
+class FewPairs(EmbeddedPairs):
+    """The first twelve training pairs."""
+
+    def __init__(self, split: str) -> None:
+        super().__init__(split)
+        self.rows = self.rows[:12]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("generator")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train_generator, "EmbeddedPairs", FewPairs)
+        train_generator.train_generator(out, TINY)
+    return out
+
+
+def test_the_text_encoder_is_the_towers_twin(encoder: Encoder) -> None:
+    config = json.loads((ENCODERS / "embedded-ssl" / "open_clip_config.json").read_text())
+    twin = clip_text_model(encoder.model, config["model_cfg"]["text_cfg"])
+    tokens = encoder.tokenize(["a picture of woman: dark skin tone", "cat"])
+    with torch.no_grad():
+        states = twin(tokens).last_hidden_state  # [2, context, width]
+        ends = states[torch.arange(2), tokens.argmax(dim=1)]  # [2, width]
+        ours = ends @ encoder.model.text_projection  # type: ignore[operator]
+        theirs = encoder.model.encode_text(tokens)  # type: ignore[operator]
+    torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+
+
+def test_the_pipeline_loads_and_its_image_encoder_is_the_encoders(
+    folder: Path, encoder: Encoder
+) -> None:
+    pipeline = StableUnCLIPImg2ImgPipeline.from_pretrained(folder, torch_dtype=torch.float32)
+    assert isinstance(pipeline.image_encoder, OpenClipVisionModel)
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    image = Image.fromarray(noise)
+    pixels = pipeline.feature_extractor(images=image, return_tensors="pt").pixel_values
+    torch.testing.assert_close(pixels[0], encoder.preprocess(image), atol=1e-4, rtol=1e-4)
+    with torch.no_grad():
+        ours = pipeline.image_encoder(pixels).image_embeds
+        theirs = encoder.model.encode_image(pixels)  # type: ignore[operator]
+    torch.testing.assert_close(ours, theirs, atol=0.02, rtol=0.02)  # saved in half precision
+
+
+def test_prompt_alone_reference_alone_and_both_give_pictures(folder: Path) -> None:
+    pipeline = StableUnCLIPImg2ImgPipeline.from_pretrained(folder, torch_dtype=torch.float32)
+    pipeline.set_progress_bar_config(disable=True)
+    reference = Image.new("RGB", (64, 64), "red")
+    nothing = torch.zeros(1, 128)
+    for given in (
+        {"prompt": "cat", "image_embeds": nothing, "noise_level": PROMPT_ALONE},
+        {"image": reference},
+        {"prompt": "cat", "image": reference},
+    ):
+        generator = torch.Generator().manual_seed(0)
+        found = pipeline(**given, num_inference_steps=2, generator=generator).images
+        assert [image.size for image in found] == [(64, 64)]
+
+
+def test_a_cut_training_ends_the_same(folder: Path, tmp_path: Path) -> None:
+    class Killed(Exception):
+        pass
+
+    def killed(*arguments: object, **others: object) -> None:
+        raise Killed
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train_generator, "EmbeddedPairs", FewPairs)
+        patch.setattr(train_generator, "CHECKPOINT_STEPS", 1)
+        patch.setattr(train_generator, "train_denoiser", killed)
+        with pytest.raises(Killed):
+            train_generator.train_generator(tmp_path, TINY)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train_generator, "EmbeddedPairs", FewPairs)
+        with pytest.raises(UserError, match="other settings"):
+            train_generator.train_generator(tmp_path, dataclasses.replace(TINY, seed=1))
+        train_generator.train_generator(tmp_path, TINY)
+    name = "diffusion_pytorch_model.safetensors"
+    for part in ("vae", "unet"):
+        assert (tmp_path / part / name).read_bytes() == (folder / part / name).read_bytes()
+    assert not list(tmp_path.glob("*-checkpoint.safetensors"))
+
+
+def test_drawings_are_drawn_anew_with_their_captions() -> None:
+    source = FewPairs("train")
+    drawn = draw_images(source, draws=3, seed=0)
+    assert drawn.pixels.shape == (36, 64, 64, 3) and len(drawn.captions) == 36
+    assert not torch.equal(drawn.pixels[0], drawn.pixels[1])
+    assert source.rows[0]["text"] in " ".join(drawn.captions[:3])
