@@ -17,6 +17,7 @@ import typer
 
 from features.errors import UserError
 from features.files import write_json
+from mms_apps.robustness.cli import robustness
 
 if TYPE_CHECKING:
     from features.dictionary import TrainConfig
@@ -434,6 +435,9 @@ def train_encoder(
         for name, row in write_evaluation(out, device=device).items():
             typer.echo(f"{name}: {row['value']:.3f} ({row['ci_low']:.3f} to {row['ci_high']:.3f})")
     typer.echo(f"encoder -> {out}; use it as --encoder local-dir:{out}")
+
+
+app.command()(robustness)
 
 
 def _scored_before(out: Path, settings: dict[str, Any]) -> FeatureSpace | None:

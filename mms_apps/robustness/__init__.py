@@ -1,0 +1,63 @@
+"""Adversarial checks that can be believed, by feature group.
+
+Names are loaded when they are first used, so that `mms --help` stays fast.
+
+    space = FeatureSpace.load("embedded")
+    task = load_task("embedded:heldout", space.encoder, label="gender")
+    found = evaluate(ZeroShot(space.encoder, task.vectors), task, "runs/robustness")
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mms_apps.robustness.ascent import pgd
+    from mms_apps.robustness.attacks import AttackConfig, run_attack
+    from mms_apps.robustness.checks import Check
+    from mms_apps.robustness.evaluation import EvaluationConfig, evaluate
+    from mms_apps.robustness.groups import GroupEdit, PcaEdit
+    from mms_apps.robustness.models import ZeroShot
+    from mms_apps.robustness.nearest import minimal_eps
+    from mms_apps.robustness.tasks import Task, load_task
+
+__all__ = [
+    "AttackConfig",
+    "Check",
+    "EvaluationConfig",
+    "GroupEdit",
+    "PcaEdit",
+    "Task",
+    "ZeroShot",
+    "evaluate",
+    "load_task",
+    "minimal_eps",
+    "pgd",
+    "run_attack",
+]
+
+_MODULES = {
+    "AttackConfig": "attacks",
+    "Check": "checks",
+    "EvaluationConfig": "evaluation",
+    "GroupEdit": "groups",
+    "PcaEdit": "groups",
+    "Task": "tasks",
+    "ZeroShot": "models",
+    "evaluate": "evaluation",
+    "load_task": "tasks",
+    "minimal_eps": "nearest",
+    "pgd": "ascent",
+    "run_attack": "attacks",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

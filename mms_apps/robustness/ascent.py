@@ -1,0 +1,88 @@
+"""Projected gradient ascent on any loss of the pixels (Madry et al. 2018, arXiv 1706.06083).
+
+For what torchattacks cannot take, which knows the cross-entropy of labels alone: losses of
+embeddings, of retrieval, of groups of features, and a radius of its own for every image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from mms_apps.robustness.distances import Norm, project, random_in_ball
+
+Progress = Callable[[float], None]
+"""Called with the share that is done, in (0, 1]."""
+STEP = 2.5
+"""Steps together go this many times the radius (their section 5)."""
+
+
+class Ascent(NamedTuple):
+    """What a projected gradient ascent found."""
+
+    images: Tensor
+    """Of each image's highest loss: `[n, 3, height, width]`."""
+    loss: Tensor
+    """`[n]`"""
+    history: list[float]
+    """Mean loss at every step of the first start, before the step."""
+
+
+def pgd(
+    loss: Callable[[Tensor], Tensor],
+    clean: Tensor,
+    eps: Tensor | float,
+    *,
+    norm: Norm = "Linf",
+    steps: int = 40,
+    restarts: int = 1,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Ascent:
+    """Climb a loss within eps of clean images; the best iterate of each image is kept.
+
+    The first start is the clean image, further ones are random. The step falls linearly to zero.
+
+    Args:
+        loss: of images `[n, 3, height, width]` in [0, 1], one value each, `[n]`.
+        clean: float32, `[n, 3, height, width]`, in [0, 1].
+        eps: the radius, or one for each image, `[n]`.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    radius = torch.as_tensor(eps, dtype=clean.dtype, device=clean.device).expand(len(clean))
+    radius = radius.reshape(-1, 1, 1, 1)
+    best = clean.clone()
+    highest = torch.full((len(clean),), -torch.inf, device=clean.device)
+    history: list[float] = []
+    for start in range(restarts):
+        images = clean if start == 0 else random_in_ball(clean, radius, norm, generator)
+        for step in range(steps + 1):
+            with torch.enable_grad():
+                images = images.detach().requires_grad_()
+                values = loss(images)
+                gradient = None
+                if step < steps:
+                    [gradient] = torch.autograd.grad(values.sum(), images)
+            values = values.detach()
+            better = values > highest
+            best[better], highest[better] = images.detach()[better], values[better]
+            if start == 0:
+                history.append(float(values.mean()))
+            if gradient is not None:
+                size = 2 * STEP * radius / steps * (1 - step / steps)
+                images = project(
+                    images.detach() + size * _uphill(gradient, norm), clean, radius, norm
+                )
+            if progress is not None:
+                progress((start * (steps + 1) + step + 1) / (restarts * (steps + 1)))
+    return Ascent(best, highest, history)
+
+
+def _uphill(gradient: Tensor, norm: Norm) -> Tensor:
+    """The direction of steepest ascent of unit length in the norm."""
+    if norm == "Linf":
+        return gradient.sign()
+    return gradient / gradient.flatten(1).norm(dim=1).clamp(min=1e-12).view(-1, 1, 1, 1)

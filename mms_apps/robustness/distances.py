@@ -1,0 +1,65 @@
+"""Distances between images, and the ball within which an attack stays."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from features.errors import UserError
+
+Norm = Literal["Linf", "L2"]
+NORMS: tuple[Norm, ...] = get_args(Norm)
+TOLERANCE = 1e-6
+"""Relative, and in pixel values of [0, 1]: what float32 arithmetic may add to a distance."""
+
+
+def require_norm(norm: str) -> None:
+    """Raise UserError for an unknown norm."""
+    if norm not in NORMS:
+        raise UserError(f"{norm}: unknown norm; use {' or '.join(NORMS)}")
+
+
+def distances(clean: Tensor, other: Tensor, norm: Norm) -> Tensor:
+    """Distance of each image `[n, 3, height, width]` to its clean one: `[n]`."""
+    difference = (other - clean).flatten(1)  # [n, pixels]
+    return difference.abs().amax(1) if norm == "Linf" else difference.norm(dim=1)
+
+
+def within(clean: Tensor, other: Tensor, eps: Tensor | float, norm: Norm) -> Tensor:
+    """Whether each image is inside its ball, up to rounding: `[n]` bool."""
+    return distances(clean, other, norm) <= eps * (1 + TOLERANCE) + TOLERANCE
+
+
+def project(images: Tensor, clean: Tensor, eps: Tensor, norm: Norm) -> Tensor:
+    """The images moved into their balls and into [0, 1].
+
+    Args:
+        images: `[n, 3, height, width]`.
+        clean: the balls' centres, in [0, 1], of the same shape.
+        eps: the balls' radii, `[n, 1, 1, 1]`.
+    """
+    difference = images - clean
+    if norm == "Linf":
+        difference = torch.maximum(torch.minimum(difference, eps), -eps)
+    else:
+        length = difference.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+        difference = difference * (eps / length.clamp(min=1e-12)).clamp(max=1)
+    return (clean + difference).clamp(0, 1)
+
+
+def random_in_ball(clean: Tensor, eps: Tensor, norm: Norm, generator: torch.Generator) -> Tensor:
+    """A random image in each ball, and in [0, 1].
+
+    L-inf: uniform; L2: a uniform direction, and a uniform share of the radius.
+    """
+    shape, device = clean.shape, clean.device
+    if norm == "Linf":
+        move = 2 * torch.rand(shape, generator=generator).to(device) - 1
+    else:
+        move = torch.randn(shape, generator=generator).to(device)
+        share = torch.rand(len(clean), generator=generator).to(device)
+        length = move.flatten(1).norm(dim=1).clamp(min=1e-12)
+        move = move * (share / length).view(-1, 1, 1, 1)
+    return (clean + eps * move).clamp(0, 1)

@@ -1,0 +1,195 @@
+"""CLIP as a classifier that can be attacked: pixels in [0, 1] in, logits out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+
+from features.encoder import Encoder
+from features.errors import UserError
+
+
+class ZeroShot(nn.Module):
+    """Zero-shot classification, or retrieval where the classes are the texts of a gallery.
+
+    Normalisation is inside; resizing and cropping are outside (`pixels_of`). An edit of the
+    embedding, of a FeatureSpace's groups say, is inside, so that attacks go through it.
+
+    Attributes:
+        vectors: of the classes, unit rows `[classes, dim]`.
+    """
+
+    vectors: Tensor
+    scale: Tensor
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        vectors: Tensor,
+        edit: nn.Module | None = None,
+        before: nn.Module | None = None,
+    ) -> None:
+        """
+        Args:
+            vectors: `[classes, dim]`, as `features.evaluate.class_vectors` makes them.
+            edit: unit image embeddings `[n, dim]` -> embeddings `[n, dim]` of any length.
+            before: pixels -> pixels, a defence at the input.
+
+        Raises:
+            UserError: the encoder's transform does not end in ToTensor and Normalize.
+        """
+        super().__init__()
+        require_pixels(encoder)
+        self.encoder = encoder
+        self.visual = encoder.model
+        self.edit = edit
+        self.before = before
+        device = encoder.device
+        preprocessing = encoder.preprocessing
+        self.register_buffer("vectors", vectors.detach().clone().float().to(device))
+        self.register_buffer("scale", logit_scale(encoder))
+        for name, values in (("mean", preprocessing.mean), ("std", preprocessing.std)):
+            self.register_buffer(name, torch.tensor(values, device=device).view(1, -1, 1, 1))
+        self.eval()
+
+    def with_defence(self, edit: nn.Module | None, before: nn.Module | None) -> ZeroShot:
+        """The same classifier with other edits of the embedding and of the pixels."""
+        return ZeroShot(self.encoder, self.vectors, edit, before)
+
+    def embed(self, pixels: Tensor) -> Tensor:
+        """Unit embeddings `[n, dim]` of pixels `[n, 3, height, width]`, edited."""
+        return self.edited(self.plain(pixels))
+
+    def plain(self, pixels: Tensor) -> Tensor:
+        """Unit embeddings `[n, dim]` of pixels `[n, 3, height, width]`, before the edit."""
+        if self.before is not None:
+            pixels = self.before(pixels)
+        embedding = self.visual.encode_image((pixels - self.mean) / self.std)  # type: ignore[operator]
+        return F.normalize(embedding.float(), dim=-1)
+
+    def edited(self, embedding: Tensor) -> Tensor:
+        """Unit embeddings `[n, dim]`, edited."""
+        return embedding if self.edit is None else F.normalize(self.edit(embedding), dim=-1)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Logits `[n, classes]`."""
+        return self.scale * self.embed(pixels) @ self.vectors.T
+
+
+class ResizedTo(nn.Module):
+    """Pixels brought to the side of another model's images; can be differentiated."""
+
+    def __init__(self, height: int, width: int) -> None:
+        super().__init__()
+        self.size = (height, width)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        if pixels.shape[2:] == self.size:
+            return pixels
+        return F.interpolate(pixels, self.size, mode="bilinear", antialias=True)
+
+
+class Squeezed(nn.Module):
+    """Pixels rounded to so many bits a channel, a defence at the input (feature squeezing, Xu et
+    al. 2018, arXiv 1704.01155).
+
+    The rounding has no useful gradient. `straight_through` lets gradients pass as if it did
+    nothing, which an adaptive attack must do (BPDA, Athalye et al. 2018, arXiv 1802.00420).
+    """
+
+    def __init__(self, bits: int, *, straight_through: bool) -> None:
+        super().__init__()
+        self.levels = 2**bits - 1
+        self.straight_through = straight_through
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        rounded = (pixels * self.levels).round() / self.levels
+        return pixels + (rounded - pixels).detach() if self.straight_through else rounded
+
+
+def pixels_of(encoder: Encoder, images: Sequence[Image.Image]) -> Tensor:
+    """The images as the encoder sees them, before normalisation: float32
+    `[n, 3, height, width]` in [0, 1], on the encoder's device."""
+    require_pixels(encoder)
+    eight_bit = encoder.preprocessing.pixels([image.convert("RGB") for image in images])
+    return eight_bit.to(encoder.device).permute(0, 3, 1, 2).float() / 255
+
+
+def image_size(encoder: Encoder) -> tuple[int, int]:
+    """Height and width of an encoder's images."""
+    height, width = encoder.preprocess(Image.new("RGB", (8, 8))).shape[-2:]
+    return int(height), int(width)
+
+
+def require_pixels(encoder: Encoder) -> None:
+    """Raise UserError where the encoder's transform cannot be cut before the normalisation."""
+    if encoder.preprocessing.crop is None:
+        raise UserError(
+            f"{encoder.id}: its image transform does not end in ToTensor and Normalize, so pixels "
+            "cannot be attacked; use an encoder of open_clip"
+        )
+
+
+def logit_scale(encoder: Encoder) -> Tensor:
+    """What the encoder multiplies cosines by: a scalar; 100 where it has none of its own."""
+    own = getattr(encoder.model, "logit_scale", None)
+    return torch.tensor(100.0) if own is None else own.detach().float().exp()
+
+
+def require_float32(model: nn.Module, pixels: Tensor) -> None:
+    """Raise UserError unless the pixels and all weights are float32."""
+    tensors = {"images": pixels} | dict(model.named_parameters()) | dict(model.named_buffers())
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and tensor.dtype != torch.float32:
+            raise UserError(
+                f"{name} is {tensor.dtype}: attacks in less than float32 leave their eps or give "
+                "NaN; load the model in float32"
+            )
+
+
+@contextmanager
+def undisturbed(model: nn.Module, seed: int) -> Iterator[None]:
+    """Attack a model within this context and leave no trace.
+
+    Within it the weights are frozen, gradients are on, autocast is off and the global random state
+    starts from the seed. Afterwards, after an exception too, the random state, every module's
+    training flag and every parameter's requires_grad are what they were.
+    """
+    training = [(module, module.training) for module in model.modules()]
+    frozen = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    devices = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
+    device_type = "cuda" if devices else "cpu"
+    try:
+        for parameter, _ in frozen:
+            parameter.requires_grad_(False)
+        with (
+            torch.random.fork_rng(devices),
+            torch.inference_mode(False),
+            torch.enable_grad(),
+            torch.autocast(device_type, enabled=False),
+        ):
+            torch.manual_seed(seed)
+            yield
+    finally:
+        for module, mode in training:
+            module.training = mode
+        for parameter, wanted in frozen:
+            parameter.requires_grad_(wanted)
+
+
+@torch.no_grad()
+def batched(function: Callable[[Tensor], Tensor], pixels: Tensor, batch_size: int = 256) -> Tensor:
+    """A function of pixels, batch by batch, without gradients."""
+    return torch.cat([function(part) for part in pixels.split(batch_size)])
+
+
+def correct(model: nn.Module, pixels: Tensor, labels: Tensor) -> Tensor:
+    """Whether each image is classified right: `[n]` bool."""
+    return batched(model, pixels).argmax(1) == labels

@@ -1,0 +1,189 @@
+"""What is attacked: images with labels, and the classes' texts."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from features.encoder import Encoder
+from features.errors import UserError
+from features.evaluate import GENDERS, class_vectors, gender_prompts, skin_tone_prompts
+from features.pairs import Pair, PairSource, Skipped, open_pairs
+from mms_apps.robustness.models import pixels_of
+
+RETRIEVAL = "retrieval"
+"""The task in which every caption is a class of its own."""
+TEMPLATES = ("a picture of {}", "an image of {}", "this shows {}")
+
+
+@dataclass(frozen=True)
+class Task:
+    """Images, their labels, and the prompts of the classes."""
+
+    label: str
+    """The attribute that gives the labels, or retrieval."""
+    pairs: str
+    pixels: Tensor
+    """float32 `[n, 3, height, width]` in [0, 1]"""
+    labels: Tensor
+    """`[n]` int64"""
+    classes: tuple[str, ...]
+    prompts: tuple[tuple[str, ...], ...]
+    """Of each class; its vector is the mean over them."""
+    ids: tuple[str, ...]
+    captions: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def chance(self) -> float:
+        """Accuracy of a guess."""
+        return 1 / len(self.classes)
+
+    def vectors(self, encoder: Encoder) -> Tensor:
+        """One unit vector a class: `[classes, dim]`."""
+        return class_vectors(encoder, self.prompts).clone()
+
+    def fingerprint(self) -> str:
+        """sha256 over pixels, labels and prompts."""
+        digest = hashlib.sha256(self.pixels.cpu().numpy().tobytes())
+        digest.update(self.labels.cpu().numpy().tobytes())
+        digest.update(repr((self.label, self.classes, self.prompts)).encode())
+        return digest.hexdigest()
+
+    def first(self, count: int) -> Task:
+        """The same task on its first images."""
+        return Task(
+            self.label,
+            self.pairs,
+            self.pixels[:count],
+            self.labels[:count],
+            self.classes,
+            self.prompts,
+            self.ids[:count],
+            self.captions[:count],
+        )
+
+
+def load_task(
+    pairs: str,
+    encoder: Encoder,
+    *,
+    label: str = "gender",
+    classes: Sequence[str] | None = None,
+    templates: Sequence[str] | None = None,
+    count: int = 300,
+    seed: int = 0,
+) -> Task:
+    """A task on pairs, drawn at random from as many parts as hold enough.
+
+    The embedded world's `gender` (man, woman) and `skin_tone` have prompts of their own, the ones
+    of `features.evaluate`, unless templates are given.
+
+    Args:
+        pairs: as `open_pairs` takes them.
+        encoder: for whose image size the pixels are.
+        label: an attribute of the pairs, or retrieval.
+        classes: values of the attribute to tell apart; None for all that occur.
+        templates: of the prompts, each with `{}` for the class's name.
+        count: images at most.
+        seed: of the draw.
+
+    Raises:
+        UserError: the attribute or a class does not occur, there are fewer than two classes, a
+            template lacks `{}`, or no pair could be read.
+    """
+    if count < 1:
+        raise UserError(f"count {count}: must be at least 1")
+    for template in templates or ():
+        if "{}" not in template:
+            raise UserError(f"template {template!r}: has no {{}} where the class's name goes")
+    source = open_pairs(pairs)
+    embedded = pairs.partition(":")[0] == "embedded"
+    if embedded and classes is None and label == "gender":
+        classes = GENDERS
+    found, seen = _drawn(source, label, classes, count, seed)
+    if not found:
+        raise UserError(_nothing(pairs, label, classes, seen))
+    images = pixels_of(encoder, [pair.image for pair in found])
+    if label == RETRIEVAL:
+        wanted = [pair.captions[0] for pair in found]
+        names = tuple(dict.fromkeys(wanted))
+        prompts: tuple[tuple[str, ...], ...] = tuple((name,) for name in names)
+    else:
+        wanted = [str(pair.attributes[label]) for pair in found]
+        names, prompts = _classes(label, classes, wanted, templates, embedded)
+    if len(names) < 2:
+        raise UserError(
+            f"--label {label}: only one class, {names[0]!r}, in {pairs}; name another attribute, "
+            "or more classes"
+        )
+    return Task(
+        label=label,
+        pairs=pairs,
+        pixels=images,
+        labels=torch.tensor([names.index(name) for name in wanted], device=images.device),
+        classes=names,
+        prompts=prompts,
+        ids=tuple(pair.id for pair in found),
+        captions=tuple(pair.captions[0] for pair in found),
+    )
+
+
+def _drawn(
+    source: PairSource, label: str, classes: Sequence[str] | None, count: int, seed: int
+) -> tuple[list[Pair], set[str]]:
+    """At most `count` labelled pairs, and the attributes that were seen."""
+    rng = random.Random(seed)
+    parts = source.parts()
+    rng.shuffle(parts)
+    found: list[Pair] = []
+    seen: set[str] = set()
+    for part in parts:
+        for pair in source.read(part):
+            if isinstance(pair, Skipped):
+                continue
+            seen |= pair.attributes.keys()
+            value = pair.attributes.get(label)
+            if label == RETRIEVAL or (value is not None and (not classes or value in classes)):
+                found.append(pair)
+        if len(found) >= count:
+            break
+    return rng.sample(found, min(count, len(found))), seen
+
+
+def _nothing(pairs: str, label: str, classes: Sequence[str] | None, seen: set[str]) -> str:
+    if label not in seen and seen and label != RETRIEVAL:
+        return f"--label {label}: no such attribute in {pairs}; it has {', '.join(sorted(seen))}"
+    if classes:
+        return f"--classes {', '.join(classes)}: no pair of {pairs} has one of these as its {label}"
+    return f"{pairs}: no pair with {label} could be read; name other pairs or another --label"
+
+
+def _classes(
+    label: str,
+    classes: Sequence[str] | None,
+    wanted: list[str],
+    templates: Sequence[str] | None,
+    embedded: bool,
+) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]:
+    """The classes' names and prompts."""
+    if embedded and not templates and label == "skin_tone" and classes is None:
+        from features.embedded.build_pairs import SKIN_TONES
+
+        return SKIN_TONES, _as_tuples(skin_tone_prompts())
+    names = tuple(dict.fromkeys(classes)) if classes else tuple(sorted(set(wanted)))
+    if embedded and not templates and label == "gender" and names == GENDERS:
+        return names, _as_tuples(gender_prompts())
+    chosen = templates or TEMPLATES
+    return names, tuple(tuple(t.format(name) for t in chosen) for name in names)
+
+
+def _as_tuples(prompts: list[list[str]]) -> tuple[tuple[str, ...], ...]:
+    return tuple(tuple(texts) for texts in prompts)
