@@ -17,6 +17,7 @@ import typer
 
 from features.errors import UserError
 from features.files import write_json
+from mms_apps.attributes.cli import attributes
 from mms_apps.robustness.cli import robustness
 
 if TYPE_CHECKING:
@@ -438,6 +439,7 @@ def train_encoder(
 
 
 app.command()(robustness)
+app.add_typer(attributes)
 
 
 def _scored_before(out: Path, settings: dict[str, Any]) -> FeatureSpace | None:

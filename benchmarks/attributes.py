@@ -1,0 +1,384 @@
+"""Benchmark of the attributes app: accuracy, a planted bias, a real one, modality classes, bounds.
+
+    python -m benchmarks.attributes --out runs/benchmark-attributes.json
+
+Probes are fitted, and everything is chosen, on the training pairs; all figures are on the held-out
+combinations under several draws of the planted factors, with intervals over drawings.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from benchmarks.common import Result, print_results, write_results
+from features.embedded.build_pairs import SKIN_TONES
+from features.embedded.world import REGISTERS, EmbeddedPairs, render
+from features.evaluate import GENDERS, embed_pairs, gender_prompts, skin_tone_prompts
+from features.space import FeatureSpace
+from mms_apps.attributes.audit import class_effects
+from mms_apps.attributes.debias import (
+    VALIDATION,
+    MethodRow,
+    cells,
+    choose_edit,
+    compare_methods,
+    prompt_projection,
+    random_edits,
+    split_samples,
+)
+from mms_apps.attributes.edits import Edit, Project
+from mms_apps.attributes.explain import explain
+from mms_apps.attributes.labels import Samples
+from mms_apps.attributes.measures import (
+    Estimate,
+    bootstrap_weights,
+    estimate,
+    weighted_mean,
+)
+from mms_apps.attributes.model import METHODS, fit_model
+
+TEST_DRAWS = range(1, 5)
+"""Draws of the planted factors under which each held-out drawing is tested."""
+TIED = 0.95
+"""Share of the training pairs in which the gender and the background go together."""
+TIES = {"man": "blue", "woman": "red"}
+ROLE_PAIRS = 8
+"""Training drawings that a role must have for the real case, so that each gender has some."""
+MILLION = 1_000_000
+SMALL = 100_000
+
+
+def world_samples(space: FeatureSpace, split: str, draws: Sequence[int]) -> Samples:
+    """Images of a split of the embedded world under each draw of the planted factors."""
+    found = [embed_pairs(space.encoder, EmbeddedPairs(split, draw)) for draw in draws]
+    attributes = [a for _, _, drawn in found for a in drawn]
+    ids = [row["id"] for _ in draws for row in EmbeddedPairs(split).rows]
+    return Samples(
+        torch.cat([images for images, _, _ in found]),
+        np.array(ids, dtype=object),
+        {
+            name: np.array([a[name] for a in attributes], dtype=object)
+            for name in ("gender", "skin_tone", "role", "background")
+        },
+    )
+
+
+def tied_samples(
+    space: FeatureSpace, split: str, draws: Sequence[int], tied: float, seed: int
+) -> Samples:
+    """Men and women on a blue or a red background.
+
+    Args:
+        tied: share of the drawings whose background is that of TIES; 0.5 is balanced.
+    """
+    rng = np.random.default_rng(seed)
+    images, ids = [], []
+    columns: dict[str, list[str | None]] = {"gender": [], "skin_tone": [], "background": []}
+    for draw in draws:
+        source = EmbeddedPairs(split, draw)
+        for index, row in enumerate(source.rows):
+            if row["gender"] not in TIES:
+                continue
+            own = TIES[row["gender"]]
+            other = next(b for b in TIES.values() if b != own)
+            background = own if rng.random() < tied else other
+            factors = dataclasses.replace(source.factors(index), background=background)
+            images.append(render(source.drawing(index), factors))
+            ids.append(row["id"])
+            for name, value in (*row.items(), ("background", background)):
+                if name in columns:
+                    columns[name].append(value)
+    parts = [images[start : start + 256] for start in range(0, len(images), 256)]
+    return Samples(
+        torch.cat([torch.clone(space.encoder.encode_images(part)) for part in parts]),
+        np.array(ids, dtype=object),
+        {name: np.array(values, dtype=object) for name, values in columns.items()},
+    )
+
+
+def row(name: str, value: Estimate, n: int, unit: str) -> Result:
+    return Result(name, value.value, value.low, value.high, n, unit)
+
+
+def prompts_of(attribute: str) -> dict[str, list[str]]:
+    """The prompts of the world's own words."""
+    if attribute == "gender":
+        return dict(zip(GENDERS, gender_prompts(), strict=True))
+    return dict(zip(SKIN_TONES, skin_tone_prompts(), strict=True))
+
+
+def accuracy_rows(space: FeatureSpace, prefix: str, seed: int) -> list[Result]:
+    """Each method's accuracy, the sparse probe's less the linear one's, and the features used."""
+    train = world_samples(space, "train", [0])
+    held_out = world_samples(space, "heldout", TEST_DRAWS)
+    rows = []
+    for attribute, classes in (("gender", GENDERS), ("skin_tone", SKIN_TONES)):
+        test = held_out.having(attribute, classes)
+        truth = test.columns[attribute].astype(str)
+        weights = bootstrap_weights(len(test), 1000, seed, test.ids)
+        share, error = {}, 0.0
+        for method in METHODS:
+            model = fit_model(
+                space, train, attribute, classes, method, prompts=prompts_of(attribute), seed=seed
+            )
+            share[method] = weighted_mean(model.predict(test.embeddings) == truth, weights)
+            name = f"{prefix}accuracy/{attribute}/{method}"
+            rows.append(row(name, estimate(share[method]), len(test), "share"))
+            explained = explain(model, test.embeddings[:200])
+            error = max(error, *(abs(e.total - e.logit) for e in explained))
+        difference = estimate(share["sparse_probe"] - share["linear_probe"])
+        name = f"{prefix}accuracy/{attribute}/sparse_less_linear"
+        rows.append(row(name, difference, len(test), "share"))
+        used = float(np.count_nonzero(model.estimator.coef_.any(axis=0)))
+        name = f"{prefix}accuracy/{attribute}/sparse_features"
+        rows.append(Result(name, used, used, used, 1, "features"))
+        name = f"{prefix}explain/{attribute}/largest_error"
+        rows.append(Result(name, error, error, error, 200 * len(METHODS), "logit"))
+    return rows
+
+
+def planted_rows(space: FeatureSpace, seed: int) -> list[Result]:
+    """A linear probe for gender whose training pairs tie gender to the background."""
+    tied = tied_samples(space, "train", [0], TIED, seed)
+    train, validation = split_samples(tied, VALIDATION, seed)
+    test = tied_samples(space, "heldout", TEST_DRAWS, 0.5, seed + 1)
+    balanced = tied_samples(space, "train", [0], 0.5, seed + 2)
+    model = fit_model(space, train, "gender", GENDERS, "linear_probe", seed=seed)
+    unrelated = fit_model(
+        space, None, "skin_tone", SKIN_TONES, "zero_shot", prompts=prompts_of("skin_tone")
+    )
+    groups = cells(*(validation.columns[name].astype(str) for name in ("gender", "background")))
+    choice, edit = choose_edit(model, validation, "background", groups)
+    template = REGISTERS["plain"][0]
+    first, second = TIES.values()
+    projection = prompt_projection(
+        model,
+        [template.format(f"{background} background") for background in TIES.values()],
+        [
+            (
+                template.format(f"{gender} on a {first} background"),
+                template.format(f"{gender} on a {second} background"),
+            )
+            for gender in GENDERS
+        ],
+    )
+    edits: dict[str, Sequence[Edit]] = {
+        "none": [Edit()],
+        "features": [edit],
+        "debias_vl": [projection],
+        "random": random_edits(choice, edit, validation, seed=seed),
+        "mean_difference": [mean_difference(validation, "gender", "background")],
+    }
+    found = compare_methods(
+        model,
+        edits,
+        test,
+        "background",
+        cells(*(test.columns[name].astype(str) for name in ("gender", "background"))),
+        probe_samples=balanced,
+        unrelated=unrelated,
+        seed=seed,
+    )
+    names = space.features["name"].to_pylist()
+    print("planted:", choice.how, [(f, names[f]) for f in choice.features])
+    return method_rows(found, "", len(test))
+
+
+def mean_difference(samples: Samples, attribute: str, factor: str) -> Project:
+    """Projects out the mean difference between the factor's two values within the attribute's:
+    what embeddings alone give with the same labels (a baseline without features)."""
+    truth = samples.columns[attribute].astype(str)
+    values = samples.columns[factor].astype(str)
+    first, second = np.unique(values)
+    total = torch.zeros(samples.embeddings.shape[1])
+    for label in np.unique(truth):
+        inside = truth == label
+        means = [
+            samples.embeddings[torch.from_numpy(np.flatnonzero(inside & (values == v)))].mean(dim=0)
+            for v in (first, second)
+        ]
+        total += means[0] - means[1]
+    direction = total / total.norm()
+    return Project(torch.eye(len(total)) - torch.outer(direction, direction))
+
+
+def real_rows(space: FeatureSpace, seed: int) -> list[Result]:
+    """Zero-shot prediction of a person's role, by gender: roles of the emoji names."""
+    everyone = world_samples(space, "train", [0])
+    gendered = everyone.take(np.isin(everyone.columns["gender"].astype(str), GENDERS))
+    held_out = world_samples(space, "heldout", TEST_DRAWS)
+    test = held_out.take(np.isin(held_out.columns["gender"].astype(str), GENDERS))
+    by_role = Counter(gendered.columns["role"])
+    roles = sorted(role for role, count in by_role.items() if count >= ROLE_PAIRS)
+    gendered, test = gendered.having("role", roles), test.having("role", roles)
+    template = REGISTERS["plain"][0]
+    prompts = {role: [template.format(role)] for role in roles}
+    model = fit_model(space, None, "role", roles, "zero_shot", prompts=prompts)
+    unrelated = fit_model(
+        space, None, "skin_tone", SKIN_TONES, "zero_shot", prompts=prompts_of("skin_tone")
+    )
+    groups = gendered.columns["gender"].astype(str)
+    choice, edit = choose_edit(model, gendered, "gender", groups)
+    projection = prompt_projection(
+        model,
+        [template.format(gender) for gender in GENDERS],
+        [
+            (template.format(f"{GENDERS[0]} {role}"), template.format(f"{GENDERS[1]} {role}"))
+            for role in roles
+        ],
+    )
+    edits: dict[str, Sequence[Edit]] = {
+        "none": [Edit()],
+        "features": [edit],
+        "debias_vl": [projection],
+        "random": random_edits(choice, edit, gendered, seed=seed),
+        "mean_difference": [mean_difference(gendered, "role", "gender")],
+    }
+    found = compare_methods(
+        model,
+        edits,
+        test,
+        "gender",
+        test.columns["gender"].astype(str),
+        probe_samples=gendered,
+        unrelated=unrelated,
+        seed=seed,
+    )
+    names = space.features["name"].to_pylist()
+    print("real:", choice.how, [(f, names[f]) for f in choice.features])
+    return method_rows(found, "real/", len(test))
+
+
+def method_rows(found: Sequence[MethodRow], prefix: str, n: int) -> list[Result]:
+    rows = []
+    for measure in (
+        "accuracy",
+        "worst_group",
+        "gap",
+        "leakage",
+        "utility",
+        "utility_cost",
+        "gap_change",
+        "accuracy_change",
+        "gap_less_features",
+        "worst_less_features",
+    ):
+        for method in found:
+            name = f"{prefix}{measure}/{method.method}"
+            rows.append(row(name, getattr(method, measure), n, "share"))
+    return rows
+
+
+def class_rows(space: FeatureSpace, seed: int) -> list[Result]:
+    """What each modality class carries of gender, and of the background that only images show."""
+    train = world_samples(space, "train", [0])
+    held_out = world_samples(space, "heldout", TEST_DRAWS)
+    backgrounds = sorted(set(held_out.columns["background"]))
+    rows = []
+    for attribute, classes, prefix in (
+        ("gender", GENDERS, "class/"),
+        ("background", backgrounds, "class/background/"),
+    ):
+        test = held_out.having(attribute, classes)
+        model = fit_model(space, train, attribute, classes, "linear_probe", seed=seed)
+        for effect in class_effects(model, test, seed=seed):
+            name = f"{prefix}{effect.what}/{effect.modality_class}"
+            rows.append(row(name, effect.accuracy, len(test), "share"))
+            rows.append(row(f"{name}/random", effect.random, len(test), "share"))
+            rows.append(row(f"{name}/less_random", effect.difference, len(test), "share"))
+    return rows
+
+
+def stream_rows(work: Path, seed: int) -> list[Result]:
+    """Seconds and peak memory of predicting a small and a large store, each in a process of its
+    own."""
+    rows = []
+    for pairs in (SMALL, MILLION):
+        command = [sys.executable, "-m", "benchmarks.attributes", "--stream", str(pairs)]
+        command += ["--out", str(work / f"stream-{pairs}"), "--seed", str(seed)]
+        done = subprocess.run(command, check=True, capture_output=True, text=True)
+        found = json.loads(done.stdout.splitlines()[-1])
+        for measure, unit in (("seconds", "s"), ("peak_memory", "MiB")):
+            value = found[measure]
+            rows.append(Result(f"stream/{pairs}/{measure}", value, value, value, 1, unit))
+    return rows
+
+
+def stream(pairs: int, work: Path, seed: int) -> None:
+    """Predict random embeddings with a sparse probe's weights; print seconds and peak memory."""
+    import resource
+    import time
+
+    from features.store import ActivationStore, StoreConfig, finish_store, sample_table, write_part
+    from mms_apps.attributes.predict import write_predictions
+
+    space = FeatureSpace.load("embedded", device="cpu")
+    generator = torch.Generator().manual_seed(seed)
+    work.mkdir(parents=True, exist_ok=True)
+    starts = range(0, pairs, 50_000)
+    for index, start in enumerate(starts):
+        rows = min(50_000, pairs - start)
+        x = torch.randn(rows, space.dictionary.config.dim, generator=generator)
+        x = torch.nn.functional.normalize(x, dim=-1)
+        names = [str(start + i) for i in range(rows)]
+        write_part(work, index, x, x, sample_table(names, [["a"]] * rows), [])
+    config = StoreConfig(
+        encoder=space.config.encoder,
+        encoder_fingerprint=space.config.encoder_fingerprint,
+        pairs="random",
+        pairs_fingerprint=str(seed),
+        dim=space.dictionary.config.dim,
+    )
+    finish_store(work, config, len(starts))
+    samples = Samples(x[:1000], np.arange(1000), {"side": np.where(x[:1000, 0] > 0, "a", "b")})
+    model = fit_model(space, samples, "side", ["a", "b"], "sparse_probe", seed=seed)
+    store = ActivationStore.open(work)
+    began = time.perf_counter()
+    summary = write_predictions(model, store, work / "predictions.csv")
+    seconds = time.perf_counter() - began
+    assert summary.pairs == pairs
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(json.dumps({"seconds": seconds, "peak_memory": peak}))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--stream", type=int, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.stream is not None:
+        stream(arguments.stream, arguments.out, arguments.seed)
+        return
+    seed, results = arguments.seed, []
+    plain = FeatureSpace.load("embedded", device=arguments.device)
+    ssl = FeatureSpace.load("embedded-ssl", device=arguments.device)
+    with tempfile.TemporaryDirectory() as scratch:
+        sections: tuple[Callable[[], list[Result]], ...] = (
+            lambda: accuracy_rows(plain, "", seed),
+            lambda: accuracy_rows(ssl, "embedded-ssl/", seed),
+            lambda: planted_rows(ssl, seed),
+            lambda: real_rows(plain, seed),
+            lambda: class_rows(ssl, seed),
+            lambda: stream_rows(Path(scratch), seed),
+        )
+        for section in sections:
+            results += section()
+            write_results(arguments.out, results, seed=seed)
+    print_results(results)
+
+
+if __name__ == "__main__":
+    main()

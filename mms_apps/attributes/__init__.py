@@ -1,0 +1,14 @@
+"""Attributes: predict them from images or texts, explain, audit and de-bias with features.
+
+estimators.py  zero-shot, linear and sparse probes, as scikit-learn classifiers
+labels.py      the labelled samples of an activation store
+model.py       an estimator with its FeatureSpace: predictions of embeddings, saved without pickle
+predict.py     predictions of a whole store, streamed
+explain.py     which features made a prediction
+edits.py       taking features, or a subspace, out of embeddings
+measures.py    accuracy, gaps, rates and calibration by group, with intervals
+audit.py       measures by group, leakage, modality classes, and where a model leans
+debias.py      choosing what to take out on a validation split, and comparing with baselines
+report.py      the HTML reports
+cli.py         `mms attributes`
+"""

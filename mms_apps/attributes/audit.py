@@ -1,0 +1,290 @@
+"""What a model does by group, what its embeddings give away, and where it leans."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from features.dominance import CROSS_MODAL, IMAGE_DOMINANT, TEXT_DOMINANT
+from features.errors import UserError
+from mms_apps.attributes.edits import (
+    Edit,
+    KeepFeatures,
+    RemoveFeatures,
+    feature_energy,
+    random_features,
+)
+from mms_apps.attributes.labels import Samples
+from mms_apps.attributes.measures import (
+    REPLICATES,
+    Estimate,
+    Measures,
+    bootstrap_weights,
+    estimate,
+    measure,
+    weighted_mean,
+)
+from mms_apps.attributes.model import AttributeModel
+
+MODALITY_CLASSES = (IMAGE_DOMINANT, CROSS_MODAL, TEXT_DOMINANT)
+RANDOM_GROUPS = 10
+"""Random groups of features beside each modality class."""
+MIN_LEAN = 3
+"""Unlabelled samples that a role must have to be listed."""
+
+
+@dataclass(frozen=True)
+class ClassEffect:
+    """Accuracy with only the features of one modality class, or without them.
+
+    random: mean accuracy with as many random features of the same energy instead.
+    difference: accuracy less random, paired.
+    """
+
+    what: str
+    """ "keep" or "remove"."""
+    modality_class: str
+    features: int
+    energy: float
+    """Share of the energy of all features."""
+    accuracy: Estimate
+    random: Estimate
+    difference: Estimate
+
+
+@dataclass(frozen=True)
+class Lean:
+    """Which way a model leans on samples whose attribute is not specified.
+
+    role: of the samples; "all" for all of them.
+    shares: of the samples predicted as each class.
+    """
+
+    role: str
+    samples: int
+    shares: dict[str, Estimate]
+
+
+@dataclass(frozen=True)
+class Audit:
+    """An audit of one model on one data set.
+
+    measures: with the group column's values as groups.
+    ungrouped: samples that were left out because they have no group.
+    leakage: accuracy with which the group is found in embeddings by a probe, cross-validated;
+        leakage_chance: the share of the most frequent group.
+    classes: what each modality class carries of the prediction.
+    lean: all unspecified samples, then by role, the most one-sided first.
+    """
+
+    attribute: str
+    group: str
+    measures: Measures
+    unlabelled: int
+    ungrouped: int
+    leakage: Estimate
+    leakage_chance: float
+    classes: list[ClassEffect]
+    lean: list[Lean]
+
+
+def audit(
+    model: AttributeModel,
+    samples: Samples,
+    group: str,
+    *,
+    role: str | None = None,
+    edit: Edit | None = None,
+    seed: int = 0,
+    replicates: int = REPLICATES,
+) -> Audit:
+    """Audit a model.
+
+    Args:
+        samples: that the model was not fitted on, with its attribute and the group.
+        group: attribute whose values are the groups.
+        role: attribute by which samples without a label are listed; None for none.
+        edit: of the embeddings, before the model sees them.
+
+    Raises:
+        UserError: no sample has both a label and a group.
+    """
+    if edit is not None:
+        samples = Samples(edit.apply(samples.embeddings), samples.ids, samples.columns)
+    labels = samples.columns[model.config.attribute].astype(str)
+    groups = samples.columns[group]
+    labelled = np.isin(labels, model.classes)
+    grouped = np.array([bool(value) for value in groups], dtype=bool)
+    if not (labelled & grouped).any():
+        raise UserError(
+            f"{group}: no sample has both a group and one of the classes "
+            f"{', '.join(model.classes)}; give other pairs or another group"
+        )
+    both = samples.take(labelled & grouped)
+    truth = both.columns[model.config.attribute].astype(str)
+    names = both.columns[group].astype(str)
+    measures = measure(
+        truth,
+        model.predict_proba(both.embeddings),
+        names,
+        model.classes,
+        clusters=both.ids,
+        seed=seed,
+        replicates=replicates,
+    )
+    leakage, chance = group_leakage(both, names, seed=seed, replicates=replicates)
+    return Audit(
+        attribute=model.config.attribute,
+        group=group,
+        measures=measures,
+        unlabelled=int((~labelled).sum()),
+        ungrouped=int((labelled & ~grouped).sum()),
+        leakage=leakage,
+        leakage_chance=chance,
+        classes=class_effects(model, samples.take(labelled), seed=seed, replicates=replicates),
+        lean=[]
+        if role is None
+        else lean(model, unspecified(samples, model, role), role, seed=seed, replicates=replicates),
+    )
+
+
+def group_leakage(
+    samples: Samples, groups: np.ndarray, *, seed: int = 0, replicates: int = REPLICATES
+) -> tuple[Estimate, float]:
+    """Accuracy of a cross-validated probe for the groups on embeddings, and the share of the
+    largest group. Groups of one sample are left out; undefined where fewer than two are left."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    names, sizes = np.unique(groups, return_counts=True)
+    kept = np.isin(groups, names[sizes >= 2])
+    if len(names[sizes >= 2]) < 2:
+        return Estimate(float("nan"), float("nan"), float("nan")), float("nan")
+    left = groups[kept]
+    probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
+    folds = StratifiedGroupKFold(
+        min(5, int(sizes[sizes >= 2].min())), shuffle=True, random_state=seed
+    )
+    _, ids = np.unique(samples.ids[kept].astype(str), return_inverse=True)
+    x = samples.embeddings.numpy()[kept]
+    hits = cross_val_predict(probe, x, left, groups=ids, cv=folds) == left
+    weights = bootstrap_weights(len(hits), replicates, seed, samples.ids[kept])
+    return estimate(weighted_mean(hits, weights)), float(sizes[sizes >= 2].max() / len(left))
+
+
+def class_effects(
+    model: AttributeModel,
+    samples: Samples,
+    *,
+    random_groups: int = RANDOM_GROUPS,
+    seed: int = 0,
+    replicates: int = REPLICATES,
+) -> list[ClassEffect]:
+    """What keeping only each modality class's features, and removing them, does to the accuracy,
+    beside random groups of as many features and the same energy.
+
+    Args:
+        samples: each with one of the model's classes.
+    """
+    space, modality = model.space, model.config.modality
+    truth = samples.columns[model.config.attribute].astype(str)
+    weights = bootstrap_weights(len(samples), replicates, seed, samples.ids)
+    energy = feature_energy(space, samples.embeddings, modality)
+    rng = np.random.default_rng(seed)
+
+    def accuracy(what: str, features: np.ndarray) -> np.ndarray:
+        import torch
+
+        chosen = torch.from_numpy(features)
+        edit = (
+            KeepFeatures(space, chosen, modality)
+            if what == "keep"
+            else RemoveFeatures(space, chosen, modality, "mask")
+        )
+        return weighted_mean(model.predict(edit.apply(samples.embeddings)) == truth, weights)
+
+    found = []
+    for name in MODALITY_CLASSES:
+        features = space.select(name).numpy()
+        active = features[energy[features] > 0]
+        if len(active) == 0:
+            continue
+        controls = [random_features(energy, active, rng) for _ in range(random_groups)]
+        for what in ("keep", "remove"):
+            own = accuracy(what, active)
+            control = np.mean([accuracy(what, other) for other in controls], axis=0)
+            found.append(
+                ClassEffect(
+                    what=what,
+                    modality_class=name,
+                    features=len(active),
+                    energy=float(energy[active].sum() / energy.sum()),
+                    accuracy=estimate(own),
+                    random=estimate(control),
+                    difference=estimate(own - control),
+                )
+            )
+    return found
+
+
+def unspecified(samples: Samples, model: AttributeModel, role: str) -> Samples:
+    """Samples without one of the model's classes as their label, but with a role that labelled
+    samples or "unspecified" ones have: those where the attribute could be told."""
+    labels = samples.columns[model.config.attribute].astype(str)
+    labelled = np.isin(labels, model.classes)
+    roles = samples.columns[role].astype(str)
+    applies = np.isin(roles, np.unique(roles[labelled])) | (labels == "unspecified")
+    return samples.take(~labelled & applies)
+
+
+def lean(
+    model: AttributeModel,
+    samples: Samples,
+    role: str,
+    *,
+    seed: int = 0,
+    replicates: int = REPLICATES,
+) -> list[Lean]:
+    """The shares of each class among predictions of unlabelled samples, overall and by role; roles
+    of fewer than MIN_LEAN samples count only in "all"."""
+    if len(samples) == 0:
+        return []
+    predicted = model.predict(samples.embeddings)
+    roles = samples.columns[role].astype(str)
+    weights = bootstrap_weights(len(samples), replicates, seed, samples.ids)
+
+    def row(name: str, inside: np.ndarray) -> Lean:
+        shares = {
+            label: estimate(weighted_mean(predicted[inside] == label, weights[:, inside]))
+            for label in model.classes
+        }
+        return Lean(name, int(inside.sum()), shares)
+
+    names, sizes = np.unique(roles, return_counts=True)
+    rows = [
+        row(str(n), roles == n) for n, size in zip(names, sizes, strict=True) if size >= MIN_LEAN
+    ]
+
+    def one_sided(lean: Lean) -> tuple[float, int]:
+        return -max(share.value for share in lean.shares.values()), -lean.samples
+
+    return [row("all", np.ones(len(samples), dtype=bool)), *sorted(rows, key=one_sided)]
+
+
+def require_groups(samples: Samples, group: str) -> Sequence[str]:
+    """The groups of a column.
+
+    Raises:
+        UserError: it has fewer than two.
+    """
+    values = sorted({value for value in samples.columns[group] if value})
+    if len(values) < 2:
+        raise UserError(
+            f"{group}: {len(values)} group ({', '.join(values) or 'no value'}); an audit needs at "
+            "least two"
+        )
+    return values

@@ -1,0 +1,147 @@
+"""Which features made a prediction.
+
+A logit w.x + b of an embedding x = mean + sum_i a_i d_i + error is the sum of a_i (w.d_i) over the
+features (activation a_i, direction d_i), of the constant w.mean + b, and of w.error, what the
+dictionary does not explain. Over features (`sparse_probe`) there is no error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from features.space import FeatureSpace
+from mms_apps.attributes.model import AttributeModel
+
+
+@dataclass(frozen=True)
+class Contribution:
+    """What one active feature adds to a logit."""
+
+    feature: int
+    name: str
+    modality_class: str
+    """By the relative rule."""
+    mds: float
+    activation: float
+    contribution: float
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """One sample's logit of one class (of two classes, its log-odds), taken apart.
+
+    contributions: of the active features, the largest in size first.
+    constant: what every sample gets.
+    unexplained: the dictionary's error along the logit's weights; 0 over features.
+    logit: as the estimator gives it.
+    """
+
+    label: str
+    probability: float
+    logit: float
+    constant: float
+    unexplained: float
+    contributions: tuple[Contribution, ...]
+
+    @property
+    def total(self) -> float:
+        """The sum of all parts, which is the logit."""
+        return self.constant + self.unexplained + sum(c.contribution for c in self.contributions)
+
+    def without(self, classes: Collection[str]) -> float:
+        """The logit if the features of these modality classes were taken away."""
+        return self.total - sum(
+            c.contribution for c in self.contributions if c.modality_class in classes
+        )
+
+
+def feature_contributions(
+    model: AttributeModel, embeddings: Tensor, label: str
+) -> tuple[np.ndarray, float, np.ndarray]:
+    """What each feature adds to a class's logit of each embedding `[n, dim]`.
+
+    Returns:
+        Contributions `[n, features]`, the constant, and what is unexplained `[n]`.
+
+    Raises:
+        ValueError: the model has no such class.
+    """
+    weights, intercept = model.estimator.logit_of(label)
+    activations = model.activations(embeddings).astype(float)  # [n, features]
+    if model.estimator.inputs == "activations":
+        return activations * weights, intercept, np.zeros(len(embeddings))
+    dictionary, modality = model.space.dictionary, model.config.modality
+    directions = dictionary.directions.detach().cpu().numpy().astype(float)  # [features, dim]
+    mean = dictionary.mean(modality).cpu().numpy().astype(float)  # [dim]
+    error = embeddings.cpu().numpy().astype(float) - activations @ directions - mean  # [n, dim]
+    contributions = activations * (directions @ weights)
+    return contributions, float(mean @ weights + intercept), error @ weights
+
+
+@torch.no_grad()
+def explain(
+    model: AttributeModel, embeddings: Tensor, labels: list[str] | None = None
+) -> list[Explanation]:
+    """Explain the predictions of embeddings `[n, dim]`.
+
+    Args:
+        labels: whose logit to explain, one a sample; None takes the predicted classes.
+    """
+    probabilities = model.predict_proba(embeddings)
+    labels = labels or [model.classes[k] for k in probabilities.argmax(axis=1)]
+    inputs = model.inputs(embeddings)
+    activations = model.activations(embeddings)
+    table = model.space.features.select(["name", "class", "mds"]).to_pylist()
+    found = []
+    for row, label in enumerate(labels):
+        parts, constant, unexplained = feature_contributions(
+            model, embeddings[row : row + 1], label
+        )
+        weights, intercept = model.estimator.logit_of(label)
+        active = np.flatnonzero(parts[0])
+        order = active[np.argsort(-np.abs(parts[0][active]), kind="stable")]
+        found.append(
+            Explanation(
+                label=label,
+                probability=float(probabilities[row, model.classes.index(label)]),
+                logit=float(inputs[row].astype(float) @ weights + intercept),
+                constant=constant,
+                unexplained=float(unexplained[0]),
+                contributions=tuple(
+                    Contribution(
+                        feature=int(i),
+                        name=table[i]["name"] or f"feature {i}",
+                        modality_class=table[i]["class"],
+                        mds=table[i]["mds"],
+                        activation=float(activations[row, i]),
+                        contribution=float(parts[0][i]),
+                    )
+                    for i in order
+                ),
+            )
+        )
+    return found
+
+
+def exemplars(space: FeatureSpace, features: Collection[int], count: int) -> dict[int, list[dict]]:
+    """The `count` images that activate each of the features most: rows of the space's exemplars
+    (`features.space.EXEMPLAR_SCHEMA`) that have a thumbnail."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    table = space.exemplars
+    wanted = pc.and_(
+        pc.is_in(table["feature"], pa.array(sorted(features), pa.int64())),
+        pc.equal(table["modality"], "image"),
+    )
+    found: dict[int, list[dict[str, Any]]] = {feature: [] for feature in features}
+    for row in table.filter(wanted).sort_by("rank").to_pylist():
+        if row["thumbnail"] is not None and len(found[row["feature"]]) < count:
+            found[row["feature"]].append(row)
+    return found

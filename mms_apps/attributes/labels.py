@@ -1,0 +1,143 @@
+"""The labelled samples of an activation store."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from features.dictionary.base import MODALITIES, Modality
+from features.errors import UserError
+from features.space import FeatureSpace
+from features.store import ATTRIBUTE, SAMPLE_BATCH, ActivationStore
+
+MAX_SAMPLES = 20_000
+"""Of more samples a random part is taken to fit or audit on, which bounds the memory."""
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Embeddings of one modality with what is known about them.
+
+    embeddings: `[n, dim]` float32, of unit length.
+    ids: `[n]`.
+    columns: by attribute, `[n]` of str or None.
+    """
+
+    embeddings: Tensor
+    ids: np.ndarray
+    columns: dict[str, np.ndarray]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def take(self, rows: np.ndarray) -> Samples:
+        """Those of the rows, by number or by mask `[n]`."""
+        rows = np.flatnonzero(rows) if rows.dtype == bool else rows
+        return Samples(
+            self.embeddings[torch.from_numpy(rows)],
+            self.ids[rows],
+            {name: column[rows] for name, column in self.columns.items()},
+        )
+
+    def having(self, attribute: str, values: Sequence[str]) -> Samples:
+        """Those whose attribute is one of the values."""
+        return self.take(np.isin(self.columns[attribute].astype(str), values))
+
+
+def require_columns(store: ActivationStore, attributes: Sequence[str]) -> None:
+    """Check that a store has these attributes.
+
+    Raises:
+        UserError: it lacks one.
+    """
+    names = next(store.sample_batches(1), pa.table({})).column_names
+    known = [name.removeprefix(ATTRIBUTE) for name in names if name.startswith(ATTRIBUTE)]
+    for attribute in attributes:
+        if attribute not in known:
+            have = f"they have {', '.join(known)}" if known else "they have none"
+            raise UserError(f"{attribute}: {store.config.pairs} has no such attribute; {have}")
+
+
+def require_encoder(store: ActivationStore, space: FeatureSpace) -> None:
+    """Check that a store was made by the encoder of a space.
+
+    Raises:
+        UserError: it was made by another.
+    """
+    if store.config.encoder_fingerprint != space.config.encoder_fingerprint:
+        raise UserError(
+            f"{store.path}: embeddings of {store.config.encoder}, but the space's features belong "
+            f"to {space.config.encoder}; extract the pairs with that one"
+        )
+
+
+def read_samples(
+    store: ActivationStore,
+    attributes: Sequence[str],
+    modality: Modality = "image",
+    *,
+    max_samples: int = MAX_SAMPLES,
+    seed: int = 0,
+) -> Samples:
+    """Read a store's embeddings and attributes, or a random part of a large store's.
+
+    Raises:
+        UserError: the store lacks an attribute.
+    """
+    require_columns(store, attributes)
+    rows = np.arange(len(store))
+    if len(rows) > max_samples:
+        chosen = np.random.default_rng(seed).choice(len(store), max_samples, replace=False)
+        rows = np.sort(chosen)
+    names = ["id", *(ATTRIBUTE + attribute for attribute in dict.fromkeys(attributes))]
+    tables, embeddings = [], []
+    for start in range(0, len(rows), SAMPLE_BATCH):
+        part = rows[start : start + SAMPLE_BATCH]
+        tables.append(store.sample_rows(part.tolist(), names))
+        embeddings.append(store.rows(torch.from_numpy(part))[MODALITIES.index(modality)])
+    table = pa.concat_tables(tables) if tables else pa.table({name: [] for name in names})
+    columns = {
+        attribute: np.array(table[ATTRIBUTE + attribute].to_pylist(), dtype=object)
+        for attribute in attributes
+    }
+    found = torch.cat(embeddings) if embeddings else torch.zeros(0, store.dim)
+    return Samples(
+        torch.nn.functional.normalize(found, dim=-1),
+        np.array(table["id"].to_pylist(), dtype=object),
+        columns,
+    )
+
+
+def classes_of(
+    samples: Samples, attribute: str, values: Sequence[str] | None = None, *, least: int = 2
+) -> list[str]:
+    """The values of an attribute to tell apart: those that are asked for, or all that `least`
+    samples or more have, sorted.
+
+    Raises:
+        UserError: fewer than two are left, or one that is asked for is too rare.
+    """
+    counts = Counter(value for value in samples.columns[attribute] if value)
+    if values:
+        for value in values:
+            if counts[value] < least:
+                common = ", ".join(name for name, _ in counts.most_common(8))
+                raise UserError(
+                    f"{attribute}: {counts[value]} samples have the value {value}, but {least} are "
+                    f"needed; values are {common or 'none'}"
+                )
+        chosen = list(dict.fromkeys(values))
+    else:
+        chosen = sorted(value for value, count in counts.items() if count >= least)
+    if len(chosen) < 2:
+        raise UserError(
+            f"{attribute}: {len(chosen)} value to tell apart "
+            f"({', '.join(chosen) or 'none is common enough'}); give an attribute with at least two"
+        )
+    return chosen

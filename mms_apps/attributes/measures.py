@@ -1,0 +1,288 @@
+"""Measures of predictions by group, with intervals.
+
+fairlearn's MetricFrame gives the values; the intervals are from a bootstrap over samples (or over
+clusters of samples) of the sums behind them, since MetricFrame's own takes seconds for a hundred
+replicates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from features.intervals import auroc_interval, percentile_interval
+
+MIN_GROUP = 5
+"""A smaller group is listed, but says too little for a gap or a difference."""
+BINS = 10
+"""Equal bins of the confidence for the calibration error (Guo et al. 2017)."""
+REPLICATES = 1000
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value with its 95% bootstrap interval; NaN where it is undefined."""
+
+    value: float
+    low: float
+    high: float
+
+
+NOT_KNOWN = Estimate(float("nan"), float("nan"), float("nan"))
+
+
+@dataclass(frozen=True)
+class GroupRow:
+    """Measures of one group; rates are one-vs-rest, by class."""
+
+    group: str
+    samples: int
+    counted: bool
+    """Whether it has MIN_GROUP samples and so counts in the gaps and differences."""
+    accuracy: Estimate
+    auroc: Estimate
+    """Of two classes, with its interval; of more, the mean over one-vs-rest without one."""
+    calibration: Estimate
+    """Expected calibration error."""
+    selected: dict[str, Estimate]
+    """Share predicted as the class."""
+    tpr: dict[str, Estimate]
+    fpr: dict[str, Estimate]
+
+
+@dataclass(frozen=True)
+class Measures:
+    """Measures of predictions, overall and by group.
+
+    gap: overall accuracy less that of the worst group.
+    difference: between the groups with the most and the least, the greatest over the classes.
+    """
+
+    samples: int
+    accuracy: Estimate
+    calibration: Estimate
+    worst_accuracy: Estimate
+    worst_group: str
+    gap: Estimate
+    parity_difference: Estimate
+    tpr_difference: Estimate
+    fpr_difference: Estimate
+    smallest_group: str
+    smallest_samples: int
+    groups: list[GroupRow]
+
+
+@dataclass(frozen=True)
+class GroupAccuracy:
+    """Accuracy under each bootstrap replicate, the first of which is the data itself.
+
+    overall: `[1 + replicates]`; by_group: `[1 + replicates, groups]`, NaN for an empty group.
+    """
+
+    overall: np.ndarray
+    by_group: np.ndarray
+
+    @property
+    def worst(self) -> np.ndarray:
+        """Accuracy of the worst group: `[1 + replicates]`."""
+        return np.nanmin(self.by_group, axis=1)
+
+    @property
+    def gap(self) -> np.ndarray:
+        """`[1 + replicates]`"""
+        return self.overall - self.worst
+
+
+def estimate(values: np.ndarray) -> Estimate:
+    """The first of the values with the interval that the others leave."""
+    rest = values[1:][np.isfinite(values[1:])]
+    if len(rest) == 0:
+        return Estimate(float(values[0]), float("nan"), float("nan"))
+    return Estimate(float(values[0]), *percentile_interval(rest))
+
+
+def bootstrap_weights(
+    samples: int, replicates: int, seed: int, clusters: Sequence[str] | np.ndarray | None = None
+) -> np.ndarray:
+    """How often each replicate draws each sample: `[1 + replicates, samples]`, the first all ones.
+
+    Args:
+        clusters: by sample; those of one cluster are drawn together. None draws samples alone.
+    """
+    rng = np.random.default_rng(seed)
+    names = np.arange(samples) if clusters is None else np.asarray(clusters, dtype=str)
+    _, place = np.unique(names, return_inverse=True)
+    count = int(place.max()) + 1 if samples else 0
+    weights = np.ones((1 + replicates, samples), dtype=np.float32)
+    for replicate in range(1, 1 + replicates):
+        drawn = np.bincount(rng.integers(count, size=count), minlength=count)
+        weights[replicate] = drawn[place]
+    return weights
+
+
+def weighted_mean(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Means `[1 + replicates]` of values `[n]` under the weights of `bootstrap_weights`; NaN where
+    a replicate draws none of them."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return (weights @ values.astype(float)) / weights.sum(axis=1)
+
+
+def group_accuracy(
+    hits: np.ndarray, groups: Sequence[str] | np.ndarray, weights: np.ndarray
+) -> GroupAccuracy:
+    """Accuracy under bootstrap weights.
+
+    Args:
+        hits: whether each prediction is right, `[n]`.
+        groups: `[n]`.
+        weights: `[1 + replicates, n]` of `bootstrap_weights`.
+    """
+    members = _members(np.asarray(groups, dtype=str))  # [n, groups]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        by_group = (weights @ (members * hits[:, None])) / (weights @ members)
+    return GroupAccuracy(weighted_mean(hits, weights), by_group)
+
+
+def measure(
+    truth: np.ndarray,
+    probabilities: np.ndarray,
+    groups: np.ndarray,
+    classes: Sequence[str],
+    *,
+    clusters: np.ndarray | None = None,
+    seed: int = 0,
+    replicates: int = REPLICATES,
+) -> Measures:
+    """Measures of predictions.
+
+    Args:
+        truth: `[n]`, each one of the classes.
+        probabilities: `[n, classes]`.
+        groups: `[n]` of str.
+        clusters: as `bootstrap_weights` takes them.
+    """
+    from fairlearn.metrics import MetricFrame, count
+    from sklearn.metrics import accuracy_score
+
+    names = np.array(classes)
+    predicted = names[probabilities.argmax(axis=1)]
+    metrics = {"accuracy": accuracy_score, "count": count}
+    frame = MetricFrame(metrics=metrics, y_true=truth, y_pred=predicted, sensitive_features=groups)
+    labels = [str(group) for group in frame.by_group.index]
+    sizes = frame.by_group["count"].to_numpy().astype(int)
+    counted = sizes >= MIN_GROUP
+    weights = bootstrap_weights(len(truth), replicates, seed, clusters)
+    accuracy = group_accuracy(truth == predicted, groups, weights)
+    rates = _rates(truth, predicted, groups, names, weights)
+    calibration = _calibration(truth == predicted, probabilities.max(axis=1), groups, weights)
+    rows = [
+        GroupRow(
+            group=label,
+            samples=int(sizes[g]),
+            counted=bool(counted[g]),
+            accuracy=estimate(accuracy.by_group[:, g]),
+            auroc=_auroc(truth, probabilities, groups == label, names, seed),
+            calibration=estimate(calibration[:, 1 + g]),
+            **{
+                rate: {name: estimate(rates[rate][:, c, g]) for c, name in enumerate(classes)}
+                for rate in ("selected", "tpr", "fpr")
+            },
+        )
+        for g, label in enumerate(labels)
+    ]
+    smallest = int(sizes.argmin())
+    if counted.sum() >= 2:
+        among = GroupAccuracy(accuracy.overall, accuracy.by_group[:, counted])
+        worst = np.array(labels)[counted][int(np.nanargmin(among.by_group[0]))]
+        worst_accuracy, gap = estimate(among.worst), estimate(among.gap)
+        differences = {rate: _difference(values[:, :, counted]) for rate, values in rates.items()}
+    else:
+        worst, worst_accuracy, gap = "", NOT_KNOWN, NOT_KNOWN
+        differences = dict.fromkeys(rates, NOT_KNOWN)
+    return Measures(
+        samples=len(truth),
+        accuracy=estimate(accuracy.overall),
+        calibration=estimate(calibration[:, 0]),
+        worst_accuracy=worst_accuracy,
+        worst_group=str(worst),
+        gap=gap,
+        parity_difference=differences["selected"],
+        tpr_difference=differences["tpr"],
+        fpr_difference=differences["fpr"],
+        smallest_group=labels[smallest],
+        smallest_samples=int(sizes[smallest]),
+        groups=rows,
+    )
+
+
+def _members(groups: np.ndarray) -> np.ndarray:
+    """Which sample is in which group, groups sorted: `[n, groups]`."""
+    names, place = np.unique(groups, return_inverse=True)
+    return np.eye(len(names))[place]
+
+
+def _rates(
+    truth: np.ndarray,
+    predicted: np.ndarray,
+    groups: np.ndarray,
+    classes: np.ndarray,
+    weights: np.ndarray,
+) -> dict[str, np.ndarray]:
+    """selected, tpr and fpr one-vs-rest: each `[1 + replicates, classes, groups]`."""
+    members = _members(groups.astype(str))  # [n, groups]
+    shares: dict[str, list[np.ndarray]] = {"selected": [], "tpr": [], "fpr": []}
+    for name in classes:
+        is_class, chosen = (truth == name)[:, None], (predicted == name)[:, None]
+        for rate, among in (
+            ("selected", np.ones_like(is_class)),
+            ("tpr", is_class),
+            ("fpr", ~is_class),
+        ):
+            with np.errstate(divide="ignore", invalid="ignore"):
+                part = (weights @ (members * (among & chosen))) / (weights @ (members * among))
+            shares[rate].append(part)
+    return {rate: np.stack(parts, axis=1) for rate, parts in shares.items()}
+
+
+def _difference(rates: np.ndarray) -> Estimate:
+    """The greatest difference between groups over the classes, of `[1 + replicates, classes,
+    groups]`; a class that a group lacks is left out of that group."""
+    filled = np.where(np.isnan(rates), -np.inf, rates).max(axis=2)
+    empty = np.where(np.isnan(rates), np.inf, rates).min(axis=2)
+    spread = np.where(np.isfinite(filled - empty), filled - empty, 0.0)  # [1 + replicates, classes]
+    return estimate(spread.max(axis=1))
+
+
+def _calibration(
+    hits: np.ndarray, confidence: np.ndarray, groups: np.ndarray, weights: np.ndarray
+) -> np.ndarray:
+    """Expected calibration error, overall and by group: `[1 + replicates, 1 + groups]`."""
+    members = np.column_stack([np.ones(len(hits)), _members(groups.astype(str))])
+    bins = np.minimum((confidence * BINS).astype(int), BINS - 1)
+    total = np.zeros((len(weights), members.shape[1]))
+    for place in range(BINS):
+        inside = members * (bins == place)[:, None]
+        total += np.abs(weights @ (inside * (hits - confidence)[:, None]))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return total / (weights @ members)
+
+
+def _auroc(
+    truth: np.ndarray, probabilities: np.ndarray, inside: np.ndarray, classes: np.ndarray, seed: int
+) -> Estimate:
+    from sklearn.metrics import roc_auc_score
+
+    found = []
+    for number, name in enumerate(classes):
+        positive = truth[inside] == name
+        if 0 < positive.sum() < len(positive):
+            found.append((positive, probabilities[inside, number]))
+    if not found:
+        return NOT_KNOWN
+    value = float(np.mean([roc_auc_score(positive, score) for positive, score in found]))
+    if len(classes) > 2:
+        return Estimate(value, float("nan"), float("nan"))
+    positive, score = found[-1]
+    return Estimate(value, *auroc_interval(positive, score, seed=seed))

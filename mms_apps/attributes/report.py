@@ -1,0 +1,185 @@
+"""The HTML reports: predictions explained, an audit, a comparison of de-biasing methods. Each is
+one file that needs no network."""
+
+from __future__ import annotations
+
+import base64
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from features.files import write_whole
+from features.report import CLASS_NAMES
+from features.report import templates as shared_templates
+from features.space import FeatureSpace, thumbnail
+from mms_apps.attributes.audit import Audit
+from mms_apps.attributes.debias import Choice, MethodRow
+from mms_apps.attributes.explain import Explanation, exemplars
+from mms_apps.attributes.model import ModelConfig
+from mms_apps.attributes.predict import PredictionSummary
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+    from PIL import Image
+
+SHOWN_FEATURES = 8
+"""Contributions of a prediction that are shown."""
+SHOWN_EXEMPLARS = 5
+SHOWN_ROLES = 12
+METHOD_NAMES = {
+    "zero_shot": "zero-shot prompts",
+    "linear_probe": "linear probe on embeddings",
+    "sparse_probe": "sparse probe on features",
+}
+EDIT_NAMES = {
+    "none": "no change",
+    "features": "chosen features",
+    "debias_vl": "debias_vl",
+    "random": "random features",
+}
+WAY_NAMES = {"mask": "masked", "subtract": "subtracted", "project": "projected out"}
+
+
+@dataclass(frozen=True)
+class Explained:
+    """One sample's explanation as the page shows it."""
+
+    sample_id: str
+    caption: str
+    label: str | None
+    image: Image.Image | None
+    explanation: Explanation
+
+
+def write_predictions_report(
+    config: ModelConfig,
+    summary: PredictionSummary,
+    explained: Sequence[Explained],
+    space: FeatureSpace,
+    out: Path,
+) -> Path:
+    """Write the page of a run of predictions, with some of them explained."""
+    shown = [e.explanation.contributions[:SHOWN_FEATURES] for e in explained]
+    features = {c.feature for contributions in shown for c in contributions}
+    samples = [
+        {
+            "id": e.sample_id,
+            "caption": e.caption,
+            "label": e.label,
+            "image": None if e.image is None else _base64(thumbnail(e.image)),
+            "explanation": e.explanation,
+            "bars": _bars(e.explanation),
+        }
+        for e in explained
+    ]
+    pictures = {
+        feature: [{"image": _base64(row["thumbnail"]), "caption": row["caption"]} for row in rows]
+        for feature, rows in exemplars(space, features, SHOWN_EXEMPLARS).items()
+    }
+    return _write(
+        "predictions.html.j2",
+        out,
+        config=config,
+        summary=summary,
+        samples=samples,
+        pictures=pictures,
+    )
+
+
+def write_audit_report(audit: Audit, config: ModelConfig, out: Path) -> Path:
+    """Write the page of an audit."""
+    return _write("audit.html.j2", out, audit=audit, config=config, shown_roles=SHOWN_ROLES)
+
+
+def write_debias_report(
+    methods: Sequence[MethodRow],
+    choice: Choice,
+    config: ModelConfig,
+    factor: str,
+    unrelated: str,
+    space: FeatureSpace,
+    out: Path,
+) -> Path:
+    """Write the page of a comparison of de-biasing methods."""
+    table = space.features.select(["name", "class", "mds"]).to_pylist()
+    chosen = [
+        {"feature": feature, "association": association, **table[feature]}
+        for feature, association in zip(choice.features, choice.association, strict=True)
+    ]
+    pictures = {
+        feature: [{"image": _base64(row["thumbnail"]), "caption": row["caption"]} for row in rows]
+        for feature, rows in exemplars(space, choice.features, SHOWN_EXEMPLARS).items()
+    }
+    return _write(
+        "debias.html.j2",
+        out,
+        methods=methods,
+        choice=choice,
+        chosen=chosen,
+        config=config,
+        factor=factor,
+        unrelated=unrelated,
+        pictures=pictures,
+    )
+
+
+def templates() -> Environment:
+    """The features' templates and filters, and the app's own templates beside them."""
+    from jinja2 import ChoiceLoader, PackageLoader
+
+    environment = shared_templates()
+    own = PackageLoader("mms_apps.attributes")
+    assert environment.loader is not None
+    environment.loader = ChoiceLoader([own, environment.loader])
+    environment.filters["share"] = _share
+    environment.globals.update(
+        class_names=CLASS_NAMES,
+        method_names=METHOD_NAMES,
+        edit_names=EDIT_NAMES,
+        way_names=WAY_NAMES,
+    )
+    return environment
+
+
+def _write(template: str, out: Path, **context: Any) -> Path:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(out, templates().get_template(template).render(**context).encode())
+    return out
+
+
+def _bars(explanation: Explanation) -> list[dict[str, Any]]:
+    """The shown contributions and what is left, as bars around a middle line: `left` and `width`
+    in percent."""
+    shown = explanation.contributions[:SHOWN_FEATURES]
+    others = sum(c.contribution for c in explanation.contributions[SHOWN_FEATURES:])
+    count = len(explanation.contributions) - len(shown)
+    parts: list[dict[str, Any]] = [
+        {
+            "name": c.name,
+            "feature": c.feature,
+            "modality_class": c.modality_class,
+            "value": c.contribution,
+        }
+        for c in shown
+    ]
+    if count:
+        parts.append({"name": f"{count} other features", "value": others})
+    parts.append({"name": "constant", "value": explanation.constant})
+    if explanation.unexplained:
+        parts.append({"name": "not explained by features", "value": explanation.unexplained})
+    largest = max(abs(part["value"]) for part in parts) or 1.0
+    for part in parts:
+        part["width"] = 50 * abs(part["value"]) / largest
+        part["left"] = 50 - (part["width"] if part["value"] < 0 else 0)
+    return parts
+
+
+def _share(value: float | None, digits: int = 1) -> str:
+    known = value is not None and math.isfinite(value)
+    return f"{100 * value:.{digits}f}%" if value is not None and known else "n/a"
+
+
+def _base64(png: bytes) -> str:
+    return base64.b64encode(png).decode()

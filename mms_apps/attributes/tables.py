@@ -1,0 +1,73 @@
+"""Audits and comparisons as JSON and CSV. What is undefined is null in JSON and empty in CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from features.files import write_json, write_whole
+from mms_apps.attributes.audit import Audit
+from mms_apps.attributes.debias import Debiasing
+
+SCHEMA = 1
+
+
+def write_audit_tables(audit: Audit, out: Path) -> None:
+    """Write audit.json, groups.csv, classes.csv and lean.csv."""
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(out / "audit.json", without_nan({"schema": SCHEMA, **asdict(audit)}))
+    write_csv(out / "groups.csv", [asdict(row) for row in audit.measures.groups])
+    write_csv(out / "classes.csv", [asdict(row) for row in audit.classes])
+    write_csv(out / "lean.csv", [asdict(row) for row in audit.lean])
+
+
+def write_debias_tables(found: Debiasing, out: Path) -> None:
+    """Write debias.json and methods.csv."""
+    out.mkdir(parents=True, exist_ok=True)
+    record = {
+        "schema": SCHEMA,
+        "attribute": found.model.config.attribute,
+        "factor": found.factor,
+        "unrelated": found.unrelated,
+        "test_samples": found.test_samples,
+        "choice": asdict(found.choice),
+        "methods": [asdict(row) for row in found.methods],
+    }
+    write_json(out / "debias.json", without_nan(record))
+    write_csv(out / "methods.csv", [asdict(row) for row in found.methods])
+
+
+def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Write rows, whose nested values become columns `outer.inner`."""
+    flat = [flatten(row) for row in rows]
+    content = io.StringIO()
+    if flat:
+        writer = csv.DictWriter(content, list(flat[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(flat)
+    write_whole(path, content.getvalue().encode())
+
+
+def flatten(record: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dictionaries as one, with keys `outer.inner`; NaN becomes None."""
+    flat: dict[str, Any] = {}
+    for key, value in without_nan(record).items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def without_nan(value: Any) -> Any:
+    """The same with None for NaN, at any depth."""
+    if isinstance(value, dict):
+        return {key: without_nan(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_nan(inner) for inner in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
