@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import re
 import subprocess
 import sys
 import tempfile
@@ -317,7 +318,6 @@ def stream_rows(work: Path, seed: int) -> list[Result]:
 
 def stream(pairs: int, work: Path, seed: int) -> None:
     """Predict random embeddings with a sparse probe's weights; print seconds and peak memory."""
-    import resource
     import time
 
     from features.store import ActivationStore, StoreConfig, finish_store, sample_table, write_part
@@ -348,8 +348,15 @@ def stream(pairs: int, work: Path, seed: int) -> None:
     summary = write_predictions(model, store, work / "predictions.csv")
     seconds = time.perf_counter() - began
     assert summary.pairs == pairs
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(json.dumps({"seconds": seconds, "peak_memory": peak}))
+    print(json.dumps({"seconds": seconds, "peak_memory": peak_memory()}))
+
+
+def peak_memory() -> float:
+    """The most memory that this process has held, in MiB. (getrusage would give the parent's where
+    that held more.)"""
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    found = re.search(r"VmHWM:\s+(\d+) kB", status)
+    return int(found[1]) / 1024 if found else float("nan")
 
 
 def main() -> None:

@@ -29,6 +29,8 @@ from mms_apps.attributes.measures import (
 from mms_apps.attributes.model import AttributeModel
 
 MODALITY_CLASSES = (IMAGE_DOMINANT, CROSS_MODAL, TEXT_DOMINANT)
+UNSPECIFIED = "unspecified"
+"""Value of an attribute that could be told but is not."""
 RANDOM_GROUPS = 10
 """Random groups of features beside each modality class."""
 MIN_LEAN = 3
@@ -76,7 +78,7 @@ class Audit:
     leakage: accuracy with which the group is found in embeddings by a probe, cross-validated;
         leakage_chance: the share of the most frequent group.
     classes: what each modality class carries of the prediction.
-    lean: all unspecified samples, then by role, the most one-sided first.
+    lean: all unspecified samples, then by role, the most surely one-sided first.
     """
 
     attribute: str
@@ -96,6 +98,7 @@ def audit(
     group: str,
     *,
     role: str | None = None,
+    unspecified: str = UNSPECIFIED,
     edit: Edit | None = None,
     seed: int = 0,
     replicates: int = REPLICATES,
@@ -105,7 +108,8 @@ def audit(
     Args:
         samples: that the model was not fitted on, with its attribute and the group.
         group: attribute whose values are the groups.
-        role: attribute by which samples without a label are listed; None for none.
+        role: attribute by which unspecified samples are listed; None for none.
+        unspecified: the value that unspecified samples have as their attribute.
         edit: of the embeddings, before the model sees them.
 
     Raises:
@@ -144,9 +148,7 @@ def audit(
         leakage=leakage,
         leakage_chance=chance,
         classes=class_effects(model, samples.take(labelled), seed=seed, replicates=replicates),
-        lean=[]
-        if role is None
-        else lean(model, unspecified(samples, model, role), role, seed=seed, replicates=replicates),
+        lean=[] if role is None else lean(model, samples.take(labels == unspecified), role),
     )
 
 
@@ -231,48 +233,33 @@ def class_effects(
     return found
 
 
-def unspecified(samples: Samples, model: AttributeModel, role: str) -> Samples:
-    """Samples without one of the model's classes as their label, but with a role that labelled
-    samples or "unspecified" ones have: those where the attribute could be told."""
-    labels = samples.columns[model.config.attribute].astype(str)
-    labelled = np.isin(labels, model.classes)
-    roles = samples.columns[role].astype(str)
-    applies = np.isin(roles, np.unique(roles[labelled])) | (labels == "unspecified")
-    return samples.take(~labelled & applies)
-
-
-def lean(
-    model: AttributeModel,
-    samples: Samples,
-    role: str,
-    *,
-    seed: int = 0,
-    replicates: int = REPLICATES,
-) -> list[Lean]:
-    """The shares of each class among predictions of unlabelled samples, overall and by role; roles
-    of fewer than MIN_LEAN samples count only in "all"."""
+def lean(model: AttributeModel, samples: Samples, role: str) -> list[Lean]:
+    """The shares of each class among the predictions of samples, overall and by role, with Wilson
+    intervals; roles of fewer than MIN_LEAN samples count only in "all"."""
     if len(samples) == 0:
         return []
     predicted = model.predict(samples.embeddings)
     roles = samples.columns[role].astype(str)
-    weights = bootstrap_weights(len(samples), replicates, seed, samples.ids)
 
     def row(name: str, inside: np.ndarray) -> Lean:
+        count = int(inside.sum())
         shares = {
-            label: estimate(weighted_mean(predicted[inside] == label, weights[:, inside]))
-            for label in model.classes
+            label: wilson(int((predicted[inside] == label).sum()), count) for label in model.classes
         }
-        return Lean(name, int(inside.sum()), shares)
+        return Lean(name, count, shares)
 
     names, sizes = np.unique(roles, return_counts=True)
-    rows = [
-        row(str(n), roles == n) for n, size in zip(names, sizes, strict=True) if size >= MIN_LEAN
-    ]
+    rows = [row(str(name), roles == name) for name in names[sizes >= MIN_LEAN]]
+    rows.sort(key=lambda lean: -max(share.low for share in lean.shares.values()))
+    return [row("all", np.ones(len(samples), dtype=bool)), *rows]
 
-    def one_sided(lean: Lean) -> tuple[float, int]:
-        return -max(share.value for share in lean.shares.values()), -lean.samples
 
-    return [row("all", np.ones(len(samples), dtype=bool)), *sorted(rows, key=one_sided)]
+def wilson(hits: int, samples: int) -> Estimate:
+    """A share with its Wilson interval, which holds for few samples and for none or all hits."""
+    from scipy.stats import binomtest
+
+    interval = binomtest(hits, samples).proportion_ci(method="wilson")
+    return Estimate(hits / samples, float(interval.low), float(interval.high))
 
 
 def require_groups(samples: Samples, group: str) -> Sequence[str]:

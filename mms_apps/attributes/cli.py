@@ -123,8 +123,11 @@ def audit(
     edit: EditFolder = None,
     role: Annotated[
         str | None,
-        typer.Option(help="Attribute by which to list how unlabelled pairs are predicted."),
+        typer.Option(help="Attribute by which to list how unspecified pairs are predicted."),
     ] = None,
+    unspecified: Annotated[
+        str, typer.Option(help="Value that unspecified pairs have as their attribute.")
+    ] = "unspecified",
     modality: Modality = "image",
     max_features: MaxFeatures = 20,
     encoder: EncoderId = None,
@@ -146,9 +149,12 @@ def audit(
     _, store = _store(loaded, pairs, out / "store")
     columns = [used.config.attribute, group, *([role] if role else [])]
     samples = read_samples(store, columns, used.config.modality, seed=seed)
+    samples = _not_fitted_on(samples, out / "train-store" if train else None, used)
     require_groups(samples, group)
     taken = _edit(loaded, edit, used.config.modality)
-    found = audit_model(used, samples, group, role=role, edit=taken, seed=seed)
+    found = audit_model(
+        used, samples, group, role=role, unspecified=unspecified, edit=taken, seed=seed
+    )
     write_audit_tables(found, out)
     used.save(out / "model")
     page = write_audit_report(found, used.config, out / "audit.html")
@@ -304,6 +310,25 @@ def _model(
         space, samples, attribute, classes, chosen, modality=kind, prompts=texts,
         max_features=max_features, seed=seed,
     )  # fmt: skip
+
+
+def _not_fitted_on(samples: Samples, train: Path | None, model: AttributeModel) -> Samples:
+    """The samples without the labelled ones of the training store, on which the model would be
+    better than it is."""
+    import numpy as np
+
+    from features.store import ActivationStore
+    from mms_apps.attributes.labels import read_samples
+
+    if train is None or model.config.samples == 0:
+        return samples
+    attribute = model.config.attribute
+    fitted = read_samples(ActivationStore.open(train), [attribute], model.config.modality)
+    ids = fitted.having(attribute, model.classes).ids.astype(str)
+    seen = np.isin(samples.ids.astype(str), ids)
+    if seen.any():
+        typer.echo(f"{int(seen.sum())} pairs left out: the model was fitted on them", err=True)
+    return samples.take(~seen)
 
 
 def _method(name: str) -> MethodName:

@@ -230,7 +230,8 @@ def association(activations: np.ndarray, factor: np.ndarray, strata: np.ndarray)
 
     Within each stratum, the AUROC of the activation for each of the factor's values against the
     rest, less one half; averaged over the strata by their size; of the values, the one where it is
-    largest in size. In [-0.5, 0.5]; 0 where no stratum has two values.
+    largest in size. In [-0.5, 0.5]; 0 where no stratum has two values. Of a feature whose
+    activations have both signs, the half that goes with the factor more.
 
     Args:
         activations: `[n, features]`.
@@ -240,16 +241,19 @@ def association(activations: np.ndarray, factor: np.ndarray, strata: np.ndarray)
     from scipy.sparse import csr_matrix
 
     values = np.unique(factor)
-    total = np.zeros((len(values), activations.shape[1]))
+    signs = (1, -1) if (activations < 0).any() else (1,)
+    total = np.zeros((len(signs), len(values), activations.shape[1]))
     weight = np.zeros((len(values), 1))
     for stratum in np.unique(strata):
         inside = strata == stratum
         labels = factor[inside][:, None] == values  # [inside, values]
-        auroc = feature_auroc(csr_matrix(np.abs(activations[inside])), labels) - 0.5
-        known = np.isfinite(auroc).all(axis=1)
-        total[known] += inside.sum() * auroc[known]
+        known = labels.any(axis=0) & ~labels.all(axis=0)
+        for place, sign in enumerate(signs):
+            active = csr_matrix(np.maximum(sign * activations[inside], 0))
+            auroc = feature_auroc(active, labels[:, known]) - 0.5
+            total[place, known] += inside.sum() * sign * auroc
         weight[known] += inside.sum()
-    mean = total / np.maximum(weight, 1)  # [values, features]
+    mean = (total / np.maximum(weight, 1)).reshape(-1, activations.shape[1])
     return mean[np.abs(mean).argmax(axis=0), np.arange(mean.shape[1])]
 
 
@@ -508,9 +512,7 @@ def load_edit(folder: str | Path, space: FeatureSpace, modality: Modality) -> Re
     if record["dictionary_fingerprint"] != space.config.dictionary_fingerprint:
         raise UserError(f"{folder}: made over another dictionary than the space's; choose anew")
     if record["modality"] != modality:
-        raise UserError(
-            f"{folder}: edits the {record['modality']}, not the {modality}; choose anew"
-        )
+        raise UserError(f"{folder}: edits {record['modality']}s, not {modality}s; choose anew")
     weights = load_file(folder / WEIGHTS)
     return RemoveFeatures(
         space, weights["features"], modality, record["how"], weights.get("readings")

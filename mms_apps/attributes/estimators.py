@@ -105,7 +105,7 @@ class LinearClassifier(ClassifierMixin, BaseEstimator):
         X, y = validate_data(self, X, y)
         check_classification_targets(y)
         if len(np.unique(y)) < 2:
-            raise ValueError(f"y has the one class {y[0]!r}; a probe needs at least two")
+            raise ValueError(f"y has the one class {y[0]}; a probe needs at least two")
         return X, y
 
 

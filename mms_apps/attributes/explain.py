@@ -129,6 +129,22 @@ def explain(
     return found
 
 
+def probabilities_without(
+    model: AttributeModel, embeddings: Tensor, modality_classes: Collection[str]
+) -> np.ndarray:
+    """Probabilities `[n, classes]` if the features of these modality classes added nothing."""
+    from scipy.special import softmax
+
+    estimator = model.estimator
+    activations = model.activations(embeddings).astype(float)  # [n, features]
+    off = np.isin(model.space.features["class"].to_numpy(), list(modality_classes))
+    weights = estimator.coef_
+    if estimator.inputs == "embeddings":
+        weights = weights @ model.space.dictionary.directions.detach().cpu().numpy().T
+    logits = estimator.logits(model.inputs(embeddings))  # [n, classes]
+    return softmax(logits - (activations * off) @ weights.T, axis=1)
+
+
 def exemplars(space: FeatureSpace, features: Collection[int], count: int) -> dict[int, list[dict]]:
     """The `count` images that activate each of the features most: rows of the space's exemplars
     (`features.space.EXEMPLAR_SCHEMA`) that have a thumbnail."""

@@ -1,0 +1,171 @@
+"""Models of several attributes over one FeatureSpace, made when they are first asked for; what the
+demo shows."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from features.errors import UserError
+from features.extract import extract
+from features.pairs import open_pairs
+from features.space import FeatureSpace
+from mms_apps.attributes.audit import UNSPECIFIED, Audit, audit, require_groups
+from mms_apps.attributes.explain import (
+    Explanation,
+    exemplars,
+    explain,
+    probabilities_without,
+)
+from mms_apps.attributes.labels import Samples, classes_of, read_samples
+from mms_apps.attributes.measures import MIN_GROUP
+from mms_apps.attributes.model import AttributeModel, Method, embed, fit_model
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from features.store import ActivationStore
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A prediction with its reasons.
+
+    before, after: probabilities by class, with all features and without those switched off.
+    explanation: of the class that is predicted with all features.
+    """
+
+    before: dict[str, float]
+    after: dict[str, float]
+    explanation: Explanation
+
+
+class Workbench:
+    """Predicts, explains and audits attributes of images.
+
+    Args:
+        train: labelled pairs to fit on.
+        test: pairs to show and to audit on.
+        attributes: of both.
+        groups: attributes by which to audit.
+        work: folder for the embeddings.
+        role: attribute by which to list how unspecified samples are predicted.
+
+    Raises:
+        UserError: the pairs lack an attribute.
+    """
+
+    def __init__(
+        self,
+        space: FeatureSpace,
+        train: str,
+        test: str,
+        attributes: Sequence[str],
+        groups: Sequence[str],
+        work: Path,
+        *,
+        role: str | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.space = space
+        self.attributes = tuple(attributes)
+        self.groups = tuple(groups)
+        self.role = role
+        self.seed = seed
+        self._test = open_pairs(test)
+        columns = list(dict.fromkeys([*attributes, *groups, *([role] if role else [])]))
+        self._train_samples = read_samples(
+            extract(open_pairs(train), space.encoder, work / "train", progress=False), columns
+        )
+        self._store: ActivationStore = extract(
+            self._test, space.encoder, work / "test", progress=False
+        )
+        self._test_samples = read_samples(self._store, columns)
+        self._models: dict[tuple[str, Method], AttributeModel] = {}
+
+    @cached_property
+    def texts(self) -> dict[str, str]:
+        """First captions of the pairs to show, by id."""
+        table = self._store.sample_rows(range(len(self._store)), ["id", "caption"])
+        return dict(zip(table["id"].to_pylist(), table["caption"].to_pylist(), strict=True))
+
+    def gallery(self, count: int) -> list[tuple[Image.Image, str]]:
+        """Images of pairs to show, spread evenly, with their captions."""
+        rows = np.unique(np.linspace(0, len(self._store) - 1, count).astype(int)).tolist()
+        table = self._store.sample_rows(rows, ["location", "caption"]).to_pylist()
+        images = self._test.images([row["location"] for row in table])
+        return [
+            (images[row["location"]], row["caption"]) for row in table if row["location"] in images
+        ]
+
+    def classes(self, attribute: str) -> list[str]:
+        """The values that are common in the training pairs and occur in the test pairs."""
+        shown = set(self._test_samples.columns[attribute])
+        common = classes_of(self._train_samples, attribute, least=MIN_GROUP)
+        found = [name for name in common if name in shown and name != UNSPECIFIED]
+        if len(found) < 2:
+            raise UserError(f"{attribute}: fewer than two values occur in both sets of pairs")
+        return found
+
+    def model(self, attribute: str, method: Method) -> AttributeModel:
+        """The model of an attribute, made at the first call."""
+        if (attribute, method) not in self._models:
+            self._models[attribute, method] = fit_model(
+                self.space,
+                self._train_samples,
+                attribute,
+                self.classes(attribute),
+                method,
+                seed=self.seed,
+            )
+        return self._models[attribute, method]
+
+    def answer(
+        self, image: Image.Image, attribute: str, method: Method, off: Collection[str]
+    ) -> Answer:
+        """Predict an attribute of an image, with reasons.
+
+        Args:
+            off: modality classes whose features are switched off.
+        """
+        model = self.model(attribute, method)
+        embedding = embed(self.space, [image], "image")
+        after = probabilities_without(model, embedding, off)[0]
+        before = model.predict_proba(embedding)[0]
+        return Answer(
+            before=dict(zip(model.classes, before.tolist(), strict=True)),
+            after=dict(zip(model.classes, after.tolist(), strict=True)),
+            explanation=explain(model, embedding)[0],
+        )
+
+    def exemplars(self, explanation: Explanation, features: int, count: int) -> list[dict]:
+        """The images that activate each of the first features most, with the feature's name."""
+        chosen = explanation.contributions[:features]
+        found = exemplars(self.space, [c.feature for c in chosen], count)
+        return [row | {"contribution": c} for c in chosen for row in found[c.feature]]
+
+    def audit(self, attribute: str, method: Method, group: str) -> Audit:
+        """Audit a model on the test pairs; how it leans on the unspecified samples of both."""
+        model = self.model(attribute, method)
+        return audit(model, self._audited(attribute, group), group, role=self.role, seed=self.seed)
+
+    def _audited(self, attribute: str, group: str) -> Samples:
+        """The test samples, and those training samples on which no model was fitted since their
+        attribute is unspecified."""
+        train, test = self._train_samples, self._test_samples
+        require_groups(test, group)
+        extra = train.take(train.columns[attribute].astype(str) == UNSPECIFIED)
+        return Samples(
+            torch.cat([test.embeddings, extra.embeddings]),
+            np.concatenate([test.ids, extra.ids]),
+            {
+                name: np.concatenate([test.columns[name], extra.columns[name]])
+                for name in test.columns
+            },
+        )

@@ -1,0 +1,176 @@
+"""`mms attributes` as a user types it."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from mms_apps import cli
+from tests.conftest import draw_imagefolder
+
+Mms = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def mms(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    space_folder: Path,
+    clip_folder: Path,
+) -> Mms:
+    """Run `mms attributes` over the tiny space: (exit code, stdout, stderr)."""
+
+    def call(command: str, *arguments: str | Path) -> tuple[int, str, str]:
+        where = ("--space", space_folder, "--encoder", f"local-dir:{clip_folder}")
+        words = ["mms", "attributes", command, *where, *arguments, "--device", "cpu"]
+        monkeypatch.setattr(sys, "argv", [str(word) for word in words])
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+        out, err = capsys.readouterr()
+        return int(stopped.value.code or 0), out, err
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Pairs to fit on and to test on, without common ids; the test pairs have a group of one."""
+    work = tmp_path_factory.mktemp("pairs")
+    train = draw_imagefolder(work / "train", count=150, seed=1)
+    test = draw_imagefolder(work / "test", count=60, seed=2)
+    for folder, prefix in ((train, "a"), (test, "b")):
+        lines = (folder / "metadata.jsonl").read_text().splitlines()
+        rows = [json.loads(line) | {"id": f"{prefix}{n}"} for n, line in enumerate(lines)]
+        for number, row in enumerate(rows):
+            row["place"] = "alone" if prefix == "b" and number == 0 else ("x", "y")[number % 2]
+            row["only"] = "one"
+        (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return train, test
+
+
+def one_error(err: str) -> str:
+    lines = [line for line in err.splitlines() if line.startswith("Error: ")]
+    assert len(lines) == 1
+    assert "Traceback" not in err
+    return lines[0]
+
+
+def assert_needs_no_network(page: Path) -> None:
+    text = page.read_text()
+    assert text.strip().startswith("<!doctype html>")
+    assert not re.search(r"(src|href)=\"(?!data:)", text)
+
+
+def test_predict_audit_and_edit(folders: tuple[Path, Path], tmp_path: Path, mms: Mms) -> None:
+    train, test = folders
+    shape = ("--attribute", "shape", "--pairs", test)
+    code, out, _ = mms("predict", *shape, "--train", train, "--out", tmp_path / "p")
+    assert code == 0
+    assert "60 predictions" in out
+    with (tmp_path / "p" / "predictions.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 60
+    assert {"id", "label", "prediction", "p_circle", "p_line", "p_square"} == set(rows[0])
+    summary = json.loads((tmp_path / "p" / "summary.json").read_text())
+    assert summary["pairs"] == 60
+    assert summary["labelled"] == 45
+    assert_needs_no_network(tmp_path / "p" / "predictions.html")
+    assert "say nothing about who a person is" in (tmp_path / "p" / "predictions.html").read_text()
+
+    saved = ("--model", tmp_path / "p" / "model")
+    code, out, _ = mms("audit", *shape, *saved, "--group", "place", "--out", tmp_path / "a")
+    assert code == 0
+    assert "smallest group alone (1 samples)" in out.replace("\n", " ")
+    record = json.loads((tmp_path / "a" / "audit.json").read_text())
+    assert record["measures"]["smallest_group"] == "alone"
+    assert {g["group"] for g in record["measures"]["groups"]} == {"alone", "x", "y"}
+    assert "NaN" not in (tmp_path / "a" / "audit.json").read_text()
+    with (tmp_path / "a" / "groups.csv").open() as file:
+        assert "accuracy.low" in next(csv.reader(file))
+    assert_needs_no_network(tmp_path / "a" / "audit.html")
+
+
+def test_debias_leaves_an_edit_that_predict_takes(
+    folders: tuple[Path, Path], tmp_path: Path, mms: Mms
+) -> None:
+    train, test = folders
+    names = ("--attribute", "shape", "--value", "circle", "--value", "square")
+    factor = ("--factor", "place", "--factor-value", "x", "--factor-value", "y")
+    unrelated = ("--unrelated", "colour", "--out", tmp_path / "d")
+    code, out, _ = mms("debias", "--train", train, "--pairs", test, *names, *factor, *unrelated)
+    assert code == 0
+    for method in ("none", "features", "debias_vl", "random"):
+        assert f"{method}: accuracy" in out
+    record = json.loads((tmp_path / "d" / "debias.json").read_text())
+    assert [row["method"] for row in record["methods"]][:2] == ["none", "features"]
+    assert_needs_no_network(tmp_path / "d" / "debias.html")
+    edited = ("--model", tmp_path / "d" / "model", "--edit", tmp_path / "d" / "edit")
+    shape = ("--attribute", "shape", "--pairs", test)
+    assert mms("predict", *shape, *edited, "--out", tmp_path / "p", "--explain", "0")[0] == 0
+
+
+def test_texts_and_zero_shot_prompts(folders: tuple[Path, Path], tmp_path: Path, mms: Mms) -> None:
+    prompts = tmp_path / "prompts.json"
+    prompts.write_text(json.dumps({"circle": ["a circle"], "square": ["a square", "a drawing"]}))
+    common = ("--pairs", folders[1], "--attribute", "shape", "--method", "zero_shot")
+    options = ("--prompts", prompts, "--modality", "text", "--explain", "2")
+    assert mms("predict", *common, *options, "--out", tmp_path / "out")[0] == 0
+    config = json.loads((tmp_path / "out" / "model" / "config.json").read_text())
+    assert config["prompts"]["square"] == ["a square", "a drawing"]
+    assert config["modality"] == "text"
+    prompts.write_text('{"circle": "a circle", "square": []}')
+    code, _, err = mms("predict", *common, *options, "--out", tmp_path / "again")
+    assert code == 2
+    assert "not prompts by value" in one_error(err)
+
+
+def test_mistakes_are_one_line(folders: tuple[Path, Path], tmp_path: Path, mms: Mms) -> None:
+    train, test = folders
+    out = ("--out", tmp_path / "out")
+    fit = ("--pairs", test, "--train", train, *out)
+    for command, arguments, expected in (
+        ("audit", ("--attribute", "shape", "--group", "age", *fit), "age: .*no such attribute"),
+        ("audit", ("--attribute", "shape", "--group", "only", *fit), "only: 1 group"),
+        ("predict", ("--attribute", "only", *fit), "only: 1 value to tell apart"),
+        ("predict", ("--attribute", "weight", *fit), "weight: .*no such attribute"),
+        ("predict", ("--attribute", "shape", "--pairs", test, *out), "needs --train"),
+        ("predict", ("--attribute", "shape", "--method", "tree", *fit), "tree: unknown"),
+        ("predict", ("--attribute", "shape", "--modality", "sound", *fit), "sound: unknown"),
+        ("predict", ("--attribute", "shape", "--model", test, "--pairs", test, *out), "no attrib"),
+    ):
+        code, _, err = mms(command, *arguments)
+        assert code == 2
+        assert re.search(expected, one_error(err)), err
+
+
+def test_an_image_that_cannot_be_read_is_skipped_and_counted(
+    folders: tuple[Path, Path], tmp_path: Path, mms: Mms
+) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(folders[1], broken)
+    (broken / "images" / "0003.png").write_bytes(b"not an image")
+    options = ("--pairs", broken, "--attribute", "shape", "--method", "zero_shot")
+    code, out, err = mms("predict", *options, "--out", tmp_path / "out", "--explain", "3")
+    assert code == 0
+    assert "59 predictions" in out
+    assert "1 pairs skipped" in err
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert sum(summary["skipped"].values()) == 1
+
+
+def test_fitted_pairs_are_left_out_of_an_audit(
+    folders: tuple[Path, Path], tmp_path: Path, mms: Mms
+) -> None:
+    both = ("--pairs", folders[0], "--train", folders[0], "--method", "linear_probe")
+    audited = ("--attribute", "colour", "--group", "place", "--out", tmp_path / "out")
+    code, _, err = mms("audit", *both, *audited)
+    assert code == 2
+    assert "150 pairs left out" in err
+    assert "0 group" in one_error(err)

@@ -1,0 +1,211 @@
+"""Choosing edits, comparing methods, and the audit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from features.dictionary import DictionaryConfig
+from features.dictionary.identity import IdentityDictionary
+from features.errors import UserError
+from features.space import FeatureSpace
+from mms_apps.attributes.audit import audit, class_effects, lean, require_groups
+from mms_apps.attributes.debias import (
+    association,
+    cells,
+    choose_edit,
+    debias,
+    leakage_hits,
+    load_edit,
+    save_edit,
+    split_samples,
+)
+from mms_apps.attributes.labels import Samples
+from mms_apps.attributes.model import fit_model
+
+
+@pytest.fixture
+def axes(space: FeatureSpace) -> FeatureSpace:
+    """A FeatureSpace whose 16 features are the axes of the embedding."""
+    config = DictionaryConfig(kind="identity", dim=16, features=16, k=16, modality_bias=False)
+    return FeatureSpace(
+        space.config,
+        IdentityDictionary(config),
+        space.features[:16],
+        space.exemplars,
+        encoder=space.encoder,
+    )
+
+
+def tied(count: int, share: float, seed: int) -> Samples:
+    """Weak `kind` on axis 0, strong `place` on axis 1, which go together in `share`; `size` on
+    axis 2."""
+    rng = np.random.default_rng(seed)
+    kind = rng.integers(2, size=count)
+    place = np.where(rng.random(count) < share, kind, 1 - kind)
+    size = rng.integers(2, size=count)
+    x = rng.normal(size=(count, 16)) * 0.3
+    x[:, 0] += 0.6 * (2 * kind - 1)
+    x[:, 1] += 1.2 * (2 * place - 1)
+    x[:, 2] += 0.9 * (2 * size - 1)
+    columns = {
+        "kind": np.array(["cat", "dog"], dtype=object)[kind],
+        "place": np.array(["lawn", "sofa"], dtype=object)[place],
+        "size": np.array(["big", "small"], dtype=object)[size],
+    }
+    ids = np.array([f"{seed}-{i}" for i in range(count)], dtype=object)
+    unit = torch.nn.functional.normalize(torch.from_numpy(x).float(), dim=-1)
+    return Samples(unit, ids, columns)
+
+
+def test_association_is_the_mean_auroc_within_strata() -> None:
+    rng = np.random.default_rng(0)
+    z = rng.exponential(size=(60, 4)) * (rng.random((60, 4)) < 0.7)
+    factor = np.array(["x", "y"])[rng.integers(2, size=60)]
+    strata = np.array(["p", "q"])[rng.integers(2, size=60)]
+    found = association(z, factor, strata)
+    for feature in range(4):
+        total = 0.0
+        for stratum in ("p", "q"):
+            xs = z[(strata == stratum) & (factor == "x"), feature]
+            ys = z[(strata == stratum) & (factor == "y"), feature]
+            wins = sum((x > y) + (x == y) / 2 for x in xs for y in ys) / (len(xs) * len(ys))
+            total += (strata == stratum).sum() * (wins - 0.5)
+        assert abs(found[feature]) == pytest.approx(abs(total / 60))
+
+
+def test_a_feature_of_the_attribute_has_no_association_with_the_factor() -> None:
+    samples = tied(2000, 0.95, 0)
+    z = np.maximum(samples.embeddings.numpy(), 0)
+    truth, place = (samples.columns[name].astype(str) for name in ("kind", "place"))
+    found = np.abs(association(z, place, truth))
+    assert found[1] > 0.4
+    assert found[0] < 0.15
+
+
+def test_the_planted_factor_is_found_and_the_gap_halved(axes: FeatureSpace) -> None:
+    train, test = tied(1500, 0.95, 0), tied(2000, 0.5, 1)
+    found = debias(
+        axes,
+        train,
+        test,
+        "kind",
+        ["cat", "dog"],
+        "place",
+        ["lawn", "sofa"],
+        "size",
+        ["big", "small"],
+        "linear_probe",
+    )
+    assert 1 in found.choice.features
+    rows = {row.method: row for row in found.methods}
+    assert set(rows) == {"none", "features", "debias_vl", "random"}
+    assert rows["features"].gap.value < rows["none"].gap.value / 2
+    assert rows["features"].gap_change.high < 0
+    assert rows["features"].utility_cost.value < 0.02
+    assert rows["none"].gap_change.value == 0
+    assert rows["none"].leakage.value > 0.9
+
+
+def test_nothing_is_taken_out_where_nothing_helps(axes: FeatureSpace) -> None:
+    samples = tied(1200, 0.5, 0)
+    fitted, validation = split_samples(samples, 0.3, 0)
+    model = fit_model(axes, fitted, "kind", ["cat", "dog"], "linear_probe")
+    validation.columns["place"] = np.random.default_rng(0).permutation(validation.columns["place"])
+    groups = cells(*(validation.columns[n].astype(str) for n in ("kind", "place")))
+    choice, edit = choose_edit(model, validation, "place", groups, counts=(12,), ways=("mask",))
+    assert choice.features == ()
+    assert torch.equal(edit.apply(validation.embeddings), validation.embeddings)
+
+
+def test_split_keeps_an_id_on_one_side() -> None:
+    samples = tied(100, 0.5, 0)
+    twice = Samples(
+        torch.cat([samples.embeddings] * 2),
+        np.concatenate([samples.ids] * 2),
+        {name: np.concatenate([column] * 2) for name, column in samples.columns.items()},
+    )
+    fitted, validation = split_samples(twice, 0.3, 0)
+    assert len(validation) == 60
+    assert len(fitted) == 140
+    assert not set(fitted.ids) & set(validation.ids)
+
+
+def test_an_edit_is_saved_and_loaded(axes: FeatureSpace, tmp_path: Path) -> None:
+    samples = tied(600, 0.9, 0)
+    model = fit_model(axes, samples, "kind", ["cat", "dog"], "linear_probe")
+    groups = cells(*(samples.columns[n].astype(str) for n in ("kind", "place")))
+    choice, edit = choose_edit(model, samples, "place", groups)
+    folder = save_edit(choice, edit, tmp_path / "edit")
+    again = load_edit(folder, axes, "image")
+    assert torch.allclose(again.apply(samples.embeddings), edit.apply(samples.embeddings))
+    with pytest.raises(UserError, match="edits images, not texts"):
+        load_edit(folder, axes, "text")
+    with pytest.raises(UserError, match="no edit here"):
+        load_edit(tmp_path, axes, "image")
+
+
+def test_leakage_does_not_take_the_attribute_for_the_factor() -> None:
+    train, test = tied(1000, 0.95, 0), tied(1000, 0.5, 1)
+    kinds = train.columns["kind"].astype(str)
+    places, wanted = (s.columns["place"].astype(str) for s in (train, test))
+    blind, blind_test = train.embeddings.clone(), test.embeddings.clone()
+    blind[:, 1] = blind_test[:, 1] = 0
+    assert leakage_hits(train.embeddings, places, kinds, test.embeddings, wanted).mean() > 0.95
+    assert leakage_hits(blind, places, kinds, blind_test, wanted).mean() < 0.6
+
+
+def test_training_pairs_among_the_test_pairs_are_refused(axes: FeatureSpace) -> None:
+    samples = tied(200, 0.9, 0)
+    arguments = ("kind", ["cat", "dog"], "place", ["lawn", "sofa"], "size", ["big", "small"])
+    with pytest.raises(UserError, match="among the training pairs"):
+        debias(axes, samples, samples, *arguments, "linear_probe")
+
+
+def test_a_factor_of_one_value_is_refused(axes: FeatureSpace) -> None:
+    samples = tied(200, 0.9, 0)
+    model = fit_model(axes, samples, "kind", ["cat", "dog"], "linear_probe")
+    lawn = samples.having("place", ["lawn"])
+    with pytest.raises(UserError, match="place: the validation samples have the one value lawn"):
+        choose_edit(model, lawn, "place", lawn.columns["kind"].astype(str))
+    with pytest.raises(UserError, match=r"place: 1 group \(lawn\)"):
+        require_groups(lawn, "place")
+
+
+def test_an_audit_names_the_worst_group_and_counts_what_it_leaves_out(axes: FeatureSpace) -> None:
+    train, test = tied(1500, 0.95, 0), tied(1000, 0.5, 1)
+    model = fit_model(axes, train, "kind", ["cat", "dog"], "linear_probe")
+    test.columns["kind"][:30] = "unspecified"
+    test.columns["kind"][30:40] = None
+    test.columns["size"][40:45] = None
+    found = audit(model, test, "size", role="place", replicates=100)
+    assert found.unlabelled == 40
+    assert found.ungrouped == 5
+    assert found.measures.samples == 955
+    assert found.leakage.value > 0.9
+    assert found.lean[0].samples == 30
+    assert {row.role for row in found.lean} == {"all", "lawn", "sofa"}
+    for row in found.lean:
+        assert sum(share.value for share in row.shares.values()) == pytest.approx(1)
+    with pytest.raises(UserError, match="no sample has both"):
+        audit(model, test.take(np.arange(30)), "size")
+
+
+def test_keeping_all_features_is_the_models_accuracy(space: FeatureSpace) -> None:
+    samples = tied(300, 0.5, 0)
+    model = fit_model(space, samples, "kind", ["cat", "dog"], "sparse_probe", max_features=8)
+    effects = class_effects(model, samples, random_groups=2, replicates=50)
+    assert {effect.what for effect in effects} == {"keep", "remove"}
+    for effect in effects:
+        expected = effect.accuracy.value - effect.random.value
+        assert effect.difference.value == pytest.approx(expected)
+    assert sum(effect.energy for effect in effects if effect.what == "keep") <= 1.0 + 1e-6
+
+
+def test_lean_without_samples_is_empty(axes: FeatureSpace) -> None:
+    samples = tied(100, 0.5, 0)
+    model = fit_model(axes, samples, "kind", ["cat", "dog"], "linear_probe")
+    assert lean(model, samples.take(np.array([], dtype=int)), "place") == []

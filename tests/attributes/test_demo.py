@@ -1,0 +1,130 @@
+"""The demo through its API and in a browser, by mouse and by keyboard."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+
+from demos.attributes import CSS, build
+from demos.common import launch
+from features.space import FeatureSpace
+from mms_apps.attributes.workbench import Workbench
+from tests.conftest import draw_imagefolder
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+
+
+@pytest.fixture(scope="module")
+def address(
+    space_folder: Path, clip_folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[str]:
+    """A running demo over the tiny space."""
+    work = tmp_path_factory.mktemp("demo")
+    train = draw_imagefolder(work / "train", count=120, seed=1)
+    test = draw_imagefolder(work / "test", count=60, seed=2)
+    space = FeatureSpace.load(space_folder, device="cpu", encoder=f"local-dir:{clip_folder}")
+    workbench = Workbench(
+        space,
+        str(train),
+        str(test),
+        ["shape", "colour"],
+        ["colour", "shape"],
+        work / "embeddings",
+        role="colour",
+    )
+    demo = build(workbench)
+    _, url, _ = launch(demo, css=CSS, prevent_thread_lock=True, quiet=True)
+    yield url
+    demo.close()
+
+
+def test_predict_and_audit_through_the_api(address: str, imagefolder: Path) -> None:
+    from gradio_client import Client, handle_file
+
+    client = Client(address, verbose=False)
+    image = handle_file(str(imagefolder / "images" / "0001.png"))
+    before, after, figure, shown = client.predict(
+        image, "shape", "sparse_probe", [], api_name="/predict"
+    )
+    assert before == after
+    assert {row["label"] for row in before["confidences"]} == {"circle", "line", "square"}
+    assert sum(row["confidence"] for row in before["confidences"]) == pytest.approx(1, abs=1e-3)
+    assert figure["type"] == "plotly"
+    assert "data:image/png;base64," in shown
+    off = ["ImgD", "CrossD", "TextD"]
+    _, without, _, _ = client.predict(image, "shape", "sparse_probe", off, api_name="/predict")
+    assert without != before
+    summary, *figures = client.predict("shape", "linear_probe", "colour", api_name="/audit")
+    assert "in the worst group" in summary
+    assert len(figures) == 3
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium here")
+def test_in_a_browser_by_keyboard_and_without_other_machines(address: str) -> None:
+    from playwright.sync_api import expect, sync_playwright
+
+    outside: list[str] = []
+    errors: list[str] = []
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        page = browser.new_page(viewport={"width": 1280, "height": 1000})
+        page.on(
+            "request",
+            lambda request: (
+                None
+                if request.url.startswith((address, "data:", "blob:"))
+                else outside.append(request.url)
+            ),
+        )
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.goto(address)
+        page.wait_for_selector(".js-plotly-plot", timeout=60_000)
+        expect(page.get_by_text("it does not say who a person is")).to_be_visible()
+        labels = page.locator("[data-testid=label-output-value]")
+        first = labels.all_inner_texts()
+        assert len(first) == 2
+        assert first[0] == first[1]
+
+        # A picture is picked, a class switched off and another attribute chosen by keyboard alone.
+        pictures = page.get_by_role("button", name="Thumbnail")
+        pictures.nth(3).focus()
+        page.keyboard.press("Enter")
+        box = page.get_by_label("cross-modal")
+        box.focus()
+        page.keyboard.press("Space")
+        expect(box).to_be_checked()
+        page.wait_for_function(
+            "[...document.querySelectorAll('.legendtext')].some("
+            "e => e.textContent.includes('switched off')) || "
+            "document.querySelectorAll('.bars').length == 0",
+            timeout=30_000,
+        )
+        page.get_by_label("shape", exact=True).first.focus()
+        page.keyboard.press("ArrowRight")
+        page.wait_for_function(
+            "[...document.querySelectorAll('[data-testid=label-output-value]')].every("
+            "e => ['red','green','blue','yellow','purple'].includes(e.textContent.trim()))",
+            timeout=60_000,
+        )
+
+        page.get_by_role("tab", name="Audit").focus()
+        page.keyboard.press("Enter")
+        start = page.get_by_role("button", name="Audit", exact=True)
+        start.focus()
+        page.keyboard.press("Enter")
+        expect(page.get_by_text("in the worst group")).to_be_visible(timeout=60_000)
+        page.wait_for_function(
+            "[...document.querySelectorAll('.js-plotly-plot')].filter(e => e.offsetParent)"
+            ".length >= 2",
+            timeout=30_000,
+        )
+        browser.close()
+    assert outside == []
+    assert errors == []

@@ -1,0 +1,121 @@
+"""Measures against literal loops and against fairlearn."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from mms_apps.attributes.audit import wilson
+from mms_apps.attributes.measures import (
+    bootstrap_weights,
+    estimate,
+    group_accuracy,
+    measure,
+)
+
+CLASSES = ("no", "yes")
+
+
+def predictions(n: int = 120) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(3)
+    truth = np.array(CLASSES)[rng.integers(2, size=n)]
+    groups = np.array(["a", "b", "c"])[rng.choice(3, n, p=[0.5, 0.4, 0.1])]
+    second = np.clip(np.where(truth == "yes", 0.7, 0.3) + rng.normal(0, 0.25, n), 0.01, 0.99)
+    return truth, np.column_stack([1 - second, second]), groups
+
+
+def test_values_are_those_of_literal_loops() -> None:
+    truth, probabilities, groups = predictions()
+    found = measure(truth, probabilities, groups, CLASSES, replicates=50)
+    predicted = np.array(CLASSES)[probabilities.argmax(axis=1)]
+    assert found.accuracy.value == pytest.approx(np.mean(predicted == truth))
+    accuracies = {}
+    for row in found.groups:
+        inside = groups == row.group
+        hits = [t == p for t, p, i in zip(truth, predicted, inside, strict=True) if i]
+        accuracies[row.group] = sum(hits) / len(hits)
+        assert row.accuracy.value == pytest.approx(accuracies[row.group])
+        yes = [p for t, p, i in zip(truth, predicted, inside, strict=True) if i and t == "yes"]
+        no = [p for t, p, i in zip(truth, predicted, inside, strict=True) if i and t == "no"]
+        assert row.tpr["yes"].value == pytest.approx(yes.count("yes") / len(yes))
+        assert row.fpr["yes"].value == pytest.approx(no.count("yes") / len(no))
+        confidence = probabilities[inside].max(axis=1)
+        error = 0.0
+        for low in np.arange(10) / 10:
+            here = (confidence >= low) & (confidence < low + 0.1)
+            if here.any():
+                gap = np.mean((predicted == truth)[inside][here]) - confidence[here].mean()
+                error += here.mean() * abs(gap)
+        assert row.calibration.value == pytest.approx(error)
+    assert found.worst_accuracy.value == pytest.approx(min(accuracies.values()))
+    assert accuracies[found.worst_group] == min(accuracies.values())
+    assert found.gap.value == pytest.approx(found.accuracy.value - min(accuracies.values()))
+    assert found.smallest_group == "c"
+
+
+def test_differences_are_fairlearns() -> None:
+    from fairlearn.metrics import (
+        MetricFrame,
+        false_positive_rate,
+        selection_rate,
+        true_positive_rate,
+    )
+
+    truth, probabilities, groups = predictions()
+    found = measure(truth, probabilities, groups, CLASSES, replicates=20)
+    frame = MetricFrame(
+        metrics={"s": selection_rate, "t": true_positive_rate, "f": false_positive_rate},
+        y_true=truth == "yes",
+        y_pred=probabilities[:, 1] > 0.5,
+        sensitive_features=groups,
+    )
+    # Of two classes the other class's rates are the complements, with tpr and fpr exchanged.
+    difference = frame.difference()
+    assert found.parity_difference.value == pytest.approx(difference["s"])
+    assert found.tpr_difference.value == pytest.approx(max(difference["t"], difference["f"]))
+    assert found.tpr_difference.value == pytest.approx(found.fpr_difference.value)
+    assert found.parity_difference.low <= found.parity_difference.value
+
+
+def test_a_group_of_one_is_listed_but_counts_in_no_gap() -> None:
+    truth, probabilities, groups = predictions()
+    groups = groups.astype(object)
+    groups[0] = "alone"
+    probabilities[0] = [0.9, 0.1] if truth[0] == "yes" else [0.1, 0.9]
+    found = measure(truth, probabilities, groups, CLASSES, replicates=20)
+    assert (found.smallest_group, found.smallest_samples) == ("alone", 1)
+    assert found.worst_group != "alone"
+    [row] = [row for row in found.groups if row.group == "alone"]
+    assert not row.counted
+    assert row.accuracy.value == 0.0
+    assert math.isnan(row.auroc.value)
+
+
+def test_one_group_has_no_gap() -> None:
+    truth, probabilities, _ = predictions()
+    found = measure(truth, probabilities, np.repeat("a", len(truth)), CLASSES, replicates=20)
+    assert found.worst_group == ""
+    assert math.isnan(found.gap.value)
+
+
+def test_clusters_are_drawn_together_and_widen_the_interval() -> None:
+    rng = np.random.default_rng(0)
+    hits = np.repeat(rng.random(40) < 0.7, 10)
+    clusters = np.repeat(np.arange(40), 10)
+    weights = bootstrap_weights(400, 200, 0, clusters)
+    assert (weights[0] == 1).all()
+    assert (weights.reshape(201, 40, 10) == weights.reshape(201, 40, 10)[:, :, :1]).all()
+    assert (weights.sum(axis=1) == 400).all()
+    together = estimate(group_accuracy(hits, np.repeat("a", 400), weights).overall)
+    alone = bootstrap_weights(400, 200, 0)
+    apart = estimate(group_accuracy(hits, np.repeat("a", 400), alone).overall)
+    assert together.value == apart.value == hits.mean()
+    assert together.high - together.low > 2 * (apart.high - apart.low)
+
+
+def test_wilson_is_not_certain_of_six_in_six() -> None:
+    found = wilson(6, 6)
+    assert found.value == 1.0
+    assert found.low == pytest.approx(6 / (6 + 1.959964**2), abs=1e-4)

@@ -1,0 +1,214 @@
+"""Models: explanations add up, round trips, streamed predictions."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from features.errors import UserError
+from features.space import FeatureSpace
+from features.store import ActivationStore, StoreConfig, sample_table, write_store
+from mms_apps.attributes import predict
+from mms_apps.attributes.explain import (
+    exemplars,
+    explain,
+    feature_contributions,
+    probabilities_without,
+)
+from mms_apps.attributes.labels import Samples, classes_of, read_samples, require_columns
+from mms_apps.attributes.model import METHODS, AttributeModel, Method, fit_model, load_model
+
+PROMPTS = {"cat": ["a red circle"], "dog": ["a blue square"]}
+
+
+def make(space: FeatureSpace, samples: Samples, method: Method) -> AttributeModel:
+    return fit_model(space, samples, "kind", ["cat", "dog"], method, prompts=PROMPTS)
+
+
+def store_of(space: FeatureSpace, samples: Samples, folder: Path) -> ActivationStore:
+    config = StoreConfig(
+        encoder=space.config.encoder,
+        encoder_fingerprint=space.config.encoder_fingerprint,
+        pairs="made",
+        pairs_fingerprint="made",
+        dim=16,
+    )
+    attributes = [{"kind": kind} for kind in samples.columns["kind"]]
+    captions = [[str(name)] for name in samples.ids]
+    table = sample_table(samples.ids.tolist(), captions, attributes=attributes)
+    return write_store(folder, samples.embeddings, samples.embeddings, table, config, shard_rows=64)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_contributions_add_up_to_the_logit(
+    method: Method, space: FeatureSpace, samples: Samples
+) -> None:
+    model = make(space, samples, method)
+    for found in explain(model, samples.embeddings):
+        assert found.total == pytest.approx(found.logit, abs=1e-4)
+        sizes = [abs(c.contribution) for c in found.contributions]
+        assert sizes == sorted(sizes, reverse=True)
+        odds = found.probability / (1 - found.probability)
+        assert np.log(odds) == pytest.approx(found.logit, abs=1e-4)
+        everything = {c.modality_class for c in found.contributions}
+        assert found.without(everything) == pytest.approx(found.constant + found.unexplained)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_contributions_of_three_classes_add_up(
+    method: Method, space: FeatureSpace, samples: Samples
+) -> None:
+    both = [f"{k} {p}" for k, p in zip(*samples.columns.values(), strict=True)]
+    names = sorted(set(both))[:3]
+    columns = {"both": np.array(both, dtype=object)}
+    made = Samples(samples.embeddings, samples.ids, columns)
+    prompts = {name: [word] for name, word in zip(names, ("a red", "a blue", "a"), strict=True)}
+    model = fit_model(space, made, "both", names, method, prompts=prompts)
+    parts, constant, unexplained = feature_contributions(model, made.embeddings, names[1])
+    logits = model.estimator.logits(model.inputs(made.embeddings))[:, 1]
+    assert parts.sum(axis=1) + constant + unexplained == pytest.approx(logits, abs=1e-4)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_switching_classes_off_is_the_logit_without_them(
+    method: Method, space: FeatureSpace, samples: Samples
+) -> None:
+    model = make(space, samples, method)
+    embeddings = samples.embeddings[:20]
+    same = probabilities_without(model, embeddings, [])
+    assert same == pytest.approx(model.predict_proba(embeddings), abs=1e-6)
+    found = probabilities_without(model, embeddings, ["CrossD"])
+    for row, explanation in enumerate(explain(model, embeddings, ["dog"] * 20)):
+        expected = 1 / (1 + np.exp(-explanation.without(["CrossD"])))
+        assert found[row, 1] == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_save_and_load(
+    method: Method, space: FeatureSpace, samples: Samples, tmp_path: Path
+) -> None:
+    model = make(space, samples, method)
+    again = load_model(model.save(tmp_path / "model"), space)
+    assert sorted(p.name for p in (tmp_path / "model").iterdir()) == [
+        "attribute.safetensors",
+        "config.json",
+    ]
+    assert again.config == model.config
+    expected = model.predict_proba(samples.embeddings)
+    assert again.predict_proba(samples.embeddings) == pytest.approx(expected)
+
+
+def test_a_model_of_another_space_is_refused(
+    space: FeatureSpace, samples: Samples, tmp_path: Path
+) -> None:
+    folder = make(space, samples, "sparse_probe").save(tmp_path / "model")
+    config = dataclasses.replace(space.config, dictionary_fingerprint="other")
+    other = FeatureSpace(config, space.dictionary, space.features, space.exemplars)
+    with pytest.raises(UserError, match="another dictionary"):
+        load_model(folder, other)
+    with pytest.raises(UserError, match="no attribute model here"):
+        load_model(tmp_path, space)
+
+
+def test_predictions_are_the_models_in_order(
+    space: FeatureSpace, samples: Samples, tmp_path: Path
+) -> None:
+    model = make(space, samples, "linear_probe")
+    store = store_of(space, samples, tmp_path / "store")
+    summary = predict.write_predictions(model, store, tmp_path / "out.csv", batch_size=37)
+    with (tmp_path / "out.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    half = samples.embeddings.half().float()
+    expected = model.predict(torch.nn.functional.normalize(half, dim=-1))
+    assert [row["id"] for row in rows] == samples.ids.tolist()
+    assert [row["prediction"] for row in rows] == expected.tolist()
+    assert float(rows[3]["p_cat"]) + float(rows[3]["p_dog"]) == pytest.approx(1, abs=1e-5)
+    assert summary.labelled == summary.pairs == 200
+    assert summary.correct == int((expected == samples.columns["kind"]).sum())
+
+
+def test_predictions_hold_one_batch_at_a_time(
+    space: FeatureSpace, samples: Samples, tmp_path: Path
+) -> None:
+    import tracemalloc
+
+    class Endless:
+        """A store of many rows that are made when they are read."""
+
+        config = store_of(space, samples, tmp_path / "store").config
+
+        def __init__(self, batches: int) -> None:
+            self.count = batches
+
+        def batches(self, size: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+            for _ in range(self.count):
+                x = torch.nn.functional.normalize(torch.randn(size, 16), dim=-1)
+                yield x, x
+
+        def sample_batches(self, size: int, columns: list[str] | None = None) -> Iterator:
+            for _ in range(self.count):
+                yield sample_table([str(i) for i in range(size)], [["a"]] * size).select(
+                    columns or ["id"]
+                )
+
+    model = make(space, samples, "linear_probe")
+    peaks = []
+    for batches in (3, 30):
+        tracemalloc.start()
+        summary = predict.write_predictions(
+            model,
+            Endless(batches),  # type: ignore[arg-type]
+            tmp_path / "out.csv",
+            batch_size=2000,
+        )
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        assert summary.pairs == 2000 * batches
+    assert peaks[1] < 1.2 * peaks[0]
+
+
+def test_a_missing_attribute_and_one_value_are_named(
+    space: FeatureSpace, samples: Samples, tmp_path: Path
+) -> None:
+    store = store_of(space, samples, tmp_path / "store")
+    with pytest.raises(UserError, match="colour: made has no such attribute; they have kind"):
+        require_columns(store, ["colour"])
+    read = read_samples(store, ["kind"])
+    assert classes_of(read, "kind") == ["cat", "dog"]
+    with pytest.raises(UserError, match="0 samples have the value cow"):
+        classes_of(read, "kind", ["cat", "cow"])
+    with pytest.raises(UserError, match=r"1 value to tell apart \(cat\)"):
+        classes_of(read.having("kind", ["cat"]), "kind")
+
+
+def test_a_large_store_is_sampled(space: FeatureSpace, samples: Samples, tmp_path: Path) -> None:
+    store = store_of(space, samples, tmp_path / "store")
+    read = read_samples(store, ["kind"], max_samples=50, seed=1)
+    again = read_samples(store, ["kind"], max_samples=50, seed=1)
+    assert len(read) == 50
+    assert read.ids.tolist() == again.ids.tolist()
+    place = {name: row for row, name in enumerate(samples.ids)}
+    rows = [place[name] for name in read.ids]
+    assert torch.allclose(read.embeddings, samples.embeddings[rows], atol=2e-3)
+
+
+def test_a_probe_without_samples_and_missing_prompts_are_refused(space: FeatureSpace) -> None:
+    with pytest.raises(UserError, match="needs labelled pairs"):
+        fit_model(space, None, "kind", ["cat", "dog"], "linear_probe")
+    with pytest.raises(UserError, match="dog: no prompt"):
+        fit_model(space, None, "kind", ["cat", "dog"], "zero_shot", prompts={"cat": ["a"]})
+
+
+def test_exemplars_are_the_strongest_first(space: FeatureSpace) -> None:
+    shown = {row["feature"] for row in space.exemplars.to_pylist() if row["thumbnail"]}
+    feature = sorted(shown)[0]
+    rows = exemplars(space, [feature], 3)[feature]
+    activations = [row["activation"] for row in rows]
+    assert 1 <= len(rows) <= 3
+    assert activations == sorted(activations, reverse=True)
