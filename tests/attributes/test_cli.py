@@ -49,7 +49,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
         lines = (folder / "metadata.jsonl").read_text().splitlines()
         rows = [json.loads(line) | {"id": f"{prefix}{n}"} for n, line in enumerate(lines)]
         for number, row in enumerate(rows):
-            row["place"] = "alone" if prefix == "b" and number == 0 else ("x", "y")[number % 2]
+            row["place"] = "alone" if prefix == "b" and number == 1 else ("x", "y")[number % 2]
             row["only"] = "one"
         (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return train, test
@@ -134,14 +134,14 @@ def test_texts_and_zero_shot_prompts(folders: tuple[Path, Path], tmp_path: Path,
 def test_mistakes_are_one_line(folders: tuple[Path, Path], tmp_path: Path, mms: Mms) -> None:
     train, test = folders
     out = ("--out", tmp_path / "out")
-    fit = ("--pairs", test, "--train", train, *out)
+    fit = ("--method", "linear_probe", "--pairs", test, "--train", train, *out)
     for command, arguments, expected in (
         ("audit", ("--attribute", "shape", "--group", "age", *fit), "age: .*no such attribute"),
         ("audit", ("--attribute", "shape", "--group", "only", *fit), "only: 1 group"),
         ("predict", ("--attribute", "only", *fit), "only: 1 value to tell apart"),
         ("predict", ("--attribute", "weight", *fit), "weight: .*no such attribute"),
         ("predict", ("--attribute", "shape", "--pairs", test, *out), "needs --train"),
-        ("predict", ("--attribute", "shape", "--method", "tree", *fit), "tree: unknown"),
+        ("predict", ("--attribute", "shape", *fit, "--method", "tree"), "tree: unknown"),
         ("predict", ("--attribute", "shape", "--modality", "sound", *fit), "sound: unknown"),
         ("predict", ("--attribute", "shape", "--model", test, "--pairs", test, *out), "no attrib"),
     ):

@@ -106,8 +106,8 @@ def test_in_a_browser_by_keyboard_and_without_other_machines(address: str) -> No
             "document.querySelectorAll('.bars').length == 0",
             timeout=30_000,
         )
-        page.get_by_label("shape", exact=True).first.focus()
-        page.keyboard.press("ArrowRight")
+        page.get_by_label("colour", exact=True).first.focus()
+        page.keyboard.press("Space")
         page.wait_for_function(
             "[...document.querySelectorAll('[data-testid=label-output-value]')].every("
             "e => ['red','green','blue','yellow','purple'].includes(e.textContent.trim()))",
