@@ -15,6 +15,8 @@ import re
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -318,8 +320,6 @@ def stream_rows(work: Path, seed: int) -> list[Result]:
 
 def stream(pairs: int, work: Path, seed: int) -> None:
     """Predict random embeddings with a sparse probe's weights; print seconds and peak memory."""
-    import time
-
     from features.store import ActivationStore, StoreConfig, finish_store, sample_table, write_part
     from mms_apps.attributes.predict import write_predictions
 
@@ -344,19 +344,29 @@ def stream(pairs: int, work: Path, seed: int) -> None:
     samples = Samples(x[:1000], np.arange(1000), {"side": np.where(x[:1000, 0] > 0, "a", "b")})
     model = fit_model(space, samples, "side", ["a", "b"], "sparse_probe", seed=seed)
     store = ActivationStore.open(work)
+    memory = PeakMemory()
+    memory.start()
     began = time.perf_counter()
     summary = write_predictions(model, store, work / "predictions.csv")
     seconds = time.perf_counter() - began
     assert summary.pairs == pairs
-    print(json.dumps({"seconds": seconds, "peak_memory": peak_memory()}))
+    print(json.dumps({"seconds": seconds, "peak_memory": memory.peak}))
 
 
-def peak_memory() -> float:
-    """The most memory that this process has held, in MiB. (getrusage would give the parent's where
-    that held more.)"""
-    status = Path("/proc/self/status").read_text(encoding="utf-8")
-    found = re.search(r"VmHWM:\s+(\d+) kB", status)
-    return int(found[1]) / 1024 if found else float("nan")
+class PeakMemory(threading.Thread):
+    """Watches how much memory this process holds of its own, in MiB: not the pages of the store's
+    files that are mapped, which the system takes back when it wants them."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.peak = 0.0
+
+    def run(self) -> None:
+        while True:
+            status = Path("/proc/self/status").read_text(encoding="utf-8")
+            found = re.search(r"RssAnon:\s+(\d+) kB", status)
+            self.peak = max(self.peak, int(found[1]) / 1024 if found else float("nan"))
+            time.sleep(0.02)
 
 
 def main() -> None:
