@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -88,12 +87,6 @@ class Workbench:
         )
         self._test_samples = read_samples(self._store, columns)
         self._models: dict[tuple[str, Method], AttributeModel] = {}
-
-    @cached_property
-    def texts(self) -> dict[str, str]:
-        """First captions of the pairs to show, by id."""
-        table = self._store.sample_rows(range(len(self._store)), ["id", "caption"])
-        return dict(zip(table["id"].to_pylist(), table["caption"].to_pylist(), strict=True))
 
     def gallery(self, count: int) -> list[tuple[Image.Image, str]]:
         """Images of pairs to show, spread evenly, with their captions."""
