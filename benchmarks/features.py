@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -102,15 +103,21 @@ def main() -> None:
     parser.add_argument("--peers", help="Python of an environment that holds the other libraries")
     arguments = parser.parse_args()
     encoders = {name: load_encoder(name, device=arguments.device) for name in ENCODER_NAMES}
-    results = encoder_rows(encoders, arguments.seed)
-    with tempfile.TemporaryDirectory() as work:
-        results += planted_rows(encoders["embedded-ssl"], Path(work), arguments.seed)
-        results.append(extraction_row(encoders["embedded"], Path(work)))
-        results += speed_rows(arguments.peers, Path(work), arguments.seed)
-        results += scale_rows(Path(work), arguments.seed)
-    results.append(help_row())
+    seed, results = arguments.seed, []
+    with tempfile.TemporaryDirectory() as scratch:
+        work = Path(scratch)
+        sections: tuple[Callable[[], list[Result]], ...] = (
+            lambda: encoder_rows(encoders, seed),
+            lambda: [extraction_row(encoders["embedded"], work / "extraction")],
+            lambda: scale_rows(work / "scale", seed),
+            lambda: planted_rows(encoders["embedded-ssl"], work / "planted", seed),
+            lambda: speed_rows(arguments.peers, work / "speed", seed),
+            lambda: [help_row()],
+        )
+        for section in sections:
+            results += section()
+            write_results(arguments.out, results, seed=seed)
     print_results(results)
-    write_results(arguments.out, results, seed=arguments.seed)
 
 
 if __name__ == "__main__":

@@ -43,6 +43,7 @@ def speed_rows(
         peers: the Python of the peers' environment; None measures this project's dictionary alone.
         steps: of each training, the first of which is not timed.
     """
+    work.mkdir(parents=True)
     data = work / "training.safetensors"
     write_data(data, steps, seed)
     interpreters = {"ours": sys.executable}

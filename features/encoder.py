@@ -177,7 +177,9 @@ def load_encoder(encoder_id: str, device: str | torch.device = "auto") -> Encode
         return _load_folder(folder, LOCAL_DIR + name, device)
     if encoder_id.startswith(TIMM):
         name, model, transform, tokenizer = load_two_models(encoder_id)
-        return Encoder(name, model, transform, tokenizer, _resolve(device), shared_space=False)
+        return Encoder(
+            name, model, transform, tokenizer, resolve_device(device), shared_space=False
+        )
     if encoder_id.startswith(HF_HUB):
         return _load(encoder_id, encoder_id, None, device)
     architecture, tag = _known(encoder_id)
@@ -262,10 +264,10 @@ def _load(encoder_id: str, model_name: str, tag: str | None, device: str | torch
         raise UserError(
             f"{encoder_id}: cannot be loaded ({first_line(error)}); {advice}"
         ) from error
-    return Encoder(encoder_id, model, transform, tokenizer, _resolve(device))
+    return Encoder(encoder_id, model, transform, tokenizer, resolve_device(device))
 
 
-def _resolve(device: str | torch.device) -> torch.device:
+def resolve_device(device: str | torch.device) -> torch.device:
     """`auto`: the GPU of this process's local rank, or the CPU."""
     if device != "auto":
         return torch.device(device)

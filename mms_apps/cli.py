@@ -19,6 +19,7 @@ from features.errors import UserError
 from features.files import write_json
 from mms_apps.attributes.cli import attributes
 from mms_apps.robustness.cli import robustness
+from mms_apps.steering.cli import steer, train_generator
 
 if TYPE_CHECKING:
     from features.dictionary import TrainConfig
@@ -439,6 +440,8 @@ def train_encoder(
 
 
 app.command()(robustness)
+app.command()(steer)
+app.command("train-generator")(train_generator)
 app.add_typer(attributes)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 from pathlib import Path
 
@@ -13,6 +14,10 @@ from PIL import Image, ImageDraw
 COLOURS = ("red", "green", "blue", "yellow", "purple")
 SHAPES = ("circle", "square", "line")
 IMAGE_SIZE = 32
+
+
+# Sums depend on the number of threads in their last bits; the tests' subprocesses take it too.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 
 @pytest.fixture(autouse=True, scope="session")

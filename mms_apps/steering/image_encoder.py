@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.models.clip.modeling_clip import CLIPVisionModelOutput
 
-NO_TEXT = {"context_length": 1, "vocab_size": 1, "width": 1, "heads": 1, "layers": 0}
+NO_TEXT = {"context_length": 1, "vocab_size": 1, "width": 1, "heads": 1, "layers": 1}
 
 
 class OpenClipVisionConfig(PretrainedConfig):

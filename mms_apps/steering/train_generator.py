@@ -27,6 +27,7 @@ from features.embedded import ENCODERS
 from features.embedded.world import EmbeddedPairs, PlantedFactors, caption, render
 from features.encoder import Encoder, load_encoder
 from features.files import write_json
+from mms_apps.steering.prior import Prior, fit_prior
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, StableUnCLIPImg2ImgPipeline, UNet2DConditionModel
@@ -46,21 +47,22 @@ class GeneratorTraining:
     """What the generator is made of and how it is trained."""
 
     encoder: str = "embedded-ssl"
-    vae_channels: tuple[int, ...] = (24, 48, 96, 96)
-    latent_channels: int = 16
-    vae_steps: int = 3000
-    vae_batch: int = 48
-    vae_learning_rate: float = 1e-3
+    vae_channels: tuple[int, ...] = (16, 32, 64)
+    latent_channels: int = 8
+    vae_steps: int = 1600
+    vae_batch: int = 32
+    vae_learning_rate: float = 2e-3
     kl_weight: float = 1e-5
     edge_weight: float = 1.0
-    unet_channels: tuple[int, ...] = (96, 160)
-    unet_layers: int = 2
-    unet_steps: int = 8000
-    unet_batch: int = 128
-    unet_learning_rate: float = 5e-4
+    unet_channels: tuple[int, ...] = (48, 96, 128)
+    unet_layers: int = 1
+    unet_steps: int = 3800
+    unet_batch: int = 64
+    unet_learning_rate: float = 8e-4
     average_decay: float = 0.999
-    draws: int = 12
+    draws: int = 8
     """Draws of each drawing's planted factors."""
+    prior_draws: int = 4
     drop_both: float = 0.1
     drop_prompt: float = 0.2
     drop_image: float = 0.2
@@ -102,6 +104,8 @@ def train_generator(
     pipeline = assemble(vae, unet, normaliser, text_encoder, tokenizer, encoder)
     pipeline.to(dtype=torch.float16)
     pipeline.save_pretrained(out)
+    prior = train_prior(source, encoder, training)
+    prior.save(out)
     write_json(
         out / "training.json",
         {**dataclasses.asdict(training), "pairs_fingerprint": source.fingerprint()},
@@ -109,6 +113,21 @@ def train_generator(
     for name in ("vae", "unet"):
         (out / f"{name}-checkpoint.safetensors").unlink(missing_ok=True)
     return pipeline
+
+
+def train_prior(source: EmbeddedPairs, encoder: Encoder, training: GeneratorTraining) -> Prior:
+    """The prior of the drawings' captions and images, under draws of their own."""
+    drawn = draw_images(source, training.prior_draws, training.seed + 1)
+    texts = torch.cat(
+        [
+            encoder.encode_texts(drawn.captions[start : start + 256])
+            for start in range(0, len(drawn.captions), 256)
+        ]
+    ).clone()
+    shape = (len(source.rows), training.prior_draws, -1)
+    generator = torch.Generator().manual_seed(training.seed)
+    images = raw_embeddings(encoder, drawn.pixels)
+    return fit_prior(texts.cpu().view(shape), images.view(shape), generator)
 
 
 def draw_images(source: EmbeddedPairs, draws: int, seed: int) -> Drawn:
@@ -218,7 +237,7 @@ def optimise(
 
 @torch.no_grad()
 def encode_latents(vae: AutoencoderKL, pixels: Tensor, device: str) -> Tensor:
-    """Mean latents of uint8 images `[n, 64, 64, 3]`: fp16 `[n, channels, 8, 8]`, unscaled."""
+    """Mean latents of uint8 images `[n, 64, 64, 3]`: fp16 `[n, channels, 16, 16]`, unscaled."""
     found = [
         vae.encode(scaled(batch).to(device)).latent_dist.mean.half().cpu()
         for batch in pixels.split(256)
@@ -288,8 +307,8 @@ def train_denoiser(
         out_channels=training.latent_channels,
         block_out_channels=training.unet_channels,
         layers_per_block=training.unet_layers,
-        down_block_types=("CrossAttnDownBlock2D",) * levels,
-        up_block_types=("CrossAttnUpBlock2D",) * levels,
+        down_block_types=("DownBlock2D", *["CrossAttnDownBlock2D"] * (levels - 1)),
+        up_block_types=(*["CrossAttnUpBlock2D"] * (levels - 1), "UpBlock2D"),
         cross_attention_dim=text_cfg["width"],
         attention_head_dim=4,
         norm_num_groups=16,

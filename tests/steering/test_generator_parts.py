@@ -71,7 +71,7 @@ def test_the_text_encoder_is_the_towers_twin(encoder: Encoder) -> None:
 def test_the_pipeline_loads_and_its_image_encoder_is_the_encoders(
     folder: Path, encoder: Encoder
 ) -> None:
-    pipeline = StableUnCLIPImg2ImgPipeline.from_pretrained(folder, torch_dtype=torch.float32)
+    pipeline = StableUnCLIPImg2ImgPipeline.from_pretrained(folder, dtype=torch.float32)
     assert isinstance(pipeline.image_encoder, OpenClipVisionModel)
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
     image = Image.fromarray(noise)
@@ -84,7 +84,7 @@ def test_the_pipeline_loads_and_its_image_encoder_is_the_encoders(
 
 
 def test_prompt_alone_reference_alone_and_both_give_pictures(folder: Path) -> None:
-    pipeline = StableUnCLIPImg2ImgPipeline.from_pretrained(folder, torch_dtype=torch.float32)
+    pipeline = StableUnCLIPImg2ImgPipeline.from_pretrained(folder, dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     reference = Image.new("RGB", (64, 64), "red")
     nothing = torch.zeros(1, 128)

@@ -1,0 +1,81 @@
+"""Features to pick from: search by word, class and number, with their exemplars."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+
+from PIL import Image
+
+from features.errors import UserError
+from features.space import FeatureSpace
+from mms_apps.steering.choose import features_of
+
+
+@dataclass(frozen=True)
+class Card:
+    """What is shown of a feature.
+
+    images: its most activating images, the strongest first.
+    captions: its most activating captions.
+    """
+
+    feature: int
+    name: str
+    modality_class: str
+    mds: float
+    images: list[Image.Image]
+    captions: list[str]
+
+    @property
+    def title(self) -> str:
+        """Number, name, class and MDS in one line."""
+        return f"{self.feature}: {self.name} ({self.modality_class}, MDS {self.mds:.2f})"
+
+
+def search(
+    space: FeatureSpace, query: str, modality_class: str | None = None, limit: int = 12
+) -> list[Card]:
+    """Features of a number or a word, the best first; all of the class where the query is empty,
+    those that fit their name best first.
+
+    Raises:
+        UserError: nothing is found.
+    """
+    query = query.strip()
+    if query.isdigit():
+        found = [int(query)] if int(query) < len(space) else []
+    elif query:
+        named = space.select(name=query).tolist()
+        best = [feature for feature, _ in features_of(space, query)]
+        found = list(dict.fromkeys([*best, *named]))
+    else:
+        fit = space.features["name_score"].to_pylist()
+        found = sorted(range(len(space)), key=lambda f: -(fit[f] if fit[f] == fit[f] else 0.0))
+    if modality_class:
+        of_class = set(space.select(modality_class).tolist())
+        found = [feature for feature in found if feature in of_class]
+    if not found:
+        raise UserError(f"{query}: no feature found; try another word or class")
+    return [card(space, feature) for feature in found[:limit]]
+
+
+def card(space: FeatureSpace, feature: int) -> Card:
+    """The card of one feature."""
+    import pyarrow.compute as pc
+
+    rows = space.exemplars.filter(pc.equal(space.exemplars["feature"], feature)).to_pylist()
+    rows.sort(key=lambda row: row["rank"])
+    row = {name: space.features[name][feature].as_py() for name in ("name", "class", "mds")}
+    return Card(
+        feature,
+        row["name"] or "unnamed",
+        row["class"],
+        row["mds"],
+        [
+            Image.open(io.BytesIO(r["thumbnail"])).convert("RGB")
+            for r in rows
+            if r["modality"] == "image" and r["thumbnail"]
+        ],
+        [r["caption"] for r in rows if r["modality"] == "text"],
+    )

@@ -1,0 +1,142 @@
+"""Choosing features: from words, "more woman, less moustache", or from examples."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from features.dictionary import Modality
+from features.errors import UserError
+from features.space import FeatureSpace
+from mms_apps.steering.edits import Edit, mean_active
+
+TEMPLATES = ("{}", "a picture of {}", "an image of {}")
+TAKEN = 3
+"""Features a word, at most."""
+SHARE = 0.3
+"""A further feature is taken where it answers to the word at least so much as the first."""
+WISH = re.compile(r"^(?P<which>more|less)\s+(?P<word>\S.*)$", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A feature that was taken for a word.
+
+    how: "name" where the word stands in the feature's name, else "text", where the word's text
+        activates it more than other texts do.
+    """
+
+    word: str
+    feature: int
+    name: str
+    how: str
+    strength: float
+
+
+def choose(space: FeatureSpace, wishes: str, strength: float = 1.0) -> list[Choice]:
+    """The features that wishes mean.
+
+    Args:
+        wishes: "more WORD" and "less WORD", with commas between; without either, "more".
+        strength: of each edit, for "less" with a minus.
+
+    Raises:
+        UserError: no wish, or a word that no feature answers to.
+    """
+    choices: list[Choice] = []
+    for wish in (part.strip() for part in wishes.split(",")):
+        if not wish:
+            continue
+        match = WISH.match(wish)
+        word = match["word"] if match else wish
+        less = match is not None and match["which"].lower() == "less"
+        found = features_of(space, word)
+        if not found:
+            raise UserError(f"{word}: no feature answers to it; try another word")
+        sign = -strength if less else strength
+        choices += [
+            Choice(word, feature, space.features["name"][feature].as_py(), how, sign)
+            for feature, how in found
+        ]
+    if not choices:
+        raise UserError("no words; write for example: more woman, less moustache")
+    return choices
+
+
+def features_of(space: FeatureSpace, word: str) -> list[tuple[int, str]]:
+    """The features that answer to a word, the best first, and how each was found.
+
+    Those named by the word come first, then those with the word within their name; both in the
+    order of how well the name fits. Where no name has it, the features that the word's text
+    activates more than texts usually do.
+    """
+    named = space.select(name=word).tolist()
+    if named:
+        names, fit = space.features["name"], space.features["name_score"]
+        order = sorted(
+            named, key=lambda f: (word.lower() not in _terms(names[f].as_py()), -fit[f].as_py())
+        )
+        return [(feature, "name") for feature in order[:TAKEN]]
+    density, mean = (
+        torch.from_numpy(np.nan_to_num(space.features[f"text_{column}"].to_numpy())).float()
+        for column in ("density", "mean_active")
+    )
+    with torch.no_grad():
+        activations = space.encode_texts([t.format(word) for t in TEMPLATES]).mean(0).cpu()
+    gain = activations - density * mean  # [features]
+    order = gain.argsort(descending=True)[:TAKEN].tolist()
+    least = SHARE * float(gain.max())
+    return [(feature, "text") for feature in order if gain[feature] >= max(least, 1e-6)]
+
+
+def _terms(name: str) -> set[str]:
+    """The terms of a feature's name, and the values of those that are attributes."""
+    terms = {term.strip().lower() for term in name.split(", ")}
+    return terms | {term.partition(": ")[2] for term in terms if ": " in term}
+
+
+def between(
+    space: FeatureSpace,
+    source: Tensor,
+    target: Tensor,
+    modality: Modality = "image",
+    taken: int = 8,
+) -> tuple[Edit, ...]:
+    """Edits that turn samples like `source` into samples like `target`: the features whose mean
+    activation differs most, relative to how much it varies, each by that difference.
+
+    Args:
+        source: unit embeddings `[n, dim]`.
+        target: unit embeddings `[m, dim]`.
+        modality: of the embeddings.
+        taken: features, at most.
+
+    Raises:
+        UserError: either has no samples.
+    """
+    if not len(source) or not len(target):
+        raise UserError("no samples to go from or to; give at least one of each")
+    with torch.no_grad():
+        before, after = (
+            space.dictionary.encode(x.to(space.device), modality) for x in (source, target)
+        )
+    difference = (after.mean(0) - before.mean(0)).cpu()  # [features]
+    spread = (
+        torch.cat([before - before.mean(0), after - after.mean(0)]).square().mean(0).sqrt().cpu()
+    )
+    usual = mean_active(space, modality)
+    clarity = torch.where(usual > 0, difference.abs() / (spread + 1e-3), 0.0)
+    return tuple(
+        Edit(feature, float(difference[feature] / usual[feature]))
+        for feature in clarity.argsort(descending=True)[:taken].tolist()
+        if clarity[feature] > 0
+    )
+
+
+def as_edits(choices: list[Choice]) -> tuple[Edit, ...]:
+    """One edit a choice."""
+    return tuple(Edit(choice.feature, choice.strength) for choice in choices)

@@ -1,0 +1,200 @@
+"""`mms steer`: pictures with edited features, unedited beside steered; and the training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from features.errors import UserError
+from features.files import write_json
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from features.space import FeatureSpace
+    from mms_apps.steering.edits import Blend, Edit
+
+STRIP = (-1.0, -0.5, 0.0, 0.5, 1.0, 1.5, 2.0)
+
+
+def steer(
+    out: Annotated[Path, typer.Option(help="Folder for the pictures.")],
+    prompt: Annotated[str, typer.Option(help="What to draw.")] = "",
+    image: Annotated[Path | None, typer.Option(help="Reference image.")] = None,
+    wish: Annotated[
+        str | None, typer.Option(help='Features by word: "more woman, less moustache".')
+    ] = None,
+    edit: Annotated[
+        list[str] | None,
+        typer.Option(help="FEATURE=STRENGTH, FEATURE=set:STRENGTH or FEATURE=remove; repeatable."),
+    ] = None,
+    blend: Annotated[
+        list[str] | None,
+        typer.Option(help="CLASS=ALPHA (ImgD, TextD, CrossD): towards --towards; repeatable."),
+    ] = None,
+    towards: Annotated[str | None, typer.Option(help="Prompt that blends go towards.")] = None,
+    edits: Annotated[
+        Path | None, typer.Option(help="Edits that were saved; others are added to them.")
+    ] = None,
+    strength: Annotated[float, typer.Option(help="Of the features found by word.")] = 1.0,
+    begin: Annotated[float, typer.Option(help="Share of the steps before the edits hold.")] = 0.0,
+    end: Annotated[float, typer.Option(help="Share of the steps after which they don't.")] = 1.0,
+    max_drift: Annotated[
+        float | None, typer.Option(help="Degrees by which the embedding may be turned.")
+    ] = None,
+    generator: Annotated[
+        str, typer.Option(help="embedded, a Stable unCLIP folder, or its hub id.")
+    ] = "embedded",
+    space: Annotated[
+        str, typer.Option(help="FeatureSpace of the generator's image encoder.")
+    ] = "embedded-ssl",
+    steps: Annotated[int, typer.Option(min=1, help="Denoising steps.")] = 14,
+    guidance: Annotated[float, typer.Option(min=1, help="Guidance scale; 1 for none.")] = 3.0,
+    seed: Annotated[int, typer.Option(help="Seed of the noise and of the prior.")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")] = "auto",
+) -> None:
+    """Draw with edited features: plain.png, steered.png, strip.png and edits.json."""
+    from mms_apps.steering.edits import MAX_DRIFT, Steering
+    from mms_apps.steering.generator import SteeredGenerator, side_by_side
+
+    reference = None if image is None else _open_image(image)
+    if reference is None and not prompt.strip():
+        raise UserError("nothing to draw; give --prompt, --image, or both")
+    drawer = SteeredGenerator.load(generator, space, device)
+    given = Steering.load(edits, drawer.space) if edits else Steering()
+    steering = Steering(
+        edits=(*given.edits, *_wished(drawer.space, wish, strength), *map(_edit, edit or [])),
+        blends=(*given.blends, *map(_blend, blend or [])),
+        prompt=towards or given.prompt,
+        begin=begin,
+        end=end,
+        max_drift=given.max_drift if max_drift is None else max_drift,
+    )
+    made = drawer.generate(
+        [Steering(), steering],
+        prompt=prompt,
+        image=reference,
+        seed=seed,
+        steps=steps,
+        guidance=guidance,
+    )
+    strip = drawer.strip(
+        steering,
+        STRIP,
+        prompt=prompt,
+        image=reference,
+        seed=seed,
+        steps=steps,
+        guidance=guidance,
+    )
+    out.mkdir(parents=True, exist_ok=True)
+    for name, picture in zip(("plain", "steered"), made.images, strict=True):
+        picture.save(out / f"{name}.png")
+    side_by_side(strip.images).save(out / "strip.png")
+    steering.save(out / "edits.json", drawer.space)
+    drift, scale = float(made.drift[1]), float(made.scale[1])
+    record = {
+        "prompt": prompt,
+        "seed": seed,
+        "steps": steps,
+        "guidance": guidance,
+        "drift_degrees": drift,
+        "scale": scale,
+        "strip_strengths": STRIP,
+        "strip_drift_degrees": strip.drift.tolist(),
+    }
+    write_json(out / "steered.json", record)
+    typer.echo(
+        f"drift {drift:.0f} degrees -> {out / 'steered.png'}, beside it plain.png, strip.png"
+    )
+    if scale < 1:
+        bound = steering.max_drift or MAX_DRIFT
+        typer.echo(
+            f"The edits were scaled by {scale:.2f} to stay within {bound:.0f} degrees.", err=True
+        )
+
+
+def train_generator(
+    out: Annotated[Path, typer.Option(help="Folder for the pipeline.")],
+    encoder: Annotated[
+        str, typer.Option(help="Embedded encoder whose image embeddings condition it.")
+    ] = "embedded-ssl",
+    seed: Annotated[int, typer.Option()] = 0,
+    device: Annotated[str, typer.Option(help="cpu, cuda ...")] = "cpu",
+) -> None:
+    """Train the small image generator on the embedded world; run again to go on."""
+    import logging
+
+    from mms_apps.steering.train_generator import GeneratorTraining
+    from mms_apps.steering.train_generator import train_generator as train
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    train(out, GeneratorTraining(encoder=encoder, seed=seed), device)
+    typer.echo(f"generator -> {out}; use it as --generator {out}")
+
+
+def _open_image(path: Path) -> Image.Image:
+    """An RGB image from a file.
+
+    Raises:
+        UserError: it cannot be decoded.
+    """
+    from features.pairs import UnreadableImage, decode_image
+
+    try:
+        return decode_image(path.read_bytes())
+    except UnreadableImage as error:
+        raise UserError(f"--image {path}: {error}; give a PNG, JPEG or WebP file") from None
+
+
+def _wished(space: FeatureSpace, wish: str | None, strength: float) -> tuple[Edit, ...]:
+    """Edits of the features that words mean; says which were taken."""
+    from mms_apps.steering.choose import as_edits, choose
+
+    if wish is None:
+        return ()
+    choices = choose(space, wish, strength)
+    for choice in choices:
+        typer.echo(
+            f"{choice.word}: feature {choice.feature} ({choice.name}), found by its {choice.how}, "
+            f"strength {choice.strength:+g}"
+        )
+    return as_edits(choices)
+
+
+def _edit(written: str) -> Edit:
+    """An edit from FEATURE=STRENGTH, FEATURE=set:STRENGTH or FEATURE=remove.
+
+    Raises:
+        UserError: it is none of these.
+    """
+    from mms_apps.steering.edits import Edit
+
+    feature, _, value = written.partition("=")
+    try:
+        if value == "remove":
+            return Edit(int(feature), mode="remove")
+        if value.startswith("set:"):
+            return Edit(int(feature), float(value.removeprefix("set:")), "set")
+        return Edit(int(feature), float(value))
+    except ValueError:
+        raise UserError(
+            f"--edit {written}: write FEATURE=STRENGTH, FEATURE=set:STRENGTH or FEATURE=remove"
+        ) from None
+
+
+def _blend(written: str) -> Blend:
+    """A blend from CLASS=ALPHA.
+
+    Raises:
+        UserError: it is not.
+    """
+    from mms_apps.steering.edits import Blend
+
+    name, _, alpha = written.partition("=")
+    try:
+        return Blend(name, float(alpha))
+    except ValueError:
+        raise UserError(f"--blend {written}: write CLASS=ALPHA, as CrossD=0.5") from None

@@ -1,0 +1,223 @@
+"""A generator that takes edits: a Stable unCLIP pipeline, its FeatureSpace, a prior for prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from features.embedded import GENERATOR
+from features.encoder import resolve_device
+from features.errors import UserError, first_line
+from features.space import FeatureSpace
+from mms_apps.steering.adapters import adapter_for
+from mms_apps.steering.edits import Steering
+from mms_apps.steering.prior import WEIGHTS, Prior
+
+STEPS = 14
+GUIDANCE = 3.0
+SAME_EMBEDDING = 0.99
+"""Least cosine of an image's embeddings by the pipeline's encoder and by the space's."""
+
+
+@dataclass(frozen=True)
+class Generated:
+    """Pictures, one for each steering.
+
+    images: RGB.
+    embeddings: the raw image embeddings that conditioned them, `[n, dim]`.
+    drift: degrees by which each was turned `[n]`.
+    scale: what the edits were scaled by to stay within the drift that is allowed, `[n]`.
+    """
+
+    images: list[Image.Image]
+    embeddings: Tensor
+    drift: Tensor
+    scale: Tensor
+
+
+class SteeredGenerator:
+    """Pictures from a prompt, a reference image or both, with edits of features.
+
+    A prompt alone becomes an image embedding by the prior. With a reference, the embedding is the
+    reference's, and the prompt conditions the denoiser beside it.
+
+    Attributes:
+        pipe: a `StableUnCLIPImg2ImgPipeline`.
+        space: of the encoder that the pipeline's image embeddings come from.
+        prior: None where the generator has none; it then needs a reference.
+    """
+
+    def __init__(self, pipe: Any, space: FeatureSpace, prior: Prior | None = None) -> None:
+        """
+        Raises:
+            UserError: the space belongs to another encoder than the pipeline's.
+        """
+        self.pipe = pipe
+        self.space = space
+        self.prior = prior
+        self.adapter = adapter_for(pipe)
+        _check_encoders(self.adapter.embed_image(_probe()), space)
+        pipe.set_progress_bar_config(disable=True)
+
+    @classmethod
+    def load(
+        cls,
+        where: str = "embedded",
+        space: FeatureSpace | str = "embedded-ssl",
+        device: str = "auto",
+    ) -> SteeredGenerator:
+        """Load a generator.
+
+        Args:
+            where: `embedded`, the folder of a Stable unCLIP pipeline, or its hub id.
+            space: the FeatureSpace, or where it is.
+            device: a torch device; "auto" is the GPU where there is one.
+
+        Raises:
+            UserError: there is no such pipeline, or the space belongs to another encoder.
+        """
+        from diffusers import StableUnCLIPImg2ImgPipeline
+
+        target = resolve_device(device)
+        if isinstance(space, str):
+            space = FeatureSpace.load(space, device=target)
+        folder = GENERATOR if where == "embedded" else Path(where)
+        name = str(folder) if folder.is_dir() else where
+        dtype = torch.float16 if target.type == "cuda" else torch.float32
+        try:
+            pipe = StableUnCLIPImg2ImgPipeline.from_pretrained(name, dtype=dtype)
+        except Exception as error:  # diffusers and huggingface_hub each raise their own
+            raise UserError(
+                f"{where}: cannot be loaded as a Stable unCLIP pipeline ({first_line(error)}); give "
+                "embedded, a folder that holds one, or a hub id"
+            ) from error
+        prior = Prior.load(folder) if (folder / WEIGHTS).is_file() else None
+        return cls(pipe.to(target), space, prior)
+
+    def embed(self, prompt: str = "", image: Image.Image | None = None, seed: int = 0) -> Tensor:
+        """The raw image embedding `[1, dim]` of a reference, or by the prior of a prompt.
+
+        Raises:
+            UserError: neither is given, or there is no prior for a prompt.
+        """
+        if image is not None:
+            return self.adapter.embed_image(image).float()
+        if not prompt.strip():
+            raise UserError("nothing to draw; give a prompt, a reference image, or both")
+        if self.prior is None:
+            raise UserError("this generator has no prior for prompts; give a reference image")
+        text = self.space.encoder.encode_texts([prompt]).clone()  # [1, text dim]
+        return self.prior.sample(text, torch.Generator().manual_seed(seed))
+
+    def generate(
+        self,
+        steerings: Sequence[Steering],
+        *,
+        prompt: str = "",
+        image: Image.Image | None = None,
+        embedding: Tensor | None = None,
+        seed: int = 0,
+        steps: int = STEPS,
+        guidance: float = GUIDANCE,
+    ) -> Generated:
+        """One picture a steering, all from the same noise; `Steering()` changes nothing.
+
+        Args:
+            embedding: raw, `[1, dim]`, instead of a prompt's or reference's own.
+            steps: of denoising.
+            guidance: scale of the classifier-free guidance; 1 for none.
+
+        Raises:
+            UserError: there is nothing to draw from, or an edit does not fit the space.
+        """
+        if embedding is None:
+            embedding = self.embed(prompt, image, seed)
+        words = prompt if image is not None else ""
+        order = sorted(range(len(steerings)), key=lambda n: steerings[n].begin_and_end)
+        images: dict[int, Image.Image] = {}
+        steered = [s.apply(self.space, embedding, self.adapter.modality) for s in steerings]
+        found = torch.cat([s.embedding for s in steered])  # [n, dim]
+        for begin_and_end in dict.fromkeys(steerings[n].begin_and_end for n in order):
+            rows = [n for n in order if steerings[n].begin_and_end == begin_and_end]
+            context = self._schedule(embedding - found[rows], *begin_and_end)
+            with context:
+                made = self._draw(found[rows], words, seed, steps, guidance)
+            images.update(zip(rows, made, strict=True))
+        return Generated(
+            [images[n] for n in range(len(steerings))],
+            found,
+            torch.cat([s.drift for s in steered]),
+            torch.cat([s.scale for s in steered]),
+        )
+
+    def strip(self, steering: Steering, strengths: Sequence[float], **given: Any) -> Generated:
+        """The same edits at several strengths: each edit's and blend's is multiplied by them.
+
+        Args:
+            given: as `generate` takes it.
+        """
+        return self.generate([scaled(steering, strength) for strength in strengths], **given)
+
+    def _schedule(self, back: Tensor, begin: float, end: float) -> Any:
+        """The context in which only some steps see the edits; `back` `[n, dim]` undoes them."""
+        if (begin, end) == (0.0, 1.0):
+            return nullcontext()
+        return self.adapter.during(back, begin, end)
+
+    def _draw(
+        self, embeddings: Tensor, prompt: str, seed: int, steps: int, guidance: float
+    ) -> list[Image.Image]:
+        inputs = self.adapter.inputs(embeddings, prompt, guidance > 1)
+        generators = [torch.Generator().manual_seed(seed) for _ in range(len(embeddings))]
+        return self.pipe(
+            **inputs, num_inference_steps=steps, guidance_scale=guidance, generator=generators
+        ).images
+
+
+def scaled(steering: Steering, strength: float) -> Steering:
+    """The same steering, its strengths and alphas multiplied; `remove` stays as it is where the
+    strength is positive, and is left out at 0."""
+    return replace(
+        steering,
+        edits=tuple(
+            replace(edit, strength=edit.strength * strength)
+            for edit in steering.edits
+            if edit.mode == "add" or strength != 0
+        ),
+        blends=tuple(replace(blend, alpha=blend.alpha * strength) for blend in steering.blends),
+    )
+
+
+def side_by_side(images: Sequence[Image.Image]) -> Image.Image:
+    """One row of pictures of one size."""
+    width, height = images[0].size
+    row = Image.new("RGB", (width * len(images), height))
+    for place, image in enumerate(images):
+        row.paste(image, (place * width, 0))
+    return row
+
+
+def _probe() -> Image.Image:
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    return Image.fromarray(noise)
+
+
+def _check_encoders(embedding: Tensor, space: FeatureSpace) -> None:
+    """Raise a UserError where the space's encoder does not embed the probe as the pipeline does."""
+    ours = space.encoder.encode_images([_probe()]).cpu()
+    theirs = embedding.float().cpu()
+    same = ours.shape == theirs.shape and F.cosine_similarity(ours, theirs).item() > SAME_EMBEDDING
+    if not same:
+        raise UserError(
+            f"the FeatureSpace is of {space.config.encoder}, but the generator reads embeddings of "
+            "another encoder; give the space of the generator's encoder"
+        )

@@ -1,0 +1,94 @@
+"""From a prompt's embedding to image embeddings that fit it.
+
+The mean is linear in the text's embedding. What a prompt leaves open, the background for example,
+is drawn from how images of one drawing differ among themselves.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from features.errors import UserError
+from features.files import replacing
+
+WEIGHTS = "prior.safetensors"
+STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
+"""Of the ridge, among which leave-one-out errors choose."""
+KEPT_DEVIATIONS = 1024
+
+
+@dataclass(frozen=True)
+class Prior:
+    """A distribution of raw image embeddings given a text.
+
+    weight: `[text dim, dim]`.
+    bias: `[dim]`.
+    deviations: of images from the mean image of their drawing, `[kept, dim]`.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    deviations: Tensor
+
+    def mean(self, text: Tensor) -> Tensor:
+        """The expected raw image embeddings `[n, dim]` of unit text embeddings `[n, text dim]`."""
+        return text.float() @ self.weight.to(text.device) + self.bias.to(text.device)
+
+    def sample(self, text: Tensor, generator: torch.Generator) -> Tensor:
+        """One raw image embedding a text: `[n, dim]`.
+
+        Args:
+            text: unit embeddings `[n, text dim]`.
+            generator: on the CPU.
+        """
+        rows = torch.randint(len(self.deviations), (len(text),), generator=generator)
+        return self.mean(text) + self.deviations[rows].to(text.device)
+
+    def save(self, folder: Path) -> None:
+        """Write `prior.safetensors` into a folder."""
+        with replacing(folder / WEIGHTS) as temporary:
+            save_file({name: value.half() for name, value in vars(self).items()}, temporary)
+
+    @classmethod
+    def load(cls, folder: Path) -> Prior:
+        """Read what `save` wrote.
+
+        Raises:
+            UserError: it is missing or damaged.
+        """
+        path = folder / WEIGHTS
+        try:
+            return cls(**{name: value.float() for name, value in load_file(path).items()})
+        except Exception as error:  # safetensors raises its own
+            raise UserError(
+                f"{path}: cannot be read as a prior; train the generator again"
+            ) from error
+
+
+def fit_prior(texts: Tensor, images: Tensor, generator: torch.Generator) -> Prior:
+    """Ridge regression from texts to the mean image of their drawing.
+
+    Args:
+        texts: unit embeddings of the captions, `[drawings, draws, text dim]`.
+        images: raw embeddings of the same draws, `[drawings, draws, dim]`.
+        generator: draws which deviations are kept.
+    """
+    from sklearn.linear_model import RidgeCV
+
+    means = images.mean(1, keepdim=True)  # [drawings, 1, dim]
+    ridge = RidgeCV(alphas=STRENGTHS).fit(
+        texts.flatten(0, 1).double().numpy(),
+        means.expand_as(images).flatten(0, 1).double().numpy(),
+    )
+    deviations = (images - means).flatten(0, 1)  # [drawings * draws, dim]
+    kept = torch.randperm(len(deviations), generator=generator)[:KEPT_DEVIATIONS]
+    return Prior(
+        torch.from_numpy(ridge.coef_.T).float(),
+        torch.from_numpy(ridge.intercept_).float(),
+        deviations[kept].float(),
+    )

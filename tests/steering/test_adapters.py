@@ -1,0 +1,177 @@
+"""Steering in pipelines of each class, saved to a folder and loaded again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DiffusionPipeline
+from PIL import Image
+
+from features.errors import UserError
+from features.space import FeatureSpace, score
+from mms_apps.steering import Edit, Steering
+from mms_apps.steering.adapters import adapter_for
+from tests.steering import pipelines
+from tests.test_space import axes, make_store
+
+PHOTO = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8))
+EDITS = (Edit(2, 3.0), Edit(5, -2.0))
+STEPS = 4
+
+
+@pytest.fixture(scope="module")
+def space(tmp_path_factory: pytest.TempPathFactory) -> FeatureSpace:
+    store = make_store(tmp_path_factory.mktemp("stores") / "store")
+    return score(store, axes(), progress=False)
+
+
+def made(make: Callable[[], Any], folder: Path) -> Any:
+    """A pipeline that went through a folder."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        make().save_pretrained(folder)
+    pipe = DiffusionPipeline.from_pretrained(folder, dtype=torch.float32)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture(scope="module")
+def pipes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    root = tmp_path_factory.mktemp("pipelines")
+    found = {
+        "unclip": made(pipelines.stable_unclip, root / "unclip"),
+        "kandinsky": made(pipelines.kandinsky22, root / "kandinsky"),
+        "sd-ip": made(pipelines.stable_diffusion, root / "sd"),
+        "sdxl-ip": made(pipelines.stable_diffusion_xl, root / "sdxl-ip"),
+        "sdxl-pooled": made(pipelines.stable_diffusion_xl, root / "sdxl"),
+        "flux-ip": made(pipelines.flux, root / "flux"),
+    }
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        for name in ("sd-ip", "sdxl-ip"):
+            pipelines.save_unet_ip_adapter(found[name].unet, root / f"{name}.safetensors")
+        pipelines.save_flux_ip_adapter(found["flux-ip"].transformer, root / "flux-ip.safetensors")
+    for name in ("sd-ip", "sdxl-ip"):
+        found[name].load_ip_adapter(
+            root, subfolder="", weight_name=f"{name}.safetensors", image_encoder_folder=None
+        )
+    found["flux-ip"].load_ip_adapter(
+        root, weight_name="flux-ip.safetensors", image_encoder_pretrained_model_name_or_path=None
+    )
+    return found
+
+
+NAMES = ("unclip", "kandinsky", "sd-ip", "sdxl-ip", "sdxl-pooled", "flux-ip")
+OF_PHOTOS = ("unclip", "sd-ip", "sdxl-ip", "flux-ip")
+
+
+def source(name: str) -> dict[str, Any]:
+    """What is edited."""
+    if name == "kandinsky":
+        return {"embedding": torch.randn(1, 16, generator=torch.Generator().manual_seed(3))}
+    return {"prompt": "a cat"} if name == "sdxl-pooled" else {"image": PHOTO, "prompt": "a cat"}
+
+
+def generate(pipe: Any, name: str, inputs: dict[str, Any]) -> np.ndarray:
+    settings: dict[str, Any] = {"height": 16, "width": 16}
+    if name == "kandinsky":
+        settings = {"height": 32, "width": 32}
+    if name == "flux-ip":
+        settings |= {"max_sequence_length": 16}
+    return pipe(
+        **inputs,
+        **settings,
+        num_inference_steps=STEPS,
+        output_type="np",
+        generator=torch.Generator().manual_seed(0),
+    ).images
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_edits_change_the_picture_and_no_edit_changes_nothing(
+    name: str, pipes: dict[str, Any], space: FeatureSpace
+) -> None:
+    pipe = pipes[name]
+    none = generate(pipe, name, Steering().inputs(space, pipe, **source(name)))
+    steered = generate(pipe, name, Steering(EDITS).inputs(space, pipe, **source(name)))
+    assert np.isfinite(steered).all()
+    assert np.abs(steered - none).max() > 1e-3
+    again = generate(pipe, name, Steering().inputs(space, pipe, **source(name)))
+    assert np.array_equal(none, again)
+
+
+@pytest.mark.parametrize("name", OF_PHOTOS)
+def test_without_edits_it_is_what_the_pipeline_makes_of_the_photo(
+    name: str, pipes: dict[str, Any], space: FeatureSpace
+) -> None:
+    pipe = pipes[name]
+    own: dict[str, Any] = {"prompt": "a cat"}
+    own |= {"image": PHOTO} if name == "unclip" else {"ip_adapter_image": PHOTO}
+    ours = generate(pipe, name, Steering().inputs(space, pipe, image=PHOTO, prompt="a cat"))
+    np.testing.assert_allclose(ours, generate(pipe, name, own), atol=1e-4)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_schedule_edits_some_steps_and_leaves_the_pipeline_as_it_was(
+    name: str, pipes: dict[str, Any], space: FeatureSpace
+) -> None:
+    pipe = pipes[name]
+    plain = generate(pipe, name, Steering().inputs(space, pipe, **source(name)))
+    found = {}
+    for begin, end in ((0.0, 1.0), (0.5, 1.0), (0.0, 0.01), (0.9, 0.95)):
+        steering = Steering(EDITS, begin=begin, end=end)
+        inputs = steering.inputs(space, pipe, **source(name))
+        with steering.scheduled(space, pipe, **source(name)):
+            found[begin, end] = generate(pipe, name, inputs)
+    whole = generate(pipe, name, Steering(EDITS).inputs(space, pipe, **source(name)))
+    assert np.array_equal(found[0.0, 1.0], whole)
+    assert np.abs(found[0.5, 1.0] - whole).max() > 1e-4
+    assert np.abs(found[0.5, 1.0] - plain).max() > 1e-4
+    assert np.abs(found[0.0, 0.01] - plain).max() > 1e-5  # the first step
+    np.testing.assert_allclose(found[0.9, 0.95], plain, atol=1e-3)  # no step lies there
+    assert np.array_equal(
+        plain, generate(pipe, name, Steering().inputs(space, pipe, **source(name)))
+    )
+    assert not adapter_for(pipe).denoiser._forward_pre_hooks
+
+
+@pytest.mark.parametrize("name", ["unclip", "kandinsky"])
+def test_several_embeddings_at_once_are_those_alone(
+    name: str, pipes: dict[str, Any], space: FeatureSpace
+) -> None:
+    pipe = pipes[name]
+    embeddings = torch.randn(2, 16, generator=torch.Generator().manual_seed(3))
+    given = Steering(EDITS).inputs(space, pipe, embedding=embeddings, prompt="a cat")
+    one = Steering(EDITS).inputs(space, pipe, embedding=embeddings[:1], prompt="a cat")
+    torch.testing.assert_close(given["image_embeds"][:1], one["image_embeds"])
+    assert len(generate(pipe, name, given)) == 2
+
+
+def test_guidance_off_needs_no_negative_embedding(
+    pipes: dict[str, Any], space: FeatureSpace
+) -> None:
+    pipe = pipes["sd-ip"]
+    inputs = Steering(EDITS).inputs(space, pipe, image=PHOTO, prompt="a cat", guided=False)
+    assert inputs["ip_adapter_image_embeds"][0].shape == (1, 1, 16)
+    generate(pipe, "sd-ip", inputs | {"guidance_scale": 1.0})
+
+
+def test_what_cannot_be_steered_is_said(pipes: dict[str, Any], space: FeatureSpace) -> None:
+    steering = Steering(EDITS)
+    with pytest.raises(UserError, match="no image or pooled text embedding enters it"):
+        steering.inputs(space, pipelines.stable_diffusion(), image=PHOTO)
+    with pytest.raises(UserError, match="no image encoder of its own"):
+        steering.inputs(space, pipes["kandinsky"], image=PHOTO)
+    with pytest.raises(UserError, match="takes texts, not images"):
+        steering.inputs(space, pipes["sdxl-pooled"], image=PHOTO)
+    with pytest.raises(UserError, match="give an image or an embedding"):
+        steering.inputs(space, pipes["unclip"], prompt="a cat")
+    with pytest.raises(UserError, match="3 prompts for 1 embeddings"):
+        steering.inputs(space, pipes["unclip"], image=PHOTO, prompt=["a", "b", "c"])
+    with pytest.raises(UserError, match=r"takes \[n, 16\]"):
+        steering.inputs(space, pipes["unclip"], embedding=torch.zeros(1, 8))
