@@ -97,7 +97,7 @@ class SteeredGenerator:
             pipe = StableUnCLIPImg2ImgPipeline.from_pretrained(name, dtype=dtype)
         except Exception as error:  # diffusers and huggingface_hub each raise their own
             raise UserError(
-                f"{where}: cannot be loaded as a Stable unCLIP pipeline ({first_line(error)}); give "
+                f"{where}: is no Stable unCLIP pipeline ({first_line(error)}); give "
                 "embedded, a folder that holds one, or a hub id"
             ) from error
         prior = Prior.load(folder) if (folder / WEIGHTS).is_file() else None
@@ -150,7 +150,9 @@ class SteeredGenerator:
             rows = [n for n in order if steerings[n].begin_and_end == begin_and_end]
             context = self._schedule(embedding - found[rows], *begin_and_end)
             with context:
-                made = self._draw(found[rows], words, seed, steps, guidance)
+                made = self.draw(
+                    found[rows], [seed] * len(rows), words, steps=steps, guidance=guidance
+                )
             images.update(zip(rows, made, strict=True))
         return Generated(
             [images[n] for n in range(len(steerings))],
@@ -173,11 +175,18 @@ class SteeredGenerator:
             return nullcontext()
         return self.adapter.during(back, begin, end)
 
-    def _draw(
-        self, embeddings: Tensor, prompt: str, seed: int, steps: int, guidance: float
+    def draw(
+        self,
+        embeddings: Tensor,
+        seeds: Sequence[int],
+        prompt: str = "",
+        *,
+        steps: int = STEPS,
+        guidance: float = GUIDANCE,
     ) -> list[Image.Image]:
+        """Pictures of raw image embeddings `[n, dim]` as they are, each from its seed's noise."""
         inputs = self.adapter.inputs(embeddings, prompt, guidance > 1)
-        generators = [torch.Generator().manual_seed(seed) for _ in range(len(embeddings))]
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         return self.pipe(
             **inputs, num_inference_steps=steps, guidance_scale=guidance, generator=generators
         ).images

@@ -56,7 +56,7 @@ class GeneratorTraining:
     edge_weight: float = 1.0
     unet_channels: tuple[int, ...] = (48, 96, 128)
     unet_layers: int = 1
-    unet_steps: int = 3800
+    unet_steps: int = 2800
     unet_batch: int = 64
     unet_learning_rate: float = 8e-4
     average_decay: float = 0.999

@@ -13,47 +13,13 @@ from diffusers import StableUnCLIPImg2ImgPipeline
 from PIL import Image
 
 from features.embedded import ENCODERS
-from features.embedded.world import EmbeddedPairs
-from features.encoder import Encoder, load_encoder
+from features.encoder import Encoder
 from features.errors import UserError
 from mms_apps.steering import train_generator
 from mms_apps.steering.image_encoder import OpenClipVisionModel
 from mms_apps.steering.text_encoder import clip_text_model
-from mms_apps.steering.train_generator import PROMPT_ALONE, GeneratorTraining, draw_images
-
-TINY = GeneratorTraining(
-    vae_channels=(8, 8, 8, 8),
-    latent_channels=4,
-    vae_steps=3,
-    vae_batch=2,
-    unet_channels=(16, 16),
-    unet_layers=1,
-    unet_steps=4,
-    unet_batch=4,
-    draws=1,
-)
-
-
-@pytest.fixture(scope="module")
-def encoder() -> Encoder:
-    return load_encoder("embedded-ssl", device="cpu")
-
-
-class FewPairs(EmbeddedPairs):
-    """The first twelve training pairs."""
-
-    def __init__(self, split: str) -> None:
-        super().__init__(split)
-        self.rows = self.rows[:12]
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("generator")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train_generator, "EmbeddedPairs", FewPairs)
-        train_generator.train_generator(out, TINY)
-    return out
+from mms_apps.steering.train_generator import PROMPT_ALONE, draw_images
+from tests.steering.conftest import TINY, FewPairs
 
 
 def test_the_text_encoder_is_the_towers_twin(encoder: Encoder) -> None:

@@ -1,0 +1,304 @@
+"""Steering: a picture from a prompt or a reference, its features edited, beside the unedited one.
+
+python -m demos.steering
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from demos.common import ONE_AT_A_TIME, gr, launch
+from features.errors import UserError
+from features.report import CLASS_NAMES, MODALITY_CLASSES
+from mms_apps.steering.catalogue import Card, card, search
+from mms_apps.steering.choose import choose
+from mms_apps.steering.edits import MAX_DRIFT, Blend, Edit, Steering
+from mms_apps.steering.generator import SteeredGenerator, side_by_side
+
+SLOTS = 4
+STRONGEST = 3.0
+STRIP = (-1.0, 0.0, 0.5, 1.0, 1.5, 2.0)
+PREVIEW = (-2.0, 0.0, 2.0)
+SHOWN = 12
+SIDE = 256
+CSS = """
+.gradio-container { max-width: 1180px !important; margin: 0 auto !important; }
+#found .caption-label { font-size: .8rem; }
+"""
+HELP = """
+A feature's strength is in units of its mean activation; 0 leaves it as it is. The unedited picture
+and the steered one start from the same noise. *Drift* is the angle by which the embedding was
+turned: past the bound, edits are scaled down.
+"""
+
+
+def build(drawer: SteeredGenerator) -> gr.Blocks:
+    """The page."""
+    space = drawer.space
+    classes = [(CLASS_NAMES[name], name) for name in MODALITY_CLASSES]
+    choices = [(card(space, n).title, n) for n in range(len(space))]
+    titles = {number: title for title, number in choices}
+
+    def steering_of(
+        towards: str | None,
+        blended: str | None,
+        alpha: float,
+        end: float,
+        bound: float,
+        *slots: Any,
+    ) -> Steering:
+        chosen, strengths = slots[:SLOTS], slots[SLOTS:]
+        pairs = zip(chosen, strengths, strict=True)
+        edits = tuple(Edit(int(f), float(s)) for f, s in pairs if f is not None and s)
+        blends = (Blend(blended, alpha),) if blended and alpha else ()
+        prompt = (towards or "").strip() or None
+        return Steering(edits, blends, prompt, end=end, max_drift=bound)
+
+    def draw(prompt: str, image: Image.Image | None, seed: float, *controls: Any) -> tuple:
+        with errors_in_words():
+            steering = steering_of(*controls)
+            given = {"prompt": prompt, "image": image, "seed": int(seed)}
+            made = drawer.generate([Steering(), steering], **given)
+        plain, steered = (enlarged(picture) for picture in made.images)
+        said = f"Drift {float(made.drift[1]):.0f}°"
+        if made.scale[1] < 1:
+            said += f"; scaled by {float(made.scale[1]):.2f} to stay within {controls[4]:.0f}°"
+        return plain, steered, said, written(steering)
+
+    def draw_strip(prompt: str, image: Image.Image | None, seed: float, *controls: Any) -> tuple:
+        with errors_in_words():
+            given = {"prompt": prompt, "image": image, "seed": int(seed)}
+            made = drawer.strip(steering_of(*controls), STRIP, **given)
+        drifts = zip(STRIP, made.drift.tolist(), strict=True)
+        said = " · ".join(f"{strength:g} times: {drift:.0f}°" for strength, drift in drifts)
+        return side_by_side([enlarged(i, 128) for i in made.images]), f"Strength and drift: {said}"
+
+    def find(query: str, modality_class: str | None) -> tuple:
+        with errors_in_words():
+            cards = search(space, query, modality_class or None, SHOWN)
+        shown = [(top_images(c), c.title) for c in cards]
+        return shown, [c.feature for c in cards], None, "Pick a feature to see what it does."
+
+    def pick(
+        found: list[int], prompt: str, image: Image.Image | None, seed: float, event: gr.SelectData
+    ) -> tuple:
+        feature = found[event.index]
+        with errors_in_words():
+            given = {"prompt": prompt, "image": image, "seed": int(seed)}
+            made = drawer.strip(Steering((Edit(feature, 1.0),)), PREVIEW, **given)
+        picked = card(space, feature)
+        captions = "; ".join(picked.captions[:4]) or "none"
+        said = f"**{picked.title}**, at strength -2, 0 and 2. Top captions: {captions}"
+        return side_by_side([enlarged(i, 128) for i in made.images]), said, feature
+
+    def add(feature: int | None, *slots: Any) -> list[Any]:
+        if feature is None:
+            raise gr.Error("Pick a feature first.")
+        chosen, strengths = list(slots[:SLOTS]), list(slots[SLOTS:])
+        free = [place for place in range(SLOTS) if chosen[place] is None or not strengths[place]]
+        if not free:
+            raise gr.Error(f"All {SLOTS} sliders are taken; reset one.")
+        chosen[free[0]], strengths[free[0]] = feature, 1.0
+        return [*chosen, *strengths]
+
+    def wish(words: str) -> list[Any]:
+        with errors_in_words():
+            found = choose(space, words)[:SLOTS]
+        empty = SLOTS - len(found)
+        said = "Took " + "; ".join(f"{titles[c.feature]} for “{c.word}”" for c in found)
+        return [
+            *(c.feature for c in found),
+            *[None] * empty,
+            *(c.strength for c in found),
+            *[0.0] * empty,
+            said,
+        ]
+
+    def written(steering: Steering) -> str:
+        with tempfile.TemporaryDirectory() as scratch:
+            path = Path(scratch) / "edits.json"
+            steering.save(path, space)
+            return path.read_text(encoding="utf-8")
+
+    def restore(text: str) -> list[Any]:
+        with errors_in_words():
+            try:
+                record = json.loads(text or "{}")
+            except ValueError as error:
+                raise UserError(f"the edits are not JSON ({error})") from None
+            steering = Steering.from_record(record, space, "the edits")
+        edits = steering.edits[:SLOTS]
+        empty = SLOTS - len(edits)
+        blend = steering.blends[0] if steering.blends else Blend("CrossD", 0.0)
+        return [
+            steering.prompt or "",
+            blend.modality_class if steering.blends else None,
+            blend.alpha,
+            steering.end,
+            steering.max_drift,
+            *(edit.feature for edit in edits),
+            *[None] * empty,
+            *(edit.strength for edit in edits),
+            *[0.0] * empty,
+        ]
+
+    with gr.Blocks(title="Steering", analytics_enabled=False) as demo:
+        kept = gr.BrowserState("", storage_key="mms-steering", secret="mms-steering")
+        found_numbers, picked = gr.State([]), gr.State(None)
+        gr.Markdown("# Steering: edit a picture's features")
+        with gr.Row():
+            with gr.Column(scale=2):
+                prompt = gr.Textbox("woman: light skin tone", label="Prompt", elem_id="prompt")
+                with gr.Accordion("Reference image", open=False):
+                    image = gr.Image(
+                        type="pil", label="Reference", height=180, sources=["upload"], buttons=[]
+                    )
+                words = gr.Textbox(
+                    label="Wishes", placeholder="more man, less woman", elem_id="wishes"
+                )
+                take = gr.Button("Set sliders from wishes", size="sm")
+                chosen, strengths = [], []
+                for place in range(SLOTS):
+                    with gr.Row():
+                        chosen.append(
+                            gr.Dropdown(choices, value=None, label=f"Feature {place + 1}", scale=3)
+                        )
+                        strengths.append(
+                            gr.Slider(
+                                -STRONGEST,
+                                STRONGEST,
+                                0.0,
+                                step=0.1,
+                                label=f"Strength {place + 1}",
+                                scale=2,
+                            )
+                        )
+                reset = gr.Button("Reset sliders", size="sm")
+                with gr.Accordion("Blend a class, steps, drift, seed", open=False):
+                    towards = gr.Textbox(label="Blend towards this prompt")
+                    blended = gr.Dropdown(classes, value=None, label="Within this class")
+                    alpha = gr.Slider(0.0, 1.0, 0.0, step=0.05, label="Blend")
+                    end = gr.Slider(0.1, 1.0, 1.0, step=0.1, label="Edit up to this share of steps")
+                    bound = gr.Slider(5, 90, MAX_DRIFT, step=5, label="Drift at most, in degrees")
+                    seed = gr.Number(0, label="Seed", precision=0)
+            with gr.Column(scale=3):
+                go = gr.Button("Draw", variant="primary", elem_id="draw")
+                with gr.Row():
+                    plain = gr.Image(label="Unedited", height=SIDE + 40, buttons=[])
+                    steered = gr.Image(label="Steered", height=SIDE + 40, buttons=["download"])
+                said = gr.Markdown(HELP)
+                more = gr.Button("Draw a strip over strengths", size="sm")
+                strip = gr.Image(label="Strip over strengths", buttons=["download"])
+                strip_said = gr.Markdown()
+        with gr.Accordion("Find features", open=True):
+            with gr.Row():
+                query = gr.Textbox(label="Word or number", elem_id="query", scale=2)
+                of_class = gr.Dropdown([("Any class", ""), *classes], value="", label="Class")
+                look = gr.Button("Find", scale=0, min_width=120)
+            found = gr.Gallery(
+                label="Features, each with its top images",
+                elem_id="found",
+                columns=6,
+                height=420,
+                allow_preview=False,
+                buttons=[],
+            )
+            effect = gr.Image(label="Its effect at strength -2, 0 and 2", buttons=[])
+            effect_said = gr.Markdown()
+            use = gr.Button("Put it on a slider", size="sm")
+        with gr.Accordion("Save, load, copy", open=True):
+            code = gr.Code(label="These edits as JSON", language="json", elem_id="edits")
+            with gr.Row():
+                save = gr.Button("Save in this browser")
+                load = gr.Button("Load what was saved")
+                apply = gr.Button("Load the JSON above")
+            state_said = gr.Markdown(elem_id="saved")
+        slots = [*chosen, *strengths]
+        controls = [towards, blended, alpha, end, bound, *slots]
+        shown = [prompt, image, seed, *controls]
+        model: dict[str, Any] = {"trigger_mode": "always_last", **ONE_AT_A_TIME}
+        gr.on(
+            [go.click, prompt.submit, *(s.release for s in strengths), alpha.release],
+            draw,
+            shown,
+            [plain, steered, said, code],
+            api_name="draw",
+            **model,
+        )
+        more.click(draw_strip, shown, [strip, strip_said], api_name="strip", **model)
+        gr.on(
+            [look.click, query.submit, of_class.change],
+            find,
+            [query, of_class],
+            [found, found_numbers, picked, effect_said],
+            api_name="find",
+            **model,
+        )
+        found.select(
+            pick,
+            [found_numbers, prompt, image, seed],
+            [effect, effect_said, picked],
+            api_visibility="private",
+            **model,
+        )
+        redraw: dict[str, Any] = {"fn": draw, "inputs": shown, "api_visibility": "private", **model}
+        redraw["outputs"] = [plain, steered, said, code]
+        use.click(add, [picked, *slots], slots, api_visibility="private").success(**redraw)
+        take.click(wish, words, [*slots, strip_said], api_name="wish", **model).success(**redraw)
+        reset.click(lambda: [None] * SLOTS + [0.0] * SLOTS, None, slots, api_visibility="private")
+        save.click(
+            lambda text: (text, "Saved in this browser."),
+            code,
+            [kept, state_said],
+            api_visibility="private",
+        )
+        load.click(restore, kept, controls, api_visibility="private").success(**redraw)
+        apply.click(restore, code, controls, api_name="restore").success(**redraw)
+    return demo
+
+
+@contextmanager
+def errors_in_words() -> Iterator[None]:
+    """Shows a user's mistake on the page."""
+    try:
+        yield
+    except UserError as error:
+        raise gr.Error(str(error)) from None
+
+
+def enlarged(image: Image.Image, side: int = SIDE) -> Image.Image:
+    """A square picture at a size that can be looked at."""
+    return image.resize((side, side), Image.Resampling.LANCZOS)
+
+
+def top_images(found: Card) -> Image.Image:
+    """A feature's four top images in a square; white where it has none."""
+    images = [enlarged(image, 96) for image in found.images[:4]]
+    images += [Image.new("RGB", (96, 96), "white")] * (4 - len(images))
+    square = Image.new("RGB", (192, 192))
+    for place, image in enumerate(images):
+        square.paste(image, (place % 2 * 96, place // 2 * 96))
+    return square
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--generator", default="embedded", help="Stable unCLIP folder or hub id")
+    parser.add_argument("--space", default="embedded-ssl", help="of the generator's image encoder")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--port", type=int)
+    arguments = parser.parse_args()
+    drawer = SteeredGenerator.load(arguments.generator, arguments.space, arguments.device)
+    launch(build(drawer), port=arguments.port, css=CSS)
+
+
+if __name__ == "__main__":
+    main()

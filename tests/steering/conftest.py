@@ -1,0 +1,53 @@
+"""A generator trained in miniature, and what the embedded encoder gives."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from features.embedded.world import EmbeddedPairs
+from features.encoder import Encoder, load_encoder
+from mms_apps.steering import train_generator
+from mms_apps.steering.generator import SteeredGenerator
+from mms_apps.steering.train_generator import GeneratorTraining
+
+TINY = GeneratorTraining(
+    vae_channels=(8, 8, 8),
+    latent_channels=4,
+    vae_steps=3,
+    vae_batch=2,
+    unet_channels=(16, 16),
+    unet_layers=1,
+    unet_steps=4,
+    unet_batch=4,
+    draws=1,
+    prior_draws=2,
+)
+
+
+@pytest.fixture(scope="session")
+def encoder() -> Encoder:
+    return load_encoder("embedded-ssl", device="cpu")
+
+
+class FewPairs(EmbeddedPairs):
+    """The first twelve training pairs."""
+
+    def __init__(self, split: str) -> None:
+        super().__init__(split)
+        self.rows = self.rows[:12]
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("generator")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train_generator, "EmbeddedPairs", FewPairs)
+        train_generator.train_generator(out, TINY)
+    return out
+
+
+@pytest.fixture(scope="session")
+def drawer(folder: Path) -> SteeredGenerator:
+    return SteeredGenerator.load(str(folder), device="cpu")

@@ -1,0 +1,97 @@
+"""The demo through its API and in a browser."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+
+from demos.common import launch
+from demos.steering import CSS, SLOTS, build
+from mms_apps.steering.generator import SteeredGenerator
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+
+
+@pytest.fixture(scope="module")
+def address(drawer: SteeredGenerator) -> Iterator[str]:
+    demo = build(drawer)
+    _, url, _ = launch(demo, css=CSS, prevent_thread_lock=True, quiet=True)
+    yield url
+    demo.close()
+
+
+def controls(*edits: tuple[int, float]) -> list:
+    """Towards, class, alpha, end, drift, and the sliders."""
+    empty = SLOTS - len(edits)
+    features = [feature for feature, _ in edits] + [None] * empty
+    return ["", None, 0.0, 1.0, 60, *features, *[s for _, s in edits], *[0.0] * empty]
+
+
+def test_draw_strip_find_and_wish_through_the_api(address: str) -> None:
+    from gradio_client import Client
+
+    client = Client(address, verbose=False)
+    given = ("a woman", None, 0, *controls((400, 2.0)))
+    plain, steered, said, edits = client.predict(*given, api_name="/draw")
+    assert Path(plain).is_file() and Path(steered).is_file()
+    assert "Drift" in said
+    assert json.loads(edits)["edits"][0]["feature"] == 400
+    _, said = client.predict(*given, api_name="/strip")
+    assert "2 times" in said
+    assert client.predict("woman", "", api_name="/find")[0]
+    taken = client.predict("more woman, less man", api_name="/wish")
+    assert "Took" in taken[-1] and taken[0] is not None
+    restored = client.predict(edits, api_name="/restore")
+    assert restored[5] == 400 and restored[5 + SLOTS] == 2.0
+    with pytest.raises(Exception, match="nothing to draw"):
+        client.predict("", None, 0, *controls(), api_name="/draw")
+    with pytest.raises(Exception, match="another FeatureSpace"):
+        client.predict(json.dumps(json.loads(edits) | {"space": "0"}), api_name="/restore")
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium")
+def test_prompt_find_steer_save_reload_and_load_in_a_browser(address: str) -> None:
+    from playwright.sync_api import expect, sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        page = browser.new_page()
+        elsewhere: list[str] = []
+        errors: list[str] = []
+        page.on(
+            "request",
+            lambda request: (
+                None
+                if request.url.startswith((address.rstrip("/"), "data:", "blob:"))
+                else elsewhere.append(request.url)
+            ),
+        )
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.goto(address)
+        page.get_by_label("Prompt", exact=True).fill("a man")
+        page.get_by_label("Prompt", exact=True).press("Enter")
+        expect(page.locator("#edits")).to_contain_text('"edits": []', timeout=60_000)
+        page.get_by_label("Word or number").fill("400")
+        page.get_by_label("Word or number").press("Enter")
+        page.locator("#found button").first.wait_for(timeout=60_000)
+        page.locator("#found .grid-container button, #found button.thumbnail-item").first.click()
+        effect = page.get_by_text("at strength -2, 0 and 2. Top captions")
+        effect.wait_for(timeout=60_000)
+        page.get_by_role("button", name="Put it on a slider").click()
+        expect(page.locator("#edits")).to_contain_text('"feature": 400', timeout=60_000)
+        page.get_by_role("button", name="Save in this browser").click()
+        expect(page.locator("#saved")).to_contain_text("Saved", timeout=30_000)
+        page.reload()
+        page.get_by_role("button", name="Load what was saved").click()
+        expect(page.locator("#edits")).to_contain_text('"feature": 400', timeout=60_000)
+        browser.close()
+    assert elsewhere == []
+    assert errors == []

@@ -1,0 +1,162 @@
+"""The generator that takes edits, its prior, and `mms steer`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sklearn.linear_model import LinearRegression
+
+from features.errors import UserError
+from features.space import FeatureSpace
+from mms_apps import cli
+from mms_apps.steering.catalogue import search
+from mms_apps.steering.edits import Blend, Edit, Steering
+from mms_apps.steering.generator import SteeredGenerator, scaled
+from mms_apps.steering.prior import Prior, fit_prior
+
+EDITS = (Edit(400, 2.0), Edit(292, -1.0))
+
+
+def pixels(image: Image.Image) -> np.ndarray:
+    return np.asarray(image, dtype=int)
+
+
+def test_one_call_for_several_steerings_is_each_alone(drawer: SteeredGenerator) -> None:
+    steerings = [Steering(), Steering(EDITS), Steering(EDITS, begin=0.5), Steering(EDITS, end=0.4)]
+    together = drawer.generate(steerings, prompt="a woman", seed=3, steps=4)
+    assert together.drift[0] == pytest.approx(0, abs=0.1)
+    assert (together.drift[1:] > 5).all()
+    for steering, picture in zip(steerings, together.images, strict=True):
+        [alone] = drawer.generate([steering], prompt="a woman", seed=3, steps=4).images
+        assert np.abs(pixels(alone) - pixels(picture)).max() <= 1
+    assert not drawer.adapter.denoiser._forward_pre_hooks
+
+
+def test_the_same_seed_gives_the_same_picture(drawer: SteeredGenerator) -> None:
+    first, second, other = (
+        drawer.generate([Steering()], prompt="cat", seed=seed, steps=2).images[0]
+        for seed in (0, 0, 1)
+    )
+    assert np.array_equal(pixels(first), pixels(second))
+    assert not np.array_equal(pixels(first), pixels(other))
+
+
+def test_a_reference_is_embedded_and_a_prompt_goes_beside_it(drawer: SteeredGenerator) -> None:
+    photo = Image.new("RGB", (100, 80), "red")
+    torch.testing.assert_close(drawer.embed(image=photo), drawer.embed("cat", photo))
+    plain = drawer.generate([Steering()], image=photo, steps=2).images[0]
+    beside = drawer.generate([Steering()], image=photo, prompt="cat", steps=2).images[0]
+    assert not np.array_equal(pixels(plain), pixels(beside))
+
+
+def test_a_strip_multiplies_strengths_and_alphas() -> None:
+    steering = Steering((Edit(1, 2.0), Edit(2, mode="remove")), (Blend("CrossD", 0.5),), "cat")
+    assert scaled(steering, 0.5).edits[0].strength == 1.0
+    assert scaled(steering, 0.5).blends[0].alpha == 0.25
+    assert scaled(steering, 0.0).edits == (Edit(1, 0.0),)
+
+
+def test_nothing_to_draw_and_the_wrong_space_are_refused(
+    drawer: SteeredGenerator, folder: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match="nothing to draw"):
+        drawer.generate([Steering()], prompt="  ")
+    with pytest.raises(UserError, match="no prior"):
+        SteeredGenerator(drawer.pipe, drawer.space).generate([Steering()], prompt="cat")
+    with pytest.raises(UserError, match="another encoder"):
+        SteeredGenerator.load(str(folder), "embedded", device="cpu")
+    with pytest.raises(UserError, match="no Stable unCLIP pipeline"):
+        SteeredGenerator.load(str(tmp_path), device="cpu")
+
+
+def test_the_prior_is_the_regression_on_the_mean_of_a_drawings_images(tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    texts = torch.randn(50, 3, 4, generator=generator)
+    images = torch.randn(50, 3, 6, generator=generator)
+    prior = fit_prior(texts, images, generator)
+    means = images.mean(1, keepdim=True).expand_as(images).flatten(0, 1)
+    least = LinearRegression().fit(texts.flatten(0, 1).numpy(), means.numpy())
+    found = prior.mean(texts[:, 0])
+    assert np.corrcoef(found.flatten(), least.predict(texts[:, 0].numpy()).flatten())[0, 1] > 0.99
+    prior.save(tmp_path)
+    again = Prior.load(tmp_path)
+    torch.testing.assert_close(again.mean(texts[0]), prior.mean(texts[0]), atol=1e-2, rtol=1e-2)
+    drawn = prior.sample(texts[0], torch.Generator().manual_seed(1)) - prior.mean(texts[0])
+    rows = {tuple(row.tolist()) for row in prior.deviations}
+    assert len(drawn) == 3
+    for row in drawn:
+        assert min(float((row - torch.tensor(other)).abs().max()) for other in rows) < 1e-5
+    with pytest.raises(UserError, match="cannot be read as a prior"):
+        Prior.load(tmp_path / "none")
+
+
+def test_search_finds_by_number_word_and_class(drawer: SteeredGenerator) -> None:
+    space: FeatureSpace = drawer.space
+    [by_number] = search(space, "400")
+    assert by_number.feature == 400 and by_number.images and "400" in by_number.title
+    by_word = search(space, "woman")
+    assert all("woman" in card.name for card in by_word)
+    assert {card.modality_class for card in search(space, "woman", "ImgD")} == {"ImgD"}
+    assert len(search(space, "", "TextD", limit=5)) == 5
+    with pytest.raises(UserError, match="no feature found"):
+        search(space, "9999")
+
+
+def call(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
+    monkeypatch.setattr(sys, "argv", ["mms", "steer", *map(str, arguments)])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    return int(stopped.value.code or 0)
+
+
+def test_mms_steer_leaves_pictures_and_edits(
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    options = ("--generator", folder, "--device", "cpu", "--steps", "2", "--prompt", "a man")
+    edits = ("--wish", "more woman", "--edit", "292=remove", "--blend", "CrossD=0.2")
+    out = tmp_path / "out"
+    assert call(monkeypatch, *options, *edits, "--towards", "a cat", "--out", out) == 0
+    assert "woman: feature" in capsys.readouterr().out
+    for name in ("plain", "steered", "strip"):
+        assert Image.open(out / f"{name}.png").size[1] == 64
+    record = json.loads((out / "steered.json").read_text())
+    assert 0 < record["drift_degrees"] <= 60.1
+    again = tmp_path / "again"
+    assert call(monkeypatch, *options, "--edits", out / "edits.json", "--out", again) == 0
+    steered = (pixels(Image.open(folder / "steered.png")) for folder in (out, again))
+    assert np.array_equal(*steered)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ((), "nothing to draw"),
+        (("--prompt", "a", "--edit", "x=1"), "--edit x=1"),
+        (("--prompt", "a", "--edit", "9999=1"), "features 0 to"),
+        (("--prompt", "a", "--blend", "CrossD"), "--blend CrossD"),
+        (("--prompt", "a", "--image", "none.png"), "none.png"),
+        (("--image", __file__), "--image"),
+        (("--prompt", "a", "--edits", __file__), "cannot be read as saved edits"),
+    ],
+)
+def test_mistakes_are_one_line(
+    options: tuple[str, ...],
+    message: str,
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    given = ("--generator", folder, "--device", "cpu", "--steps", "2", "--out", tmp_path / "out")
+    assert call(monkeypatch, *given, *options) == 2
+    error = capsys.readouterr().err
+    assert message in error and "Traceback" not in error
