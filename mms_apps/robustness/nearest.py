@@ -10,6 +10,8 @@ from mms_apps.robustness.distances import Norm, distances
 from mms_apps.robustness.losses import margin
 from mms_apps.robustness.models import correct, require_float32, undisturbed
 
+LINE_HALVINGS = 8
+
 
 def minimal_eps(
     model: nn.Module,
@@ -28,7 +30,8 @@ def minimal_eps(
     """The smallest eps at which each image could be made adversarial: `[n]`; 0 where the
     prediction is wrong from the start, infinite where nothing was found.
 
-    It halves the span between an eps that fails and one that works, with PGD on the margin.
+    It halves the span between an eps that fails and one that works, with PGD on the margin; what
+    PGD finds is drawn back towards the clean image as far as it still fools the model.
 
     Args:
         model: pixels in [0, 1] -> logits.
@@ -77,9 +80,22 @@ def _searched(
     for _ in range(halvings + 1):
         ascent = pgd(lambda x: margin(model(x), labels), clean, eps, norm=norm, steps=steps)
         fooled = ascent.loss > 0
-        reached = distances(clean, ascent.images, norm)
+        reached = distances(clean, _drawn_back(model, labels, clean, ascent.images), norm)
         least = torch.where(fooled, torch.minimum(least, reached), least)
         high = torch.where(fooled, torch.minimum(reached, eps), high)
         low = torch.where(fooled, low, eps)
         eps = torch.where(least.isfinite(), (low + high) / 2, eps)
     return least
+
+
+@torch.no_grad()
+def _drawn_back(model: nn.Module, labels: Tensor, clean: Tensor, adversarial: Tensor) -> Tensor:
+    """Adversarial images moved straight towards the clean ones as far as they stay adversarial."""
+    shape = (-1, 1, 1, 1)
+    fails, works = torch.zeros(len(clean), device=clean.device), torch.ones_like(clean[:, 0, 0, 0])
+    for _ in range(LINE_HALVINGS):
+        middle = (fails + works) / 2
+        images = clean + middle.view(shape) * (adversarial - clean)
+        fooled = margin(model(images), labels) > 0
+        fails, works = torch.where(fooled, fails, middle), torch.where(fooled, middle, works)
+    return clean + works.view(shape) * (adversarial - clean)

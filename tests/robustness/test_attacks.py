@@ -1,0 +1,266 @@
+"""Attacks: inside eps, strong on a known case, the best kept, nothing left behind."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from features.errors import UserError
+from mms_apps.robustness.ascent import pgd
+from mms_apps.robustness.attacks import ATTACKS, AttackConfig, offered, parts, run_attack
+from mms_apps.robustness.checks import analytic, linear_case
+from mms_apps.robustness.distances import NORMS, distances, project, random_in_ball, within
+from mms_apps.robustness.losses import margin
+from mms_apps.robustness.models import Squeezed, correct
+from mms_apps.robustness.nearest import minimal_eps
+from tests.robustness.conftest import SmallNet, small_case
+
+SHORT = {"pgd_steps": 10, "steps": 10, "queries": 30}
+
+
+@settings(max_examples=25, deadline=None)
+@given(norm=st.sampled_from(NORMS), eps=st.floats(1e-3, 3), seed=st.integers(0, 1000))
+def test_projections_and_starts_are_inside_the_ball(norm: str, eps: float, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    clean = torch.rand(3, 3, 5, 4, generator=generator)
+    far = clean + 4 * torch.randn(clean.shape, generator=generator)
+    radius = torch.full((3, 1, 1, 1), eps)
+    for images in (
+        project(far, clean, radius, norm),
+        random_in_ball(clean, radius, norm, generator),
+    ):
+        assert within(clean, images, eps, norm).all()
+        assert images.min() >= 0
+        assert images.max() <= 1
+
+
+def test_a_projection_leaves_what_is_inside() -> None:
+    clean = torch.full((1, 3, 2, 2), 0.5)
+    near = clean + 0.01
+    for norm in NORMS:
+        assert torch.allclose(project(near, clean, torch.ones(1, 1, 1, 1), norm), near)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_the_nearest_adversarial_of_a_linear_model_is_found(norm: str) -> None:
+    """The distance is known in closed form: |w.x + b| over the dual norm of w."""
+    model, pixels, labels = linear_case(32, seed=3)
+    nearest = model.nearest(pixels, norm)
+    found = minimal_eps(model, pixels, labels, norm=norm, high=0.5 if norm == "Linf" else 5.0)
+    assert (found >= nearest * (1 - 1e-4)).all()
+    assert (found <= 1.25 * nearest).all()
+    assert analytic(norm).passed
+
+
+def test_a_search_leaves_out_wrong_and_unreachable_images() -> None:
+    model, pixels, labels = linear_case(4, seed=0)
+    labels = labels.clone()
+    labels[0] = 1 - labels[0]
+    high = torch.tensor([1.0, torch.inf, 1.0, 1e-6])
+    found = minimal_eps(model, pixels, labels, high=high, steps=10)
+    assert found[0] == 0
+    assert torch.isinf(found[1])
+    assert torch.isinf(found[3])
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("classes", [2, 3, 4])
+def test_every_attack_offered_runs(classes: int, norm: str) -> None:
+    model, pixels, labels = small_case(classes)
+    eps = 0.1 if norm == "Linf" else 1.0
+    names = offered(classes, norm)
+    assert ("cw" in names) == (norm == "L2")
+    assert ("apgd-dlr" in names) == (classes >= 3)
+    assert ("apgd-t" in names) == (classes >= 4)
+    accuracy = {}
+    for name in names:
+        found = run_attack(model, pixels, labels, name, eps, AttackConfig(norm=norm, **SHORT))
+        assert within(pixels, found.images, eps, norm).all(), name
+        assert found.images.min() >= 0 and found.images.max() <= 1
+        assert not found.images.requires_grad
+        accuracy[name] = float(correct(model, found.images, labels).float().mean())
+    assert accuracy["autoattack"] <= min(accuracy["apgd"], accuracy["fab"])
+    assert accuracy["pgd"] <= accuracy["noise"]
+    assert accuracy["autoattack"] < 1
+
+
+@pytest.mark.parametrize("name", offered(2, "L2"))
+def test_a_single_image_works(name: str) -> None:
+    model, pixels, labels = small_case(2, count=1)
+    config = AttackConfig(norm="L2", **SHORT)
+    assert run_attack(model, pixels, labels, name, 1.0, config).images.shape == pixels.shape
+
+
+def test_autoattack_takes_the_parts_that_work() -> None:
+    assert parts("autoattack", 2) == ["apgd", "fab", "square"]
+    assert parts("autoattack", 3) == ["apgd", "apgd-dlr", "fab", "square"]
+    assert parts("autoattack", 10) == ["apgd", "apgd-t", "fab", "square"]
+    assert AttackConfig().steps == 100
+
+
+def test_pgd_keeps_the_best_iterate_not_the_last() -> None:
+    """A loss with a narrow peak half way: the last iterate is beyond it."""
+    clean = torch.zeros(1, 1, 1, 1)
+    ascent = pgd(lambda x: -(x.flatten(1).sum(1) - 0.3).abs(), clean, 1.0, steps=7)
+    assert float(ascent.loss) == max(ascent.history)
+
+    class Oscillating(nn.Module):
+        """Fooled in a thin shell only, which an iterate passes through."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(1))
+
+        def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+            value = self.weight * pixels.flatten(1).mean(1)
+            return torch.stack([torch.full_like(value, 0.0), 0.05 - (value - 0.55).abs()], dim=1)
+
+    pixels, labels = torch.full((4, 3, 2, 2), 0.5), torch.zeros(4, dtype=torch.int64)
+    pixels = pixels - 0.001
+    found = run_attack(Oscillating(), pixels, labels, "pgd", 0.5, AttackConfig(pgd_steps=4))
+    assert found.fooled.all() == (~correct(Oscillating(), found.images, labels)).all()
+    assert found.fooled.all()
+
+
+def test_images_that_are_wrong_stay_as_they_are() -> None:
+    model, pixels, labels = small_case(3)
+    labels = (labels + 1) % 3
+    found = run_attack(model, pixels, labels, "pgd", 0.1, AttackConfig(**SHORT))
+    assert torch.equal(found.images, pixels)
+    assert not found.fooled.any()
+
+
+def test_nothing_global_changes_and_the_mode_is_restored() -> None:
+    model, pixels, labels = small_case(4)
+    model.train()
+    model.dropout.eval()
+    model.head.weight.requires_grad_(False)
+    random.seed(1)
+    np.random.seed(1)
+    torch.manual_seed(1)
+    before = (random.getstate(), np.random.get_state()[1].copy(), torch.get_rng_state())
+    for name in offered(4, "L2"):
+        run_attack(model, pixels, labels, name, 0.5, AttackConfig(norm="L2", **SHORT))
+    assert random.getstate() == before[0]
+    assert np.array_equal(np.random.get_state()[1], before[1])
+    assert torch.equal(torch.get_rng_state(), before[2])
+    assert model.training and model.head.training and not model.dropout.training
+    assert not model.head.weight.requires_grad
+    assert model.head.bias.requires_grad and model.features.weight.requires_grad
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_an_exception_restores_the_model() -> None:
+    class Breaks(SmallNet):
+        calls = 0
+
+        def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+            self.calls += 1
+            if self.calls > 3:
+                raise RuntimeError("broken")
+            return super().forward(pixels)
+
+    _, pixels, labels = small_case(2)
+    model = Breaks(2).train()
+    state = torch.get_rng_state()
+    with pytest.raises(RuntimeError, match="broken"):
+        run_attack(model, pixels, labels, "pgd", 0.1, AttackConfig(**SHORT))
+    assert model.training and model.dropout.training
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_attacks_work_where_gradients_are_off() -> None:
+    model, pixels, labels = small_case(2)
+    config = AttackConfig(**SHORT)
+    plain = run_attack(model, pixels, labels, "pgd", 0.1, config).images
+    with torch.no_grad():
+        assert torch.equal(run_attack(model, pixels, labels, "pgd", 0.1, config).images, plain)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(run_attack(model, pixels, labels, "pgd", 0.1, config).images, plain)
+
+
+def test_the_seed_decides() -> None:
+    model, pixels, labels = small_case(2)
+    runs = [
+        run_attack(model, pixels, labels, "noise", 0.1, AttackConfig(seed=seed)).images
+        for seed in (0, 0, 1)
+    ]
+    assert torch.equal(runs[0], runs[1])
+    assert not torch.equal(runs[0], runs[2])
+
+
+def test_an_attack_through_rounding_needs_straight_through() -> None:
+    """Rounding hides the gradient; letting it pass breaks the defence (BPDA)."""
+    net, pixels, _ = small_case(2)
+    config = AttackConfig(pgd_steps=20)
+    accuracy = {}
+    labels = correct_labels(nn.Sequential(Squeezed(4, straight_through=False), net), pixels)
+    for passes in (False, True):
+        attacked = nn.Sequential(Squeezed(4, straight_through=passes), net)
+        defended = nn.Sequential(Squeezed(4, straight_through=False), net)
+        images = run_attack(attacked, pixels, labels, "fgsm", 0.1, config).images
+        accuracy[passes] = float(correct(defended, images, labels).float().mean())
+    assert accuracy[False] == 1
+    assert accuracy[True] < 0.5
+
+
+def correct_labels(model: nn.Module, pixels: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        return model(pixels).argmax(1)
+
+
+def test_pgd_with_a_radius_for_every_image() -> None:
+    model, pixels, labels = small_case(3)
+    eps = torch.linspace(0.01, 0.2, len(pixels))
+    for norm in NORMS:
+        found = pgd(lambda x: margin(model(x), labels), pixels, eps, norm=norm, steps=5, restarts=2)
+        assert within(pixels, found.images, eps, norm).all()
+        assert (distances(pixels, found.images, norm) > 0.5 * eps).float().mean() > 0.5
+
+
+@pytest.mark.parametrize(
+    ("name", "eps", "norm", "message"),
+    [
+        ("nothing", 0.1, "Linf", "unknown attack"),
+        ("cw", 0.1, "Linf", "cannot be run on 2 classes with norm Linf"),
+        ("apgd-t", 0.1, "Linf", "cannot be run on 2 classes"),
+        ("pgd", 0.0, "Linf", "must be a positive number"),
+        ("pgd", float("nan"), "Linf", "must be a positive number"),
+    ],
+)
+def test_what_cannot_be_run_is_refused(name: str, eps: float, norm: str, message: str) -> None:
+    model, pixels, labels = small_case(2)
+    with pytest.raises(UserError, match=message):
+        run_attack(model, pixels, labels, name, eps, AttackConfig(norm=norm))
+
+
+def test_less_than_float32_is_refused() -> None:
+    model, pixels, labels = small_case(2)
+    with pytest.raises(UserError, match="float32"):
+        run_attack(model.to(torch.bfloat16), pixels, labels, "pgd", 0.1, AttackConfig())
+    with pytest.raises(UserError, match="float32"):
+        run_attack(SmallNet(2), pixels.half(), labels, "pgd", 0.1, AttackConfig())
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"norm": "L1"}, "unknown norm"),
+        ({"queries": 0}, "queries 0"),
+        ({"steps": -1}, "must not be negative"),
+    ],
+)
+def test_bad_settings_are_refused(settings: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        AttackConfig(**settings)
+
+
+def test_every_kind_names_what_it_needs() -> None:
+    assert {name for name, kind in ATTACKS.items() if not kind.gradients} == {"noise", "square"}
