@@ -104,10 +104,11 @@ class Evaluator(nn.Module):
         """How different pictures look, pair by pair `[n]`: as LPIPS without its learned weights,
         squared differences of unit features, averaged over places and added over stages."""
         a, b = self.maps(tensor(first)), self.maps(tensor(second))
-        return sum(
+        stages = [
             (F.normalize(x, dim=1) - F.normalize(y, dim=1)).square().sum(1).mean((1, 2))
             for x, y in zip(a, b, strict=True)
-        )
+        ]
+        return torch.stack(stages).sum(0)
 
 
 def tensor(images: list[Image.Image]) -> Tensor:

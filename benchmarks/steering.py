@@ -127,7 +127,9 @@ class Bench:
             step = F.normalize(direction, dim=0)[None] * step.norm()
         elif method == "prompt":
             texts = [task.pair.captions[0], edited_caption(task)]
-            before, after = self.drawer.prior.mean(self.space.encoder.encode_texts(texts))
+            prior = self.drawer.prior
+            assert prior is not None, "the benchmark needs a generator with a prior"
+            before, after = prior.mean(self.space.encoder.encode_texts(texts))
             step = (after - before)[None] / raw.norm()
         moved = unit + torch.tensor(STRENGTHS)[:, None] * step
         return F.normalize(moved, dim=1) * raw.norm()
@@ -315,7 +317,7 @@ def generator_rows(bench: Bench, held_out: list[Pair]) -> list[Result]:
 
 
 def frechet(first: np.ndarray, second: np.ndarray) -> float:
-    """Frechet distance of two sets of features `[n, dim]`, taken as Gaussian (Heusel et al. 2017)."""
+    """Frechet distance of two sets of features `[n, dim]` (Heusel et al. 2017, FID's)."""
     a, b = np.cov(first, rowvar=False), np.cov(second, rowvar=False)
     root = np.real(sqrtm(a @ b))
     between_means = np.square(first.mean(0) - second.mean(0)).sum()
