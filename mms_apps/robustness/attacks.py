@@ -83,6 +83,7 @@ class _Attempts(nn.Module):
         self.best = clean.clone()
         self.margin = torch.full((len(clean),), -torch.inf, device=clean.device)
         self.history: list[float] = []
+        self.eval()  # torchattacks puts the model back into the mode of what it attacks
 
     @property
     def fooled(self) -> Tensor:

@@ -158,15 +158,16 @@ def require_float32(model: nn.Module, pixels: Tensor) -> None:
 def undisturbed(model: nn.Module, seed: int) -> Iterator[None]:
     """Attack a model within this context and leave no trace.
 
-    Within it the weights are frozen, gradients are on, autocast is off and the global random state
-    starts from the seed. Afterwards, after an exception too, the random state, every module's
-    training flag and every parameter's requires_grad are what they were.
+    Within it the model is in eval mode, the weights are frozen, gradients are on, autocast is off
+    and the global random state starts from the seed. Afterwards, after an exception too, the random
+    state, every module's training flag and every parameter's requires_grad are what they were.
     """
     training = [(module, module.training) for module in model.modules()]
     frozen = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     devices = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
     device_type = "cuda" if devices else "cpu"
     try:
+        model.eval()
         for parameter, _ in frozen:
             parameter.requires_grad_(False)
         with (

@@ -7,6 +7,7 @@ import random
 import numpy as np
 import pytest
 import torch
+import torchattacks
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -110,8 +111,8 @@ def test_pgd_keeps_the_best_iterate_not_the_last() -> None:
     ascent = pgd(lambda x: -(x.flatten(1).sum(1) - 0.3).abs(), clean, 1.0, steps=7)
     assert float(ascent.loss) == max(ascent.history)
 
-    class Oscillating(nn.Module):
-        """Fooled in a thin shell only, which an iterate passes through."""
+    class Shell(nn.Module):
+        """Fooled between 0.6 and 0.7 alone, though its loss points beyond."""
 
         def __init__(self) -> None:
             super().__init__()
@@ -119,13 +120,15 @@ def test_pgd_keeps_the_best_iterate_not_the_last() -> None:
 
         def forward(self, pixels: torch.Tensor) -> torch.Tensor:
             value = self.weight * pixels.flatten(1).mean(1)
-            return torch.stack([torch.full_like(value, 0.0), 0.05 - (value - 0.55).abs()], dim=1)
+            other = torch.where((value > 0.6) & (value < 0.7), value + 1, value - 1)
+            return torch.stack([torch.zeros_like(value), other], dim=1)
 
     pixels, labels = torch.full((4, 3, 2, 2), 0.5), torch.zeros(4, dtype=torch.int64)
-    pixels = pixels - 0.001
-    found = run_attack(Oscillating(), pixels, labels, "pgd", 0.5, AttackConfig(pgd_steps=4))
-    assert found.fooled.all() == (~correct(Oscillating(), found.images, labels)).all()
+    last = torchattacks.PGD(Shell(), eps=0.5, alpha=0.15, steps=8, random_start=False)
+    assert correct(Shell(), last(pixels, labels), labels).all()
+    found = run_attack(Shell(), pixels, labels, "pgd", 0.5, AttackConfig(pgd_steps=8))
     assert found.fooled.all()
+    assert not correct(Shell(), found.images, labels).any()
 
 
 def test_images_that_are_wrong_stay_as_they_are() -> None:
@@ -154,6 +157,23 @@ def test_nothing_global_changes_and_the_mode_is_restored() -> None:
     assert not model.head.weight.requires_grad
     assert model.head.bias.requires_grad and model.features.weight.requires_grad
     assert all(parameter.grad is None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_statistics_of_batch_norm_are_left_alone(training: bool) -> None:
+    """torchattacks puts a model into the mode of what wraps it: its statistics must not move."""
+    net, pixels, _ = small_case(2)
+    model = nn.Sequential(nn.BatchNorm2d(3), net).train(training)
+    with torch.no_grad():
+        labels = nn.Sequential(*model).eval()(pixels).argmax(1)
+    model.train(training)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    runs = [run_attack(model, pixels, labels, n, 0.1, AttackConfig(**SHORT)).images
+            for n in ("fgsm", "autoattack", "fgsm")]  # fmt: skip
+    assert torch.equal(runs[0], runs[2])
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+    assert model.training is training and model[0].training is training
 
 
 def test_an_exception_restores_the_model() -> None:

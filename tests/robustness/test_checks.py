@@ -45,6 +45,13 @@ def test_dropout_outside_eval_mode_is_caught(model: ZeroShot, task: Task) -> Non
     assert checks.repeatable(broken.eval(), task.pixels).passed
 
 
+def test_statistics_of_the_batch_are_caught() -> None:
+    net, pixels, _ = small_case(3)
+    model = nn.Sequential(nn.BatchNorm2d(3), net)
+    assert checks.repeatable(model.eval(), pixels).passed
+    assert not checks.repeatable(model.train(), pixels).passed
+
+
 def test_probabilities_are_caught() -> None:
     model, pixels, _ = small_case(3)
     assert checks.gives_logits(model, pixels).passed
