@@ -75,10 +75,22 @@ class _Attempts(nn.Module):
     """
 
     def __init__(
-        self, model: nn.Module, clean: Tensor, labels: Tensor, eps: float, norm: Norm
+        self,
+        model: nn.Module,
+        clean: Tensor,
+        labels: Tensor,
+        eps: float,
+        norm: Norm,
+        passed: Callable[[int], None],
     ) -> None:
+        """
+        Args:
+            passed: called after each pass with their number.
+        """
         super().__init__()
         self.model = model
+        self.passed = passed
+        self.passes = 0
         self.clean, self.labels, self.eps, self.norm = clean, labels, eps, norm
         self.best = clean.clone()
         self.margin = torch.full((len(clean),), -torch.inf, device=clean.device)
@@ -91,6 +103,8 @@ class _Attempts(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         logits = self.model(images)
+        self.passes += 1
+        self.passed(self.passes)
         if len(images) == len(self.clean):  # all of them, in their order
             self.note(images.detach(), logits.detach())
             if torch.is_grad_enabled():
@@ -114,6 +128,8 @@ class AttackKind:
     """One attack: how it runs and what it needs."""
 
     run: Run
+    passes: Callable[[AttackConfig], int]
+    """About how many passes over the images it takes, for the progress."""
     norms: tuple[Norm, ...] = ("Linf", "L2")
     min_classes: int = 2
     gradients: bool = True
@@ -241,16 +257,20 @@ def _cw(
     return nearest
 
 
+def _adaptive(config: AttackConfig) -> int:
+    return config.steps * config.restarts
+
+
 ATTACKS: dict[str, AttackKind] = {
-    "noise": AttackKind(_noise, gradients=False, iterated=False),
-    "fgsm": AttackKind(_fgsm, iterated=False),
-    "pgd": AttackKind(_pgd, keeps_last=True),
-    "apgd": AttackKind(_apgd("ce")),
-    "apgd-dlr": AttackKind(_apgd("dlr"), min_classes=3),
-    "apgd-t": AttackKind(_apgd_t, min_classes=4),
-    "fab": AttackKind(_fab, nearest=True),
-    "cw": AttackKind(_cw, norms=("L2",), nearest=True),
-    "square": AttackKind(_square, gradients=False),
+    "noise": AttackKind(_noise, lambda c: 1, gradients=False, iterated=False),
+    "fgsm": AttackKind(_fgsm, lambda c: 1, iterated=False),
+    "pgd": AttackKind(_pgd, lambda c: c.pgd_steps * c.restarts, keeps_last=True),
+    "apgd": AttackKind(_apgd("ce"), _adaptive),
+    "apgd-dlr": AttackKind(_apgd("dlr"), _adaptive, min_classes=3),
+    "apgd-t": AttackKind(_apgd_t, _adaptive, min_classes=4),
+    "fab": AttackKind(_fab, lambda c: 2 * c.steps * c.restarts, nearest=True),
+    "cw": AttackKind(_cw, lambda c: len(CW_CONSTANTS) * c.steps, norms=("L2",), nearest=True),
+    "square": AttackKind(_square, lambda c: c.queries * c.restarts, gradients=False),
 }
 """Every single attack by its name."""
 AUTOATTACK = "autoattack"
@@ -325,7 +345,17 @@ def run_attack(
             right = correct(model, found[rows], labels[rows])
             todo = start + right.nonzero().squeeze(1)  # [still right]
             if len(todo):
-                one = _run_one(model, pixels[todo], labels[todo], part, eps, config, name)
+                own = config
+                if name == AUTOATTACK:
+                    queries = max(config.queries, AUTOATTACK_QUERIES)
+                    own = dataclasses.replace(config, queries=queries)
+                expected = ATTACKS[part].passes(own)
+
+                def passed(passes: int, number: int = number, expected: int = expected) -> None:
+                    if progress is not None:
+                        progress((number + min(1.0, passes / max(expected, 1))) / len(steps))
+
+                one = _run_one(model, pixels[todo], labels[todo], part, eps, own, passed)
                 found[todo], fooled[todo] = one.images, one.fooled
                 if start == 0:
                     history += one.history
@@ -341,13 +371,11 @@ def _run_one(
     part: str,
     eps: float,
     config: AttackConfig,
-    name: str,
+    passed: Callable[[int], None],
 ) -> Attacked:
     """One single attack on one batch."""
     kind = ATTACKS[part]
-    if name == AUTOATTACK:
-        config = dataclasses.replace(config, queries=max(config.queries, AUTOATTACK_QUERIES))
-    attempts = _Attempts(model, clean, labels, eps, config.norm)
+    attempts = _Attempts(model, clean, labels, eps, config.norm, passed)
     with contextlib.redirect_stdout(io.StringIO()):  # torchattacks prints
         images = kind.run(attempts, clean, labels, eps, config).detach()
     with torch.no_grad():

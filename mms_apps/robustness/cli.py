@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from features.errors import UserError
-
 if TYPE_CHECKING:
     from mms_apps.robustness.evaluation import Evaluation
 
@@ -85,7 +83,7 @@ def robustness(
     from features.encoder import load_encoder
     from features.space import FeatureSpace
     from mms_apps.robustness.attacks import AttackConfig
-    from mms_apps.robustness.distances import require_norm
+    from mms_apps.robustness.distances import read_eps, require_norm
     from mms_apps.robustness.evaluation import EvaluationConfig, evaluate
     from mms_apps.robustness.models import ResizedTo, ZeroShot, image_size
     from mms_apps.robustness.report import write_robustness_report
@@ -140,22 +138,6 @@ def robustness(
         raise typer.Exit(1)
 
 
-def read_eps(text: str) -> float:
-    """An eps as a user writes it: 4/255, 0.5 or 1.
-
-    Raises:
-        UserError: it is no positive number.
-    """
-    upper, _, lower = text.partition("/")
-    try:
-        value = float(upper) / float(lower or 1)
-    except (ValueError, ZeroDivisionError):
-        value = float("nan")
-    if not 0 < value < float("inf"):
-        raise UserError(f"--eps {text}: not a positive number; write 4/255 or 0.5")
-    return value
-
-
 def other_embedded(encoder: str) -> str:
     """The embedded encoder that is not this one."""
     return "embedded" if encoder == "embedded-ssl" else "embedded-ssl"
@@ -183,7 +165,7 @@ def _summarise(found: Evaluation) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from mms_apps.robustness.evaluation import readable_eps
+    from mms_apps.robustness.distances import readable_eps
 
     eps = sorted(found.config.eps)
     title = f"Accuracy of {found.encoder} on {found.images} images, {found.task}"

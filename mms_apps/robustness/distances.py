@@ -63,3 +63,25 @@ def random_in_ball(clean: Tensor, eps: Tensor, norm: Norm, generator: torch.Gene
         length = move.flatten(1).norm(dim=1).clamp(min=1e-12)
         move = move * (share / length).view(-1, 1, 1, 1)
     return (clean + eps * move).clamp(0, 1)
+
+
+def read_eps(text: str) -> float:
+    """An eps as a user writes it: 4/255, 0.5 or 1.
+
+    Raises:
+        UserError: it is no positive number.
+    """
+    upper, _, lower = text.partition("/")
+    try:
+        value = float(upper) / float(lower or 1)
+    except (ValueError, ZeroDivisionError):
+        value = float("nan")
+    if not 0 < value < float("inf"):
+        raise UserError(f"eps {text!r}: not a positive number; write 4/255 or 0.5")
+    return value
+
+
+def readable_eps(eps: float) -> str:
+    """An eps in 255ths where it is one of them."""
+    steps = eps * 255
+    return f"{round(steps)}/255" if abs(steps - round(steps)) < 1e-6 and eps < 1 else f"{eps:g}"

@@ -31,6 +31,7 @@ from features.space import FeatureSpace
 from mms_apps.robustness import checks
 from mms_apps.robustness.attacks import ATTACKS, AttackConfig, require_offered, run_attack
 from mms_apps.robustness.checks import Check, all_passed
+from mms_apps.robustness.distances import readable_eps
 from mms_apps.robustness.groups import (
     GROUPS,
     Control,
@@ -342,12 +343,12 @@ class _Run:
 
     def part(self, name: str, eps: float) -> Part:
         """One attack at one eps."""
-        return self._part(f"{name}-{eps:.6f}", self.model, name, eps)
+        return self._part(f"{name}-{eps:.6f}", name, self.model, name, eps)
 
     def transfer(self) -> Part:
         """PGD on the other model, at the middle eps, tried on this one."""
         assert self.surrogate is not None
-        return self._part(TRANSFER, self.surrogate, "pgd", self.config.middle)
+        return self._part(TRANSFER, TRANSFER, self.surrogate, "pgd", self.config.middle)
 
     def minimal(self, worst: dict[float, Tensor], right: Tensor) -> Tensor:
         """The smallest adversarial eps of each image, `[n]`."""
@@ -568,7 +569,7 @@ class _Run:
                     }
         return {}
 
-    def _part(self, key: str, attacked_model: nn.Module, name: str, eps: float) -> Part:
+    def _part(self, key: str, what: str, attacked_model: nn.Module, name: str, eps: float) -> Part:
         path = self.folder / f"{_slug(key)}.safetensors"
         if not path.is_file():
             found = run_attack(
@@ -578,7 +579,7 @@ class _Run:
                 name,
                 eps,
                 self.config.attack,
-                progress=self._within(f"{key.partition('-0.')[0]} at {readable_eps(eps)}"),
+                progress=self._within(f"{what} at {readable_eps(eps)}"),
             )
             self._measured(found.images, found.fooled, found.history, eps, attacked_model).save(
                 path
@@ -674,12 +675,6 @@ def _save(tensors: dict[str, Tensor], path: Path) -> None:
 
 def _slug(text: str) -> str:
     return "".join(c if c.isalnum() or c in "-." else "_" for c in text)
-
-
-def readable_eps(eps: float) -> str:
-    """An eps in 255ths where it is one of them."""
-    steps = eps * 255
-    return f"{round(steps)}/255" if abs(steps - round(steps)) < 1e-6 and eps < 1 else f"{eps:g}"
 
 
 def _plain(value: Any) -> Any:

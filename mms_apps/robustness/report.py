@@ -17,7 +17,8 @@ from torch import Tensor
 from features.files import write_whole
 from features.report import CLASS_NAMES, templates
 from mms_apps.robustness.checks import CONTROL_KINDS
-from mms_apps.robustness.evaluation import WORST, DefenceResult, Evaluation, readable_eps
+from mms_apps.robustness.distances import readable_eps
+from mms_apps.robustness.evaluation import WORST, DefenceResult, Evaluation
 from mms_apps.robustness.tasks import RETRIEVAL
 
 if TYPE_CHECKING:
@@ -102,7 +103,7 @@ def _environment() -> Environment:
 
     environment = templates()
     assert environment.loader is not None
-    own = PackageLoader("mms_apps.robustness", package_path="")
+    own = PackageLoader("mms_apps.robustness")
     environment.loader = ChoiceLoader([own, environment.loader])
     environment.filters["spread"] = _spread
     environment.filters["defence_words"] = defence_words

@@ -1,0 +1,227 @@
+"""Robustness: attack a picture, see what the model takes it for and which features moved.
+
+python -m demos.robustness
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from typing import Any
+
+from PIL import Image
+
+from demos.common import ONE_AT_A_TIME, gr, launch
+from features.errors import UserError
+from features.report import CLASS_NAMES
+from mms_apps.robustness.distances import NORMS, read_eps
+from mms_apps.robustness.session import PictureAttacked, Session
+
+LABELS = "man, woman"
+ATTACK = "apgd"
+LINF_EPS = [1, 2, 4, 8, 16]
+L2_EPS = [0.25, 0.5, 1, 2, 4]
+NORM_NAMES = [("L-inf: the largest change of a pixel", "Linf"), ("L2: the length of all", "L2")]
+CSS = """
+.gradio-container { max-width: 1180px !important; margin: 0 auto !important; }
+#pictures .caption-label { display: none; }
+#result img { image-rendering: pixelated; }
+#verdict { font-size: 1.1rem; }
+"""
+INTRO = """
+# Robustness: how little must change?
+Pick or upload a picture, name the labels to tell apart, and attack. The attack changes the
+prediction that the model makes of the clean picture, and stays within eps.
+"""
+
+
+def build(session: Session) -> gr.Blocks:
+    """The page."""
+
+    def attack(
+        image: Image.Image | None,
+        labels: str,
+        kind: str,
+        norm: Any,
+        eps: str,
+        progress: gr.Progress = gr.Progress(),  # noqa: B008
+    ) -> tuple:
+        if image is None:
+            raise gr.Error("Pick or upload a picture.")
+        progress(0, desc=kind)
+        try:
+            found = session.attack(
+                image, labels, kind, read_eps(eps), norm,
+                progress=lambda share: progress(share, desc=f"{kind}, {share:.0%}"),
+            )  # fmt: skip
+        except UserError as error:
+            raise gr.Error(str(error)) from None
+        return (
+            verdict(found),
+            found.before,
+            found.after,
+            found.clean,
+            found.adversarial,
+            gr.Image(found.difference, label=f"Difference, {found.gain:.0f} times"),
+            moved_rows(found),
+            drift_rows(found),
+            check_rows(found),
+        )
+
+    def pick(event: gr.SelectData) -> Image.Image:
+        return session.pictures[event.index][0]
+
+    def possible(labels: str, norm: Any, kind: str) -> Any:
+        try:
+            names = session.attacks(labels, norm)
+        except UserError as error:
+            raise gr.Error(str(error)) from None
+        return gr.Dropdown(choices=names, value=kind if kind in names else ATTACK)
+
+    def sizes(norm: str) -> Any:
+        choices = eps_choices(norm)
+        return gr.Dropdown(choices=choices, value=choices[2])
+
+    with gr.Blocks(title="Robustness", analytics_enabled=False) as demo:
+        gr.Markdown(INTRO)
+        with gr.Row():
+            with gr.Column(scale=2):
+                gallery = gr.Gallery(
+                    session.pictures,
+                    label="Held-out pictures",
+                    columns=8,
+                    height=250,
+                    allow_preview=False,
+                    elem_id="pictures",
+                )
+            image = gr.Image(
+                session.pictures[0][0], label="Picture", type="pil", height=250, sources=["upload"]
+            )
+        with gr.Row():
+            labels = gr.Textbox(LABELS, label="Labels, by commas", scale=2)
+            kind = gr.Dropdown(
+                session.attacks(LABELS, "Linf"),
+                value=ATTACK,
+                label="Attack",
+                allow_custom_value=True,
+                scale=1,
+            )
+            norm = gr.Radio(NORM_NAMES, value=NORMS[0], label="Norm", scale=2)
+        with gr.Row():
+            eps = gr.Dropdown(
+                eps_choices("Linf"),
+                value="4/255",
+                label="eps, of a list or your own",
+                allow_custom_value=True,
+                scale=2,
+            )
+            button = gr.Button("Attack", variant="primary", scale=1)
+        said = gr.Markdown(elem_id="verdict")
+        with gr.Row(elem_id="result"):
+            clean = gr.Image(label="Clean", height=260, buttons=[], interactive=False)
+            attacked = gr.Image(label="Attacked", height=260, buttons=[], interactive=False)
+            difference = gr.Image(label="Difference", height=260, buttons=[], interactive=False)
+        with gr.Row():
+            before = gr.Label(label="Prediction, clean", num_top_classes=5)
+            after = gr.Label(label="Prediction, attacked", num_top_classes=5)
+        with gr.Row():
+            moved = gr.Dataframe(
+                headers=["feature", "class", "before", "after"],
+                label="Features that moved most",
+                interactive=False,
+                wrap=True,
+            )
+            drift = gr.Dataframe(
+                headers=["class", "share of the change", "random features of that energy"],
+                label="What moved, by class",
+                interactive=False,
+                wrap=True,
+            )
+        with gr.Accordion("Checks of this attack", open=False):
+            checks = gr.Dataframe(
+                headers=["check", "passed", "value", "at most", "what a failure means"],
+                show_label=False,
+                interactive=False,
+                wrap=True,
+            )
+        results = [said, before, after, clean, attacked, difference, moved, drift, checks]
+        button.click(
+            attack, [image, labels, kind, norm, eps], results, api_name="attack", **ONE_AT_A_TIME
+        )
+        gallery.select(pick, None, image, api_visibility="private")
+        norm.change(sizes, norm, eps, api_visibility="private")
+        for changed in (labels.blur, labels.submit, norm.change):
+            changed(possible, [labels, norm, kind], kind, api_visibility="private")
+    return demo
+
+
+def eps_choices(norm: str) -> list[str]:
+    """Sizes to choose from."""
+    return [f"{e}/255" for e in LINF_EPS] if norm == "Linf" else [f"{e:g}" for e in L2_EPS]
+
+
+def verdict(found: PictureAttacked) -> str:
+    """What happened, in a sentence."""
+    if not found.reliable:
+        failed = ", ".join(check.name for check in found.checks if not check.passed)
+        return f"**Not to be relied on:** a check failed ({failed})."
+    first, last = (max(p, key=p.__getitem__) for p in (found.before, found.after))
+    if not found.fooled:
+        return f"**Withstood:** still taken for *{first}*."
+    kept = "" if found.rounded == last else f" Saved with 8 bits it is *{found.rounded}* again."
+    return f"**Fooled:** *{first}* is taken for *{last}*.{kept}"
+
+
+def moved_rows(found: PictureAttacked) -> list[list[str]]:
+    """The features that moved most."""
+    return [
+        [
+            f"{f['feature']} {f['name']}",
+            CLASS_NAMES[str(f["class"])],
+            f"{f['before']:.3f}",
+            f"{f['after']:.3f}",
+        ]
+        for f in found.moved
+    ]
+
+
+def drift_rows(found: PictureAttacked) -> list[list[str]]:
+    """What moved, by class."""
+
+    def percent(value: float) -> str:
+        return f"{value:.0%}" if math.isfinite(value) else "n/a"
+
+    return [
+        [CLASS_NAMES[group], percent(share), " to ".join(map(percent, found.control[group]))]
+        for group, share in found.drift.items()
+        if group in found.control
+    ]
+
+
+def check_rows(found: PictureAttacked) -> list[list[str]]:
+    """The checks."""
+    return [
+        [
+            check.name,
+            "passed" if check.passed else "failed",
+            "n/a" if check.value is None else f"{check.value:.3g}",
+            f"{check.threshold:.3g}",
+            check.advice,
+        ]
+        for check in found.checks
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--space", default="embedded", help="folder, hub id or embedded")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--port", type=int)
+    arguments = parser.parse_args()
+    launch(
+        build(Session.load(arguments.space, device=arguments.device)), port=arguments.port, css=CSS
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,216 @@
+"""One picture attacked at a time, as a page needs it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache, cached_property
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from features.embedded.world import EmbeddedPairs
+from features.errors import UserError
+from features.space import FeatureSpace
+from mms_apps.robustness import checks
+from mms_apps.robustness.ascent import Progress
+from mms_apps.robustness.attacks import (
+    AttackConfig,
+    Attacked,
+    offered,
+    require_offered,
+    run_attack,
+)
+from mms_apps.robustness.checks import Check, all_passed
+from mms_apps.robustness.distances import Norm
+from mms_apps.robustness.groups import GROUPS, controls, most_moved, shares
+from mms_apps.robustness.models import ZeroShot, pixels_of
+from mms_apps.robustness.report import amplified, picture
+from mms_apps.robustness.tasks import TEMPLATES
+
+SIDE = 256
+GALLERY = 24
+FEATURES = 10
+
+
+@dataclass(frozen=True)
+class PictureAttacked:
+    """One picture before and after an attack."""
+
+    clean: Image.Image
+    adversarial: Image.Image
+    difference: Image.Image
+    gain: float
+    """How often the difference is amplified."""
+    before: dict[str, float]
+    """Probability by label."""
+    after: dict[str, float]
+    rounded: str
+    """The label after the picture is saved with 8 bits."""
+    moved: list[dict[str, object]]
+    """Features that moved most (`groups.most_moved`)."""
+    drift: dict[str, float]
+    """Share of the change by class; NaN where nothing moved."""
+    control: dict[str, tuple[float, float]]
+    """Range of the same share over random features of the same activation energy."""
+    checks: list[Check]
+
+    @property
+    def fooled(self) -> bool:
+        """Whether the prediction changed."""
+        return max(self.before, key=self.before.__getitem__) != max(
+            self.after, key=self.after.__getitem__
+        )
+
+    @property
+    def reliable(self) -> bool:
+        """Whether all checks passed."""
+        return all_passed(self.checks)
+
+
+class Session:
+    """A FeatureSpace with pictures to attack.
+
+    Args:
+        pictures: to choose from, with words for each; by their features' energy the controls go.
+    """
+
+    def __init__(self, space: FeatureSpace, pictures: Sequence[tuple[Image.Image, str]]) -> None:
+        self.space = space
+        self.pictures = list(pictures)
+
+    @classmethod
+    def load(cls, where: str = "embedded", *, device: str = "auto", seed: int = 0) -> Session:
+        """A FeatureSpace with held-out pictures of the embedded world.
+
+        Raises:
+            UserError: the FeatureSpace cannot be loaded.
+        """
+        source = EmbeddedPairs("heldout")
+        generator = torch.Generator().manual_seed(seed)
+        chosen = torch.randperm(source.total(), generator=generator)[:GALLERY].tolist()
+        pairs = [source.pair(number) for number in chosen]
+        pictures = [
+            (pair.image, source.rows[n]["text"]) for pair, n in zip(pairs, chosen, strict=True)
+        ]
+        return cls(FeatureSpace.load(where, device=device), pictures)
+
+    def attacks(self, labels: str, norm: Norm) -> list[str]:
+        """The attacks that work for so many labels."""
+        return offered(len(read_labels(labels)), norm)
+
+    def attack(
+        self,
+        image: Image.Image,
+        labels: str,
+        attack: str,
+        eps: float,
+        norm: Norm = "Linf",
+        *,
+        config: AttackConfig | None = None,
+        progress: Progress | None = None,
+    ) -> PictureAttacked:
+        """Attack what the model takes a picture for.
+
+        Args:
+            labels: to tell apart, by commas.
+            attack: of `attacks`.
+            eps: in pixel values of [0, 1].
+
+        Raises:
+            UserError: there are fewer than two labels, or the attack cannot be run on so many.
+        """
+        names = read_labels(labels)
+        require_offered([attack], len(names), norm)
+        config = config or AttackConfig(norm=norm)
+        encoder = self.space.encoder
+        prompts = [encoder.encode_texts([t.format(name) for t in TEMPLATES]) for name in names]
+        vectors = torch.stack([texts.mean(0) for texts in prompts])
+        model = ZeroShot(encoder, torch.nn.functional.normalize(vectors, dim=1))
+        pixels = pixels_of(encoder, [image])
+        with torch.no_grad():
+            before = model(pixels)
+        found = run_attack(model, pixels, before.argmax(1), attack, eps, config, progress=progress)
+        with torch.no_grad():
+            after = model(found.images)
+            rounded = model((found.images * 255).round() / 255)
+            clean, attacked = model.plain(pixels), model.plain(found.images)
+        difference, gain = amplified(pixels, found.images)
+        drift = shares(self.space, clean, attacked)
+        return PictureAttacked(
+            clean=picture(pixels[0], SIDE),
+            adversarial=picture(found.images[0], SIDE),
+            difference=picture(difference[0], SIDE),
+            gain=gain,
+            before=_probabilities(names, before),
+            after=_probabilities(names, after),
+            rounded=names[int(rounded.argmax())],
+            moved=most_moved(self.space, clean, attacked, FEATURES),
+            drift={group: float(share) for group, share in drift.items()},
+            control=self._control(clean, attacked),
+            checks=self._checks(model, pixels, found, eps, config),
+        )
+
+    @cached_property
+    def _controls(self) -> dict[str, list[Tensor]]:
+        """By class, random features of the same energy on the pictures."""
+        encoder = self.space.encoder
+        embeddings = encoder.encode_images([image for image, _ in self.pictures]).clone()
+        return {
+            group: [
+                control.features
+                for control in controls(self.space, group, embeddings)
+                if control.described.kind == "energy" and control.features is not None
+            ]
+            for group in GROUPS
+            if len(self.space.select(group))
+        }
+
+    def _control(self, clean: Tensor, attacked: Tensor) -> dict[str, tuple[float, float]]:
+        moved = self.space.encode_images(attacked) - self.space.encode_images(clean)
+        whole = float(moved.square().sum())
+        found = {}
+        for group, drawn in self._controls.items():
+            values = [float(moved[:, f].square().sum()) / whole for f in drawn if whole > 0]
+            found[group] = (min(values), max(values)) if values else (float("nan"),) * 2
+        return found
+
+    def _checks(
+        self, model: ZeroShot, pixels: Tensor, found: Attacked, eps: float, config: AttackConfig
+    ) -> list[Check]:
+        """Those that one picture allows."""
+        with torch.no_grad():
+            labels = model(pixels).argmax(1)
+            changed = bool(model(found.images).argmax(1) != labels)
+        return [
+            checks.inside_bounds(checks.bounds_excess(pixels, found.images, eps, config.norm)),
+            checks.repeatable(model, torch.cat([pixels, found.images])),
+            checks.gives_logits(model, pixels),
+            checks.gradients(model, pixels, labels, "cross-entropy"),
+            checks.gradients(model, pixels, labels, "margin"),
+            checks.best_kept(int(bool(found.fooled) and not changed), 1),
+            _analytic(config.norm),
+        ]
+
+
+@cache
+def _analytic(norm: Norm) -> Check:
+    """The check that hangs on no picture, once."""
+    return checks.analytic(norm)
+
+
+def read_labels(text: str) -> list[str]:
+    """Labels as a user writes them, by commas.
+
+    Raises:
+        UserError: there are fewer than two.
+    """
+    names = list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+    if len(names) < 2:
+        raise UserError(f"labels {text!r}: give at least two, by commas, such as man, woman")
+    return names
+
+
+def _probabilities(names: list[str], logits: Tensor) -> dict[str, float]:
+    return dict(zip(names, logits.softmax(1)[0].tolist(), strict=True))

@@ -1,0 +1,99 @@
+"""The demo through its API and in a browser."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+
+from demos.common import launch
+from demos.robustness import CSS, build
+from mms_apps.robustness.session import Session
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+
+
+@pytest.fixture(scope="module")
+def session() -> Session:
+    return Session.load("embedded", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def address(session: Session) -> Iterator[str]:
+    demo = build(session)
+    _, url, _ = launch(demo, css=CSS, prevent_thread_lock=True, quiet=True)
+    yield url
+    demo.close()
+
+
+def test_attacks_through_the_api(address: str, session: Session, tmp_path: Path) -> None:
+    from gradio_client import Client, handle_file
+
+    client = Client(address, verbose=False)
+    path = tmp_path / "picture.png"
+    session.pictures[0][0].save(path)
+    found = client.predict(
+        handle_file(str(path)), "man, woman", "apgd", "Linf", "16/255", api_name="/attack"
+    )
+    assert "Fooled" in found[0]
+    assert found[1]["label"] != found[2]["label"]
+    assert found[6]["data"] and len(found[7]["data"]) == 3
+    assert all(row[1] == "passed" for row in found[8]["data"])
+    tiny = client.predict(
+        handle_file(str(path)),
+        "man, woman, person, dog",
+        "apgd-t",
+        "L2",
+        "0.25",
+        api_name="/attack",
+    )
+    assert "Withstood" in tiny[0] or "Fooled" in tiny[0]
+    for arguments, message in (
+        (("man", "apgd", "Linf", "4/255"), "at least two"),
+        (("man, woman", "apgd-t", "Linf", "4/255"), "cannot be run on 2 classes"),
+    ):
+        with pytest.raises(Exception, match=message):
+            client.predict(handle_file(str(path)), *arguments, api_name="/attack")
+    with pytest.raises(Exception, match="Pick or upload"):
+        client.predict(None, "man, woman", "apgd", "Linf", "4/255", api_name="/attack")
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium")
+def test_pick_attack_and_read_in_a_browser(address: str) -> None:
+    from playwright.sync_api import expect, sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        page = browser.new_page(viewport={"width": 1280, "height": 1500})
+        elsewhere: list[str] = []
+        errors: list[str] = []
+        page.on(
+            "request",
+            lambda request: (
+                None
+                if request.url.startswith((address.rstrip("/"), "data:", "blob:"))
+                else elsewhere.append(request.url)
+            ),
+        )
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.goto(address)
+        page.locator("#pictures button.thumbnail-item, #pictures .thumbnail-lg").nth(2).click()
+        page.get_by_label("eps, of a list or your own").fill("16/255")
+        page.get_by_label("eps, of a list or your own").press("Enter")
+        page.get_by_role("button", name="Attack", exact=True).click()
+        expect(page.locator("#verdict")).to_contain_text("Fooled", timeout=60_000)
+        expect(page.get_by_role("gridcell", name="cross-modal").first).to_be_visible()
+        if shots := os.environ.get("SCREENSHOTS"):
+            page.screenshot(path=f"{shots}/robustness-demo.png", full_page=True)
+        page.get_by_label("Labels, by commas").fill("only one")
+        page.get_by_role("button", name="Attack", exact=True).click()
+        page.get_by_text("give at least two").first.wait_for(timeout=30_000)
+        browser.close()
+    assert elsewhere == []
+    assert errors == []
