@@ -89,8 +89,8 @@ def build(session: Session) -> gr.Blocks:
                 gallery = gr.Gallery(
                     session.pictures,
                     label="Held-out pictures",
-                    columns=8,
-                    height=250,
+                    columns=6,
+                    height=270,
                     allow_preview=False,
                     elem_id="pictures",
                 )
@@ -129,6 +129,7 @@ def build(session: Session) -> gr.Blocks:
                 headers=["feature", "class", "before", "after"],
                 label="Features that moved most",
                 interactive=False,
+                column_widths=["46%", "22%", "16%", "16%"],
                 wrap=True,
             )
             drift = gr.Dataframe(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -71,7 +72,8 @@ class ZeroShot(nn.Module):
         """Unit embeddings `[n, dim]` of pixels `[n, 3, height, width]`, before the edit."""
         if self.before is not None:
             pixels = self.before(pixels)
-        embedding = self.visual.encode_image((pixels - self.mean) / self.std)  # type: ignore[operator]
+        normalised = _ChannelsLast.apply((pixels - self.mean) / self.std)
+        embedding = self.visual.encode_image(normalised)  # type: ignore[operator]
         return F.normalize(embedding.float(), dim=-1)
 
     def edited(self, embedding: Tensor) -> Tensor:
@@ -81,6 +83,19 @@ class ZeroShot(nn.Module):
     def forward(self, pixels: Tensor) -> Tensor:
         """Logits `[n, classes]`."""
         return self.scale * self.embed(pixels) @ self.vectors.T
+
+
+class _ChannelsLast(torch.autograd.Function):
+    """Pixels in channels-last memory, in which a ResNet's convolutions are faster on a CPU;
+    gradients come back in the ordinary one, which torchattacks takes for granted."""
+
+    @staticmethod
+    def forward(ctx: Any, pixels: Tensor) -> Tensor:
+        return pixels.contiguous(memory_format=torch.channels_last)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return gradients[0].contiguous()
 
 
 class ResizedTo(nn.Module):
@@ -119,7 +134,7 @@ def pixels_of(encoder: Encoder, images: Sequence[Image.Image]) -> Tensor:
     `[n, 3, height, width]` in [0, 1], on the encoder's device."""
     require_pixels(encoder)
     eight_bit = encoder.preprocessing.pixels([image.convert("RGB") for image in images])
-    return eight_bit.to(encoder.device).permute(0, 3, 1, 2).float() / 255
+    return (eight_bit.to(encoder.device).permute(0, 3, 1, 2).float() / 255).contiguous()
 
 
 def image_size(encoder: Encoder) -> tuple[int, int]:
