@@ -23,7 +23,7 @@ from features.errors import UserError
 from mms_apps.robustness.ascent import STEP, Progress
 from mms_apps.robustness.distances import Norm, distances, require_norm, within
 from mms_apps.robustness.losses import cross_entropy, margin
-from mms_apps.robustness.models import batched, correct, require_float32, undisturbed
+from mms_apps.robustness.models import BATCH, batched, correct, require_float32, undisturbed
 
 BATCH_STEP = 16
 CW_CONSTANTS = (1.0, 10.0, 100.0)
@@ -42,7 +42,7 @@ class AttackConfig:
     queries: int = 500
     """Of Square; the reference's AutoAttack takes 5,000."""
     restarts: int = 1
-    batch_size: int = 256
+    batch_size: int = BATCH
     seed: int = 0
 
     def __post_init__(self) -> None:

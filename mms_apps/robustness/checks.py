@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from mms_apps.robustness.attacks import ATTACKS, AttackConfig, run_attack
 from mms_apps.robustness.distances import TOLERANCE, Norm, distances
 from mms_apps.robustness.losses import input_gradients
-from mms_apps.robustness.models import batched, correct, undisturbed
+from mms_apps.robustness.models import BATCH, batched, correct, undisturbed
 from mms_apps.robustness.nearest import minimal_eps
 
 SLACK = 0.01
@@ -131,7 +131,7 @@ def gradients(model: nn.Module, pixels: Tensor, labels: Tensor, loss: str) -> Ch
         loss: "cross-entropy" or "margin".
     """
     unusable = []
-    for images, own in zip(pixels.split(256), labels.split(256), strict=True):
+    for images, own in zip(pixels.split(BATCH), labels.split(BATCH), strict=True):
         with undisturbed(model, 0):
             gradient = input_gradients(model, images, own, loss)
         if gradient is None:

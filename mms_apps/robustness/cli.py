@@ -73,6 +73,9 @@ def robustness(
         str | None,
         typer.Option(help="Encoder of the space, where it lay in a local folder."),
     ] = None,
+    batch_size: Annotated[
+        int, typer.Option(min=1, help="Images attacked at once; more on a GPU.")
+    ] = 64,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")] = "auto",
     seed: Annotated[int, typer.Option(help="Of the draw, the attacks and the intervals.")] = 0,
 ) -> None:
@@ -100,6 +103,7 @@ def robustness(
             steps=steps,
             queries=queries,
             restarts=restarts,
+            batch_size=batch_size,
             seed=seed,
         ),
         defences=tuple(dict.fromkeys(defence or ())),

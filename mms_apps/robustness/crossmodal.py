@@ -21,6 +21,7 @@ from mms_apps.robustness.ascent import Progress, pgd
 from mms_apps.robustness.distances import Norm
 from mms_apps.robustness.groups import GROUPS, Control, controls
 from mms_apps.robustness.models import (
+    BATCH,
     ResizedTo,
     ZeroShot,
     batched,
@@ -86,7 +87,7 @@ def push(
     *,
     norm: Norm = "Linf",
     steps: int = 60,
-    batch_size: int = 256,
+    batch_size: int = BATCH,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Tensor:

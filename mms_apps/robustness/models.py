@@ -14,6 +14,9 @@ from torch import Tensor, nn
 from features.encoder import Encoder
 from features.errors import UserError
 
+BATCH = 64
+"""Images at once: on a CPU no slower than more, and in a third of the memory."""
+
 
 class ZeroShot(nn.Module):
     """Zero-shot classification, or retrieval where the classes are the texts of a gallery.
@@ -201,7 +204,9 @@ def undisturbed(model: nn.Module, seed: int) -> Iterator[None]:
 
 
 @torch.no_grad()
-def batched(function: Callable[[Tensor], Tensor], pixels: Tensor, batch_size: int = 256) -> Tensor:
+def batched(
+    function: Callable[[Tensor], Tensor], pixels: Tensor, batch_size: int = BATCH
+) -> Tensor:
     """A function of pixels, batch by batch, without gradients."""
     return torch.cat([function(part) for part in pixels.split(batch_size)])
 

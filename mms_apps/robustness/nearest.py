@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from mms_apps.robustness.ascent import Progress, pgd
 from mms_apps.robustness.distances import Norm, distances
 from mms_apps.robustness.losses import margin
-from mms_apps.robustness.models import correct, require_float32, undisturbed
+from mms_apps.robustness.models import BATCH, correct, require_float32, undisturbed
 
 LINE_HALVINGS = 8
 
@@ -23,7 +23,7 @@ def minimal_eps(
     norm: Norm = "Linf",
     steps: int = 40,
     halvings: int = 6,
-    batch_size: int = 256,
+    batch_size: int = BATCH,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Tensor:

@@ -1,0 +1,337 @@
+"""Benchmark of robustness: attacks, checks, feature groups, defences, cross-modal attacks, parity.
+
+    python -m benchmarks.robustness --out runs/benchmark-robustness.json
+
+On held-out combinations of the embedded world, `embedded` telling skin tones apart, L-inf.
+
+- accuracy/ATTACK/EPS, worst_case/EPS, checks/passed, seconds: one evaluation;
+- caught/BREAK: whether the checks made for a broken model failed on it (1) or not (0);
+- analytic/NORM: smallest adversarial distance found over the known one, the mean over images;
+- drift/CLASS, drift/CONTROL/CLASS: share of what PGD moves; restricted/...: accuracy by it alone;
+- defence/KIND, defence/DEFENCE/KIND: clean, nonadaptive, adaptive; without a name, keep:CrossD;
+- crossmodal/CLASS: the target text is nearest; crossmodal/CLASS/nearer: nearer than the own one;
+  .../transfer: the same in embedded-ssl; crossmodal/CONTROL/CLASS: controls;
+- retrieval/i2t, retrieval/t2i, text/greedy, text/random: recall at 1 under attack;
+- parity/LIBRARY/ATTACK: their robust accuracy less ours, with the same attack.
+
+Intervals are bootstrapped over images; those of controls are the range over seeds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.progress import track
+from torch import nn
+
+from benchmarks.common import Result, print_results, write_results
+from benchmarks.robustness_peers import PEERS, withstood_by_peer, write_data
+from features.encoder import Encoder, load_encoder
+from features.intervals import bootstrap_interval
+from features.space import FeatureSpace
+from mms_apps.robustness import checks
+from mms_apps.robustness.attacks import AttackConfig, offered, run_attack
+from mms_apps.robustness.crossmodal import ALL, CrossModal, CrossModalStudy
+from mms_apps.robustness.distances import NORMS, Norm, readable_eps
+from mms_apps.robustness.evaluation import Evaluation, EvaluationConfig, evaluate
+from mms_apps.robustness.groups import GROUPS, Estimate
+from mms_apps.robustness.models import Squeezed, ZeroShot, batched, correct
+from mms_apps.robustness.nearest import minimal_eps
+from mms_apps.robustness.retrieval import found_by_caption, text_to_image
+from mms_apps.robustness.tasks import Task, load_task
+from mms_apps.robustness.texts import TextAttackConfig, attack_text, vocabulary_of
+
+DEFENCES = ("keep:CrossD", "remove:ImgD", "remove:TextD", "weight:ImgD=0.5", "squeeze:3")
+PARITY_EPS = {"Linf": 4 / 255, "L2": 0.5}
+PARITY_IMAGES = 150
+CROSS_IMAGES = 120
+CROSS_EPS = 8 / 255
+CROSS_SEEDS = 2
+TEXTS = 100
+TWO_CLASS_IMAGES = 16
+
+
+def evaluation_rows(
+    space: FeatureSpace, other: Encoder, task: Task, out: Path, seed: int
+) -> list[Result]:
+    """One evaluation with groups and defences."""
+    encoder = space.encoder
+    config = EvaluationConfig(attack=AttackConfig(seed=seed), defences=DEFENCES)
+    start = time.perf_counter()
+    found = evaluate(
+        ZeroShot(encoder, task.vectors(encoder)),
+        task,
+        out,
+        config,
+        space=space,
+        surrogate=ZeroShot(other, task.vectors(other)),
+        encoder=encoder.id,
+    )
+    seconds = time.perf_counter() - start
+    rows = [_row("accuracy/clean", found.clean)]
+    for attack, curve in found.accuracy.items():
+        name = "worst_case" if attack == "worst case" else f"accuracy/{attack}"
+        rows += [_row(f"{name}/{readable_eps(e).replace('/', '_')}", v) for e, v in curve.items()]
+    passed = [check.passed for check in found.checks]
+    rows.append(_shares("checks/passed", np.array(passed), seed))
+    rows.append(Result("seconds/evaluation", seconds, seconds, seconds, 1, "s"))
+    for check in found.checks:
+        if not check.passed:
+            print(f"check failed: {check.name}: {check.value} over {check.threshold}")
+    return rows + _group_rows(found) + _defence_rows(found)
+
+
+def _group_rows(found: Evaluation) -> list[Result]:
+    rows = []
+    for group in found.groups:
+        rows.append(_row(f"drift/{group.group}", group.drift))
+        rows += [_range(f"drift/{k}/{group.group}", v) for k, v in group.control_drift.items()]
+        rows.append(_row(f"restricted/{group.group}", group.accuracy))
+        rows += [
+            _range(f"restricted/{k}/{group.group}", v) for k, v in group.control_accuracy.items()
+        ]
+    return rows
+
+
+def _defence_rows(found: Evaluation) -> list[Result]:
+    rows = [_row("defence/none", found.defences[0].undefended)]
+    for defence in found.defences:
+        prefix = "defence" if defence.defence == DEFENCES[0] else f"defence/{defence.defence}"
+        for kind in ("clean", "nonadaptive", "adaptive"):
+            rows.append(_row(f"{prefix}/{kind}", getattr(defence, kind)))
+    return rows
+
+
+def broken_rows(space: FeatureSpace, task: Task) -> list[Result]:
+    """Whether each broken model is caught by the check made for it, and the plain one by none."""
+    few = task.first(64)
+    model = ZeroShot(space.encoder, few.vectors(space.encoder))
+    quantised = model.with_defence(None, Squeezed(5, straight_through=False))
+    dropping = nn.Sequential(nn.Dropout(0.2), model)
+    dropping[0].train()
+    nothing = AttackConfig(pgd_steps=0)
+
+    def masked(of: nn.Module) -> bool:
+        losses = ("cross-entropy", "margin")
+        return any(not checks.gradients(of, few.pixels, few.labels, x).passed for x in losses)
+
+    def idle(attack: AttackConfig) -> bool:
+        ran = run_attack(model, few.pixels, few.labels, "pgd", 4 / 255, attack)
+        huge = checks.huge_eps(model, few.pixels, few.labels, attack, few.chance)
+        return not huge.passed and not checks.flattened(ran.history).passed
+
+    caught = {
+        "quantisation": masked(quantised),
+        "dropout": not checks.repeatable(dropping, few.pixels).passed,
+        "zero_steps": idle(nothing),
+        "plain": masked(model) or not checks.repeatable(model, few.pixels).passed
+        or idle(AttackConfig()),
+    }  # fmt: skip
+    return [
+        Result(f"caught/{k}", float(v), float(v), float(v), 1, "0 or 1") for k, v in caught.items()
+    ]
+
+
+def analytic_rows(seed: int, count: int = 64) -> list[Result]:
+    """The smallest adversarial distance found over the known one, on a linear model."""
+    rows = []
+    for norm in NORMS:
+        model, pixels, labels = checks.linear_case(count, seed)
+        high = 0.5 if norm == "Linf" else 5.0
+        with torch.no_grad():
+            nearest = model.nearest(pixels, norm)
+        found = minimal_eps(model, pixels, labels, norm=norm, high=high) / nearest
+        rows.append(_shares(f"analytic/{norm}", found.numpy(), seed, "ratio"))
+        most = float(found.max())
+        rows.append(Result(f"analytic/{norm}/largest", most, most, most, count, "ratio"))
+        eps = 1.25 * nearest
+        pgd = [
+            not bool(correct(model, run_attack(
+                model, pixels[i : i + 1], labels[i : i + 1], "pgd", float(eps[i]),
+                AttackConfig(norm=norm, seed=seed)).images, labels[i : i + 1]))
+            for i in range(count)
+        ]  # fmt: skip
+        rows.append(_shares(f"analytic/{norm}/pgd_at_1.25", np.array(pgd), seed))
+    return rows
+
+
+def two_class_rows(space: FeatureSpace, seed: int) -> list[Result]:
+    """Gender, with every attack offered: accuracy under each."""
+    task = load_task("embedded:heldout", space.encoder, label="gender", count=TWO_CLASS_IMAGES)
+    model = ZeroShot(space.encoder, task.vectors(space.encoder))
+    rows = []
+    for norm, eps in PARITY_EPS.items():
+        own: Norm = "L2" if norm == "L2" else "Linf"
+        for name in track(offered(2, own), f"two classes, {norm}"):
+            config = AttackConfig(norm=own, seed=seed)
+            found = run_attack(model, task.pixels, task.labels, name, eps, config)
+            right = correct(model, found.images, task.labels)
+            rows.append(_shares(f"two_classes/{norm}/{name}", right.numpy(), seed))
+    return rows
+
+
+def crossmodal_rows(space: FeatureSpace, other: Encoder, seed: int) -> list[Result]:
+    """Success of pushing each class of features to a target text's, here and in the other
+    encoder."""
+    task = load_task(
+        "embedded:heldout", space.encoder, label="retrieval", count=CROSS_IMAGES, seed=seed
+    )
+    study = CrossModalStudy(
+        space, task.pixels, list(task.captions), other, eps=CROSS_EPS, seed=seed
+    )
+    rows = _crossmodal("clean", study.without_attack(), seed)
+    for group in track((ALL, *GROUPS), "cross-modal"):
+        rows += _crossmodal(group, study.run(group), seed)
+    for group in GROUPS:
+        found: dict[str, list[CrossModal]] = {}
+        for control in track(study.controls(group, CROSS_SEEDS), f"controls of {group}"):
+            found.setdefault(control.described.kind, []).append(study.run_control(control))
+        for kind, runs in found.items():
+            for suffix, values in (
+                ("", [r.first for r in runs]),
+                ("/nearer", [r.nearer for r in runs]),
+                ("/nearer/transfer", [r.transferred_nearer for r in runs]),
+            ):
+                means = [float(value.float().mean()) for value in values]
+                rows.append(_range(f"crossmodal/{kind}/{group}{suffix}", means))
+    return rows
+
+
+def _crossmodal(group: str, found: CrossModal, seed: int) -> list[Result]:
+    shares = {
+        "": found.first,
+        "/nearer": found.nearer,
+        "/transfer": found.transferred_first,
+        "/nearer/transfer": found.transferred_nearer,
+        "/matched": found.matched,
+    }
+    return [
+        _shares(f"crossmodal/{group}{suffix}", value.numpy(), seed,
+                "cosine" if suffix == "/matched" else "share")
+        for suffix, value in shares.items()
+    ]  # fmt: skip
+
+
+def retrieval_rows(space: FeatureSpace, seed: int) -> list[Result]:
+    """Recall at 1 in both directions, clean and under PGD, and of texts with one word replaced."""
+    encoder = space.encoder
+    task = load_task("embedded:heldout", encoder, label="retrieval", count=CROSS_IMAGES, seed=seed)
+    model = ZeroShot(encoder, task.vectors(encoder))
+    config = AttackConfig(seed=seed)
+    eps = 4 / 255
+    attacked = run_attack(model, task.pixels, task.labels, "pgd", eps, config).images
+    away = text_to_image(model, task.pixels, task.labels, eps, seed=seed)
+    noise = run_attack(model, task.pixels, task.labels, "noise", eps, config).images
+    hits = {
+        "retrieval/i2t/clean": correct(model, task.pixels, task.labels),
+        "retrieval/i2t/noise": correct(model, noise, task.labels),
+        "retrieval/i2t/pgd": correct(model, attacked, task.labels),
+        "retrieval/t2i/clean": found_by_caption(model, task.pixels, task.pixels, task.labels),
+        "retrieval/t2i/noise": found_by_caption(model, task.pixels, noise, task.labels),
+        "retrieval/t2i/pgd": found_by_caption(model, task.pixels, away, task.labels),
+    }
+    rows = [_shares(name, value.numpy(), seed) for name, value in hits.items()]
+    return rows + _text_rows(encoder, model, task, seed)
+
+
+def _text_rows(encoder: Encoder, model: ZeroShot, task: Task, seed: int) -> list[Result]:
+    images = batched(model.embed, task.pixels)
+    words = vocabulary_of(task.captions)
+    config = TextAttackConfig(seed=seed)
+    kept: dict[str, list[bool]] = {"greedy": [], "random": []}
+    for row, text in track(list(enumerate(task.captions))[:TEXTS], "texts"):
+        for name, greedy in (("greedy", True), ("random", False)):
+            found = attack_text(encoder, text, row, images, words, config, greedy=greedy)
+            kept[name].append(not found.found)
+    return [_shares(f"text/{name}", np.array(value), seed) for name, value in kept.items()]
+
+
+def parity_rows(
+    space: FeatureSpace, task: Task, peers: str | None, work: Path, seed: int
+) -> list[Result]:
+    """Robust accuracy of other libraries' attacks less ours, image by image."""
+    if peers is None:
+        return []
+    few = task.first(PARITY_IMAGES)
+    model = ZeroShot(space.encoder, few.vectors(space.encoder))
+    work.mkdir(parents=True, exist_ok=True)
+    write_data(work / "data.safetensors", model, few.pixels, few.labels)
+    rows, ours = [], {}
+    for library, attacks in PEERS.items():
+        for name in attacks:
+            norm: Norm = "L2" if name.endswith("-l2") else "Linf"
+            eps = PARITY_EPS[norm]
+            if name not in ours:
+                config = AttackConfig(norm=norm, seed=seed)
+                kind = name.removesuffix("-l2")
+                found = run_attack(model, few.pixels, few.labels, kind, eps, config)
+                ours[name] = correct(model, found.images, few.labels).numpy()
+            theirs = withstood_by_peer(
+                peers, library, name, eps, work / "data.safetensors", work / "peer.json"
+            )
+            if theirs is None:
+                continue
+            difference = theirs.astype(float) - ours[name]
+            rows.append(_shares(f"parity/{library}/{name}", difference, seed, "difference"))
+            rows.append(_shares(f"parity/{library}/{name}/theirs", theirs, seed))
+            rows.append(_shares(f"parity/{library}/{name}/ours", ours[name], seed))
+    return rows
+
+
+def _row(name: str, estimate: Estimate) -> Result:
+    return Result(name, estimate.value, estimate.low, estimate.high, estimate.n, "share")
+
+
+def _shares(name: str, values: np.ndarray, seed: int, unit: str = "share") -> Result:
+    """The mean of one value an image with its interval."""
+    own = values.astype(float)
+    low, high = bootstrap_interval(own, seed=seed)
+    return Result(name, float(own.mean()), low, high, len(own), unit)
+
+
+def _range(name: str, values: list[float]) -> Result:
+    """The median over seeds with their range."""
+    return Result(name, statistics.median(values), min(values), max(values), len(values), "share")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--count", type=int, default=300, help="held-out images")
+    parser.add_argument("--work", type=Path, help="folder to go on in after an interruption")
+    parser.add_argument("--peers", help="Python of an environment that holds the other libraries")
+    arguments = parser.parse_args()
+    seed, results = arguments.seed, []
+    space = FeatureSpace.load("embedded", device=arguments.device)
+    other = load_encoder("embedded-ssl", device=arguments.device)
+    task = load_task(
+        "embedded:heldout", space.encoder, label="skin_tone", count=arguments.count, seed=seed
+    )
+    with tempfile.TemporaryDirectory() as scratch:
+        work = arguments.work or Path(scratch)
+        sections: tuple[Callable[[], list[Result]], ...] = (
+            lambda: analytic_rows(seed),
+            lambda: broken_rows(space, task),
+            lambda: evaluation_rows(space, other, task, work / "evaluation", seed),
+            lambda: crossmodal_rows(space, other, seed),
+            lambda: retrieval_rows(space, seed),
+            lambda: two_class_rows(space, seed),
+            lambda: parity_rows(space, task, arguments.peers, work / "parity", seed),
+        )
+        for section in sections:
+            results += section()
+            write_results(arguments.out, results, seed=seed)
+    print_results(results)
+
+
+if __name__ == "__main__":
+    main()

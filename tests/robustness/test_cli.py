@@ -1,0 +1,74 @@
+"""`mms robustness` as a user types it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from mms_apps import cli
+
+QUICK = (
+    "--count", "6", "--attack", "noise", "--attack", "pgd", "--eps", "8/255", "--eps", "16/255",
+    "--pgd-steps", "12", "--steps", "8", "--queries", "20", "--device", "cpu",
+)  # fmt: skip
+
+
+@pytest.fixture
+def mms(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    """Run the command in this process: (exit code, stdout, stderr)."""
+
+    def call(*arguments: str | Path) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["mms", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+        out, err = capsys.readouterr()
+        return int(stopped.value.code or 0), out, err
+
+    return call
+
+
+def test_it_leaves_json_and_a_report_and_goes_on(mms, tmp_path: Path) -> None:
+    out = tmp_path / "robustness"
+    code, said, _ = mms("robustness", "--out", out, *QUICK)
+    record = json.loads((out / "robustness.json").read_text())
+    assert code == (0 if record["reliable"] else 1)
+    assert "worst case" in said and "checks passed" in said
+    assert (out / "report.html").read_text().startswith("<!doctype html>")
+    start = time.perf_counter()
+    again, _, _ = mms("robustness", "--out", out, *QUICK)
+    assert again == code and time.perf_counter() - start < 20
+    assert json.loads((out / "robustness.json").read_text())["accuracy"] == record["accuracy"]
+    code, _, err = mms("robustness", "--out", out, *QUICK, "--seed", "1")
+    assert code == 2 and "holds another evaluation" in err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--eps", "big"), "not a positive number"),
+        (("--norm", "L1"), "unknown norm"),
+        (("--attack", "nothing"), "unknown attack"),
+        (("--attack", "cw"), "cannot be run"),
+        (("--label", "nothing"), "no such attribute"),
+        (("--defence", "keep:me"), "--defence keep:me"),
+        (("--space", "nowhere"), "no FeatureSpace here"),
+        (("--pairs", "nowhere"), "no such file"),
+    ],
+)
+def test_a_mistake_is_one_line(mms, tmp_path: Path, options: tuple, message: str) -> None:
+    code, _, err = mms("robustness", "--out", tmp_path / "r", "--count", "2", *options)
+    assert code == 2
+    lines = [line for line in err.splitlines() if line.startswith("Error: ")]
+    assert len(lines) == 1 and message in lines[0]
+    assert "Traceback" not in err
+
+
+def test_help_loads_nothing_heavy() -> None:
+    code = "import sys, mms_apps.cli; assert 'torch' not in sys.modules; print('light')"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "light" in found.stdout, found.stderr

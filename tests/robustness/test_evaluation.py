@@ -1,0 +1,317 @@
+"""A whole evaluation: its record, resuming, refusals, groups, defences, and the task."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from features.encoder import load_encoder
+from features.errors import UserError
+from features.space import FeatureSpace
+from mms_apps.robustness import evaluation as evaluation_module
+from mms_apps.robustness.attacks import AttackConfig, offered, run_attack
+from mms_apps.robustness.distances import NORMS, read_eps, readable_eps, within
+from mms_apps.robustness.evaluation import EvaluationConfig, Part, evaluate, worst_case
+from mms_apps.robustness.groups import Defence, controls, keep_only, shares, without
+from mms_apps.robustness.models import Squeezed, ZeroShot, correct, pixels_of
+from mms_apps.robustness.report import amplified, defence_words, write_robustness_report
+from mms_apps.robustness.tasks import Task, load_task
+
+SHORT = AttackConfig(pgd_steps=8, steps=8, queries=20)
+CONFIG = EvaluationConfig(
+    attacks=("noise", "pgd", "square"),
+    eps=(2 / 255, 16 / 255),
+    attack=SHORT,
+    defences=("keep:CrossD", "squeeze:3"),
+    check_images=6,
+)
+
+
+@pytest.fixture(scope="module")
+def finished(space: FeatureSpace, task: Task, model: ZeroShot, tmp_path_factory):
+    """An evaluation and its folder."""
+    out = tmp_path_factory.mktemp("robustness")
+    return evaluate(model, task, out, CONFIG, space=space, encoder="embedded"), out
+
+
+def test_the_record_holds_everything(finished, task: Task) -> None:
+    _, out = finished
+    record = json.loads((out / "robustness.json").read_text())
+    assert set(record["accuracy"]) == {"noise", "pgd", "square", "worst case"}
+    assert [row["eps"] for row in record["accuracy"]["pgd"]] == [2 / 255, 16 / 255]
+    row = record["accuracy"]["worst case"][1]
+    assert row["low"] <= row["value"] <= row["high"] and row["n"] == len(task)
+    assert record["reliable"] == all(check["passed"] for check in record["checks"])
+    assert {check["name"] for check in record["checks"]} >= {
+        "inside eps and [0, 1]",
+        "repeated passes agree",
+        "gradients of the margin",
+        "groups stand beside controls",
+        "defences are attacked through themselves",
+    }
+    assert [group["group"] for group in record["groups"]] == ["ImgD", "TextD", "CrossD"]
+    assert len(record["groups"][0]["control_drift"]["energy"]) == 5
+    assert len(record["minimal"]) == len(task)
+    assert record["defences"][0]["defence"] == "keep:CrossD"
+    assert sum(group["drift"]["value"] for group in record["groups"]) == pytest.approx(1, abs=0.05)
+
+
+def test_the_smallest_eps_agrees_with_the_curve(finished) -> None:
+    found, _ = finished
+    smallest = torch.tensor(found.minimal)
+    for eps, estimate in found.accuracy["worst case"].items():
+        assert float((smallest > eps).float().mean()) <= estimate.value + 1e-6
+
+
+def test_the_report_says_whether_to_rely_on_it(finished, tmp_path: Path) -> None:
+    found, _ = finished
+    page = write_robustness_report(found, tmp_path / "report.html").read_text()
+    assert "http://" not in page and "https://" not in page
+    assert ("All" in page and "checks passed" in page) == found.reliable
+    import dataclasses
+
+    bad = dataclasses.replace(found.checks[0], passed=False)
+    broken = dataclasses.replace(found, checks=[bad, *found.checks[1:]])
+    page = write_robustness_report(broken, tmp_path / "broken.html").read_text()
+    assert "not to be relied on" in page
+    assert broken.record()["reliable"] is False
+
+
+def test_a_killed_evaluation_goes_on(
+    finished, space: FeatureSpace, task: Task, model: ZeroShot, tmp_path: Path
+) -> None:
+    class Killed(BaseException):
+        pass
+
+    def kill(share: float, what: str) -> None:
+        if what.startswith("square"):
+            raise Killed
+
+    with pytest.raises(Killed):
+        evaluate(model, task, tmp_path, CONFIG, space=space, progress=kill)
+    parts = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "parts").iterdir()}
+    assert any(name.startswith("pgd") for name in parts)
+    assert not any("tmp" in name for name in parts)
+    again = evaluate(model, task, tmp_path, CONFIG, space=space)
+    for name, written in parts.items():
+        assert (tmp_path / "parts" / name).stat().st_mtime_ns == written
+    whole, _ = finished
+    assert again.accuracy == whole.accuracy
+    assert again.minimal == whole.minimal
+    assert again.checks == whole.checks
+    assert again.defences == whole.defences
+
+
+def test_another_evaluation_in_the_folder_is_refused(
+    finished, space: FeatureSpace, task: Task, model: ZeroShot
+) -> None:
+    _, out = finished
+    other = EvaluationConfig(attacks=("noise",), eps=(0.1,), attack=SHORT)
+    with pytest.raises(UserError, match=r"config.*differ"):
+        evaluate(model, task, out, other, space=space)
+    with pytest.raises(UserError, match=r"task.*differ"):
+        evaluate(model, task.first(3), out, CONFIG, space=space)
+    with pytest.raises(UserError, match="act on a FeatureSpace"):
+        evaluate(model, task, out, CONFIG)
+
+
+def test_a_quantised_model_is_marked_unreliable(
+    task: Task, model: ZeroShot, tmp_path: Path
+) -> None:
+    broken = model.with_defence(None, Squeezed(4, straight_through=False))
+    config = EvaluationConfig(attacks=("noise", "pgd"), eps=(8 / 255,), attack=SHORT)
+    found = evaluate(broken, task.first(6), tmp_path, config)
+    failed = {check.name for check in found.checks if not check.passed}
+    assert {"gradients of the cross-entropy", "gradients of the margin"} <= failed
+    assert not found.reliable
+
+
+def test_a_zero_step_attack_is_marked_unreliable(
+    task: Task, model: ZeroShot, tmp_path: Path
+) -> None:
+    nothing = EvaluationConfig(
+        attacks=("noise", "pgd"), eps=(8 / 255,), attack=AttackConfig(pgd_steps=0)
+    )
+    found = evaluate(model, task.first(6), tmp_path, nothing)
+    failed = {check.name for check in found.checks if not check.passed}
+    assert {"the loss has flattened", "a huge eps breaks it"} <= failed
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_a_task_of_two_classes_works_with_every_attack(
+    task: Task, model: ZeroShot, norm: str
+) -> None:
+    few = task.first(4)
+    eps = 8 / 255 if norm == "Linf" else 1.0
+    for name in offered(2, norm):
+        config = AttackConfig(norm=norm, pgd_steps=5, steps=5, queries=10)
+        if name == "autoattack":  # its parts are the same; 5,000 queries of Square are slow
+            continue
+        found = run_attack(model, few.pixels, few.labels, name, eps, config)
+        assert within(few.pixels, found.images, eps, norm).all(), name
+
+
+def test_the_worst_case_is_taken_image_by_image() -> None:
+    right = torch.tensor([True, True, True, False])
+    one = {0.1: torch.tensor([True, False, True, True])}
+    two = {0.1: torch.tensor([False, True, True, True])}
+    found = worst_case({"pgd": one, "square": two}, right)
+    assert found[0.1].tolist() == [False, False, True, False]
+
+
+def test_parts_come_back_as_they_were(tmp_path: Path) -> None:
+    part = Part(
+        torch.tensor([True, False]), torch.tensor([True, True]), 0.5, 1, [1.0, 2.0],
+        torch.rand(1, 3, 2, 2), torch.rand(2, 4),
+    )  # fmt: skip
+    part.save(tmp_path / "part.safetensors")
+    back = Part.load(tmp_path / "part.safetensors")
+    assert torch.equal(back.withstood, part.withstood) and torch.equal(back.shown, part.shown)
+    assert (back.lost, back.history, back.excess) == (1, [1.0, 2.0], 0.5)
+
+
+def test_pixels_and_logits_are_the_encoders_own(space: FeatureSpace, task: Task) -> None:
+    from features.embedded.world import EmbeddedPairs
+
+    source = EmbeddedPairs("heldout")
+    images = [source.pair(index).image for index in range(3)]
+    vectors = task.vectors(space.encoder)
+    model = ZeroShot(space.encoder, vectors)
+    with torch.no_grad():
+        logits = model(pixels_of(space.encoder, images))
+    own = space.encoder.encode_images(images) @ vectors.T
+    assert torch.allclose(logits / model.scale, own, atol=1e-5)
+
+
+def test_group_edits(space: FeatureSpace, task: Task, model: ZeroShot) -> None:
+    with torch.no_grad():
+        embedding = model.plain(task.pixels)
+    every = torch.arange(len(space))
+    nothing = torch.arange(0)
+    assert torch.allclose(without(space, nothing)(embedding), embedding, atol=1e-5)
+    kept = keep_only(space, every)(embedding)
+    assert torch.allclose(kept, space.decode(space.encode_images(embedding), "image"), atol=1e-5)
+    text = without(space, space.select("TextD"))(embedding)
+    image = without(space, space.select("ImgD"))(embedding)
+    assert (text - embedding).norm() < (image - embedding).norm()
+    attacked = torch.nn.functional.normalize(embedding + 0.1 * torch.randn_like(embedding), dim=1)
+    drift = shares(space, embedding, attacked)
+    assert all(((share >= 0) & (share <= 1)).all() for share in drift.values())
+    assert torch.isnan(shares(space, embedding, embedding)["ImgD"]).all()
+
+
+def test_controls_match_what_they_control(space: FeatureSpace, model: ZeroShot, task: Task) -> None:
+    with torch.no_grad():
+        embedding = model.plain(task.pixels)
+    own = space.select("ImgD")
+    mean_square = space.encode_images(embedding).square().mean(0)
+    energy = float(mean_square[own].sum())
+    drawn = list(controls(space, "ImgD", embedding))
+    assert len(drawn) == 15
+    assert len({tuple(c.features.tolist()) for c in drawn if c.features is not None}) == 10
+    for control in drawn:
+        if control.described.kind == "size":
+            assert len(control.features) == len(own)
+        elif control.described.kind == "energy":
+            assert control.described.energy == pytest.approx(energy, rel=0.1)
+        else:
+            rows = control.pca.components
+            assert torch.allclose(rows @ rows.T, torch.eye(len(rows)), atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "spec",
+    ["keep", "keep:Nothing", "weight:ImgD", "weight:ImgD=x", "squeeze:9", "squeeze:a", "no:ImgD"],
+)
+def test_defences_that_are_none_are_refused(spec: str) -> None:
+    with pytest.raises(UserError, match="--defence"):
+        Defence.parse(spec)
+
+
+def test_defences_are_read(space: FeatureSpace) -> None:
+    weighted = Defence.parse("weight:ImgD=0.5,CrossD=2").edit(space)
+    assert set(weighted.weights[space.select("ImgD")].tolist()) == {0.5}
+    assert set(weighted.weights[space.select("TextD")].tolist()) == {1.0}
+    kept = Defence.parse("keep:CrossD+ImgD").edit(space)
+    assert set(kept.weights[space.select("TextD")].tolist()) == {0.0}
+    assert Defence.parse("squeeze:3").edit(space) is None
+
+
+def test_words_of_a_defence(finished) -> None:
+    found, _ = finished
+    for defence in found.defences:
+        assert any(word in defence_words(defence) for word in ("holds", "does not hold", "harm"))
+
+
+def test_differences_are_amplified_about_grey() -> None:
+    clean = torch.full((1, 3, 2, 2), 0.5)
+    shown, gain = amplified(clean, clean + 0.01)
+    assert gain == pytest.approx(40, rel=1e-3)
+    assert torch.allclose(shown, torch.full_like(shown, 0.9), atol=1e-3)
+
+
+def test_the_tasks(space: FeatureSpace) -> None:
+    retrieval = load_task("embedded:heldout", space.encoder, label="retrieval", count=8)
+    assert [retrieval.classes[label] for label in retrieval.labels] == list(retrieval.captions)
+    tones = load_task("embedded:heldout", space.encoder, label="skin_tone", count=8)
+    assert len(tones.classes) == 5 and tones.chance == 0.2
+    ground = load_task(
+        "embedded:heldout", space.encoder, label="background", templates=["on {}"], count=8
+    )
+    assert ground.prompts[0] == (f"on {ground.classes[0]}",)
+    again = load_task("embedded:heldout", space.encoder, label="skin_tone", count=8)
+    assert again.fingerprint() == tones.fingerprint()
+    other = load_task("embedded:heldout", space.encoder, label="skin_tone", count=8, seed=1)
+    assert other.fingerprint() != tones.fingerprint()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"label": "nothing"}, "no such attribute"),
+        ({"label": "gender", "classes": ["cat", "dog"]}, "no pair"),
+        ({"label": "gender", "classes": ["man"]}, "only one class"),
+        ({"templates": ["no place"]}, "has no"),
+        ({"count": 0}, "at least 1"),
+    ],
+)
+def test_tasks_that_cannot_be_are_refused(space: FeatureSpace, options: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        load_task("embedded:heldout", space.encoder, **options)
+
+
+@pytest.mark.parametrize("text", ["x", "0", "-1", "1/0", "inf", ""])
+def test_an_eps_that_is_none_is_refused(text: str) -> None:
+    with pytest.raises(UserError, match="eps"):
+        read_eps(text)
+
+
+def test_eps_as_a_user_writes_it() -> None:
+    assert read_eps("4/255") == 4 / 255
+    assert read_eps("0.5") == 0.5
+    assert readable_eps(4 / 255) == "4/255"
+    assert readable_eps(0.25) == "0.25"
+
+
+def test_an_attack_lowers_the_accuracy_of_the_embedded_model(task: Task, model: ZeroShot) -> None:
+    config = AttackConfig(pgd_steps=15)
+    found = run_attack(model, task.pixels, task.labels, "pgd", 16 / 255, config)
+    assert correct(model, found.images, task.labels).float().mean() < 0.3
+
+
+def test_transfer_from_another_encoder(
+    space: FeatureSpace, task: Task, model: ZeroShot, tmp_path: Path
+) -> None:
+    other = load_encoder("embedded-ssl", device="cpu")
+    config = EvaluationConfig(attacks=("pgd",), eps=(8 / 255,), attack=SHORT, check_images=4)
+    found = evaluate(
+        model, task.first(6), tmp_path, config, surrogate=ZeroShot(other, task.vectors(other))
+    )
+    assert list(found.accuracy["transfer"]) == [config.middle]
+    assert any(check.name.startswith("transfer") for check in found.checks)
+    assert not math.isnan(found.clean.value)
+    assert evaluation_module.RESULT in {path.name for path in tmp_path.iterdir()}
