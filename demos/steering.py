@@ -260,7 +260,8 @@ def build(drawer: SteeredGenerator) -> gr.Blocks:
             [kept, state_said],
             api_visibility="private",
         )
-        load.click(restore, kept, controls, api_visibility="private").success(**redraw)
+        hidden: dict[str, Any] = {"api_name": "restore_saved", "api_visibility": "private"}
+        load.click(restore, kept, controls, **hidden).success(**redraw)
         apply.click(restore, code, controls, api_name="restore").success(**redraw)
     return demo
 
