@@ -46,7 +46,7 @@ from features.intervals import bootstrap_interval
 from features.pairs import Pair
 from features.report import MODALITY_CLASSES
 from features.space import FeatureSpace
-from mms_apps.steering.choose import between
+from mms_apps.steering.choosing import between
 from mms_apps.steering.edits import Steering
 from mms_apps.steering.generator import SteeredGenerator
 

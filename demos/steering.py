@@ -19,7 +19,7 @@ from demos.common import ONE_AT_A_TIME, gr, launch
 from features.errors import UserError
 from features.report import CLASS_NAMES, MODALITY_CLASSES
 from mms_apps.steering.catalogue import Card, card, search
-from mms_apps.steering.choose import choose
+from mms_apps.steering.choosing import choose
 from mms_apps.steering.edits import MAX_DRIFT, Blend, Edit, Steering
 from mms_apps.steering.generator import SteeredGenerator, side_by_side
 

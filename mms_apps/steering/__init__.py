@@ -12,7 +12,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mms_apps.steering.choose import Choice, as_edits, between, choose
+    from mms_apps.steering.choosing import Choice, as_edits, between, choose
     from mms_apps.steering.edits import Blend, Edit, Steered, Steering
     from mms_apps.steering.generator import Generated, SteeredGenerator
 
@@ -31,15 +31,15 @@ __all__ = [
 
 _MODULES = {
     "Blend": "edits",
-    "Choice": "choose",
+    "Choice": "choosing",
     "Edit": "edits",
     "Generated": "generator",
     "Steered": "edits",
     "SteeredGenerator": "generator",
     "Steering": "edits",
-    "as_edits": "choose",
-    "between": "choose",
-    "choose": "choose",
+    "as_edits": "choosing",
+    "between": "choosing",
+    "choose": "choosing",
 }
 
 

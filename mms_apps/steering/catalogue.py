@@ -9,7 +9,7 @@ from PIL import Image
 
 from features.errors import UserError
 from features.space import FeatureSpace
-from mms_apps.steering.choose import features_of
+from mms_apps.steering.choosing import features_of
 
 
 @dataclass(frozen=True)

@@ -151,7 +151,7 @@ def _open_image(path: Path) -> Image.Image:
 
 def _wished(space: FeatureSpace, wish: str | None, strength: float) -> tuple[Edit, ...]:
     """Edits of the features that words mean; says which were taken."""
-    from mms_apps.steering.choose import as_edits, choose
+    from mms_apps.steering.choosing import as_edits, choose
 
     if wish is None:
         return ()

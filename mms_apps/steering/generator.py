@@ -87,6 +87,9 @@ class SteeredGenerator:
         """
         from diffusers import StableUnCLIPImg2ImgPipeline
 
+        # Diffusers finds a pipeline's own classes only in modules that are imported already.
+        import mms_apps.steering.image_encoder  # noqa: F401
+
         target = resolve_device(device)
         if isinstance(space, str):
             space = FeatureSpace.load(space, device=target)

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from features.embedded.world import EmbeddedPairs
 from features.errors import UserError
 from features.space import FeatureSpace, score
-from mms_apps.steering.choose import as_edits, between, choose, features_of
+from mms_apps.steering.choosing import as_edits, between, choose, features_of
 from mms_apps.steering.edits import Blend, Edit, Steering, mean_active
 from tests.test_space import axes, make_store
 

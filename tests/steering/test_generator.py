@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -134,6 +135,13 @@ def test_mms_steer_leaves_pictures_and_edits(
     assert call(monkeypatch, *options, "--edits", out / "edits.json", "--out", again) == 0
     steered = (pixels(Image.open(folder / "steered.png")) for folder in (out, again))
     assert np.array_equal(*steered)
+
+
+def test_the_shipped_generator_draws_in_a_process_of_its_own(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "mms_apps.cli", "steer", "--prompt", "cat", "--edit", "19=2"]
+    options = ["--steps", "2", "--device", "cpu", "--out", str(tmp_path / "out")]
+    subprocess.run([*command, *options], check=True, capture_output=True)
+    assert Image.open(tmp_path / "out" / "steered.png").size == (64, 64)
 
 
 @pytest.mark.parametrize(
