@@ -122,11 +122,14 @@ class _Attempts(nn.Module):
         return self.model(filled)[: len(images)]
 
     def note(self, images: Tensor, logits: Tensor) -> None:
-        """Keep images that are better than the best so far."""
-        valid = within(self.clean, images, self.eps, self.norm)
-        valid &= (images.flatten(1).amin(1) >= 0) & (images.flatten(1).amax(1) <= 1)
+        """Keep images that are better than the best so far, and within eps and [0, 1]."""
         values = margin(logits, self.labels)
-        better = valid & (values > self.margin)
+        better = (values > self.margin).nonzero().squeeze(1)
+        candidates = images[better]
+        valid = within(self.clean[better], candidates, self.eps, self.norm)
+        flat = candidates.flatten(1)
+        valid &= (flat >= 0).all(1) & (flat <= 1).all(1)
+        better = better[valid]
         self.best[better], self.margin[better] = images[better], values[better]
 
 

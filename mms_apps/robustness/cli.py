@@ -75,7 +75,7 @@ def robustness(
     ] = None,
     batch_size: Annotated[
         int, typer.Option(min=1, help="Images attacked at once; more on a GPU.")
-    ] = 64,
+    ] = 128,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")] = "auto",
     seed: Annotated[int, typer.Option(help="Of the draw, the attacks and the intervals.")] = 0,
 ) -> None:

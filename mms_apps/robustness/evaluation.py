@@ -543,31 +543,32 @@ class _Run:
     def pictures(
         self, by_attack: dict[str, dict[float, Part]], worst: dict[float, Tensor], right: Tensor
     ) -> dict[str, Any]:
-        """The first images that were right and could be fooled, clean and adversarial, at the
-        smallest eps that fooled one of them."""
+        """Images that were right and could be fooled, clean and adversarial: at the smallest eps
+        that fools as many as are shown, or at the one that fools most."""
         seeing = [n for n in by_attack if n in ATTACKS and ATTACKS[n].gradients]
+        best: tuple[str, float, Tensor] | None = None
         for eps in sorted(worst):
             for name in reversed(seeing):
                 part = by_attack[name][eps]
                 count = len(part.shown)
                 chosen = (right[:count] & ~part.withstood[:count]).nonzero().squeeze(1)
-                if len(chosen):
-                    chosen = chosen[: self.config.examples]
-                    return {
-                        "attack": name,
-                        "eps": eps,
-                        "clean": self.task.pixels.cpu()[chosen],
-                        "adversarial": part.shown[chosen],
-                        "labels": [self.task.classes[self.task.labels[i]] for i in chosen.tolist()],
-                        "predicted": [
-                            self.task.classes[i]
-                            for i in batched(
-                                self.model, part.shown[chosen].to(self.task.pixels.device)
-                            ).argmax(1)
-                        ],
-                        "captions": [self.task.captions[i] for i in chosen.tolist()],
-                    }
-        return {}
+                if best is None or len(chosen) > len(best[2]) < self.config.examples:
+                    best = (name, eps, chosen)
+        if best is None or len(best[2]) == 0:
+            return {}
+        name, eps, chosen = best
+        chosen = chosen[: self.config.examples]
+        shown = by_attack[name][eps].shown[chosen]
+        predicted = batched(self.model, shown.to(self.task.pixels.device)).argmax(1)
+        return {
+            "attack": name,
+            "eps": eps,
+            "clean": self.task.pixels.cpu()[chosen],
+            "adversarial": shown,
+            "labels": [self.task.classes[i] for i in self.task.labels[chosen].tolist()],
+            "predicted": [self.task.classes[i] for i in predicted.tolist()],
+            "captions": [self.task.captions[i] for i in chosen.tolist()],
+        }
 
     def _part(self, key: str, what: str, attacked_model: nn.Module, name: str, eps: float) -> Part:
         path = self.folder / f"{_slug(key)}.safetensors"
