@@ -197,7 +197,7 @@ def controls(
     activations = space.encode_images(embeddings)  # [n, features]
     energies = energy(activations).cpu()
     scored = torch.cat([space.select(name) for name in GROUPS])
-    rank = max(1, round(float((activations[:, own] > 0).sum(1).float().mean())))
+    rank = max(1, round(float((activations[:, own] != 0).sum(1).float().mean())))
     for kind in CONTROL_KINDS:
         for seed in range(seeds):
             generator = torch.Generator().manual_seed(seed)

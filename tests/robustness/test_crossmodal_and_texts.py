@@ -8,8 +8,11 @@ import torch
 from features.encoder import load_encoder
 from features.errors import UserError
 from features.space import FeatureSpace
+from mms_apps.robustness.attacks import AttackConfig, run_attack
 from mms_apps.robustness.crossmodal import ALL, CrossModalStudy, direction, targets_for
 from mms_apps.robustness.distances import within
+from mms_apps.robustness.models import ZeroShot, correct
+from mms_apps.robustness.retrieval import found_by_caption, text_to_image
 from mms_apps.robustness.tasks import Task, load_task
 from mms_apps.robustness.texts import TextAttackConfig, attack_text, vocabulary_of
 
@@ -68,11 +71,21 @@ def test_a_direction_is_of_the_class_alone(space: FeatureSpace, study: CrossModa
     assert torch.allclose(found, wanted, atol=1e-5)
 
 
+def test_retrieval_is_attacked_in_both_directions(space: FeatureSpace, gallery: Task) -> None:
+    model = ZeroShot(space.encoder, gallery.vectors(space.encoder))
+    pixels, labels = gallery.pixels, gallery.labels
+    assert found_by_caption(model, pixels, pixels, labels).float().mean() > 0.9
+    eps = 16 / 255
+    away = text_to_image(model, pixels, labels, eps, steps=15)
+    assert within(pixels, away, eps, "Linf").all()
+    assert found_by_caption(model, pixels, away, labels).float().mean() < 0.3
+    found = run_attack(model, pixels, labels, "pgd", eps, AttackConfig(pgd_steps=15))
+    assert correct(model, found.images, labels).float().mean() < 0.3
+
+
 def test_words_are_replaced_within_the_bounds(space: FeatureSpace, gallery: Task) -> None:
     encoder = space.encoder
     with torch.no_grad():
-        from mms_apps.robustness.models import ZeroShot
-
         images = ZeroShot(encoder, torch.eye(encoder.dim)).plain(gallery.pixels)
     words = vocabulary_of(gallery.captions)
     config = TextAttackConfig(max_words=1, min_cosine=0.7, candidates=20)
