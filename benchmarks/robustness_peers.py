@@ -100,7 +100,12 @@ def _adversarial_library(
             absolute_step_size=STEP * eps / PGD_STEPS,
         )  # fmt: skip
     if attack == "fab":
-        found = fab(model, pixels, labels, norm=math.inf, n_iter=APGD_STEPS)
+        with torch.no_grad():
+            others = model(pixels[:1]).shape[1] - 1
+        found = fab(
+            model, pixels, labels, norm=math.inf, n_iter=APGD_STEPS, restarts=others,
+            targeted_restarts=True,
+        )  # fmt: skip
         near = (found - pixels).flatten(1).abs().amax(1) <= eps * (1 + 1e-6)
         return torch.where(near.view(-1, 1, 1, 1), found, pixels)
     norm = 2 if attack == "apgd-l2" else math.inf
