@@ -6,10 +6,16 @@ import json
 import math
 import os
 import platform
+import statistics
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+
+from features.intervals import bootstrap_interval
 
 VERSIONS = ("torch", "open_clip_torch", "diffusers", "accelerate", "torchattacks", "scikit-learn")
 
@@ -24,6 +30,18 @@ class Result:
     ci_high: float
     n: int
     unit: str
+
+
+def mean_row(name: str, values: np.ndarray, unit: str, seed: int) -> Result:
+    """A mean with its bootstrap interval; NaN for no values."""
+    low, high = bootstrap_interval(values, seed=seed)
+    mean = float(values.mean()) if len(values) else math.nan
+    return Result(name, mean, low, high, len(values), unit)
+
+
+def median_row(name: str, values: Sequence[float], unit: str) -> Result:
+    """The median of repeats with their range."""
+    return Result(name, statistics.median(values), min(values), max(values), len(values), unit)
 
 
 def machine() -> dict[str, Any]:

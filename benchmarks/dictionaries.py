@@ -17,8 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.common import Result, print_results, write_results
-from benchmarks.planted import mean_row
+from benchmarks.common import Result, mean_row, print_results, write_results
 from features.compare import compare, markdown_table, write_comparison
 from features.dictionary import (
     DICTIONARIES,

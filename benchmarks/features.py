@@ -10,7 +10,6 @@ measures other libraries' speed too (`benchmarks.peers`).
 from __future__ import annotations
 
 import argparse
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -20,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.common import Result, print_results, write_results
+from benchmarks.common import Result, median_row, print_results, write_results
 from benchmarks.peers import speed_rows
 from benchmarks.planted import planted_rows
 from benchmarks.scale import scale_rows
@@ -66,9 +65,7 @@ def extraction_row(encoder: Encoder, work: Path, repeats: int = 5) -> Result:
         start = time.perf_counter()
         extract(open_pairs(str(folder)), encoder, work / f"store-{repeat}", progress=False)
         ratios.append(bare / (time.perf_counter() - start))
-    return Result(
-        "extract/ratio", statistics.median(ratios), min(ratios), max(ratios), repeats, "ratio"
-    )
+    return median_row("extract/ratio", ratios, "ratio")
 
 
 def write_imagefolder(pairs: list, folder: Path) -> None:
@@ -91,8 +88,7 @@ def help_row(repeats: int = 5) -> Result:
         start = time.perf_counter()
         subprocess.run(command, check=True, capture_output=True)
         seconds.append(time.perf_counter() - start)
-    middle = statistics.median(seconds)
-    return Result("cli/help_seconds", middle, min(seconds), max(seconds), repeats, "s")
+    return median_row("cli/help_seconds", seconds, "s")
 
 
 def main() -> None:

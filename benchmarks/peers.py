@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 
-from benchmarks.common import Result
+from benchmarks.common import Result, median_row
 
 DIM, FEATURES, BATCH, CAUSES, ACTIVE = 512, 4096, 4096, 2048, 24
 PEERS = ("sparsify", "overcomplete", "dictionary_learning", "sae_lens")
@@ -61,19 +61,21 @@ def speed_rows(
         for library, found in trainings.items()
     }
     rows = [
-        _row("dictionary/samples_per_s" + _suffix(library), speed, "samples/s")
+        median_row("dictionary/samples_per_s" + _suffix(library), speed, "samples/s")
         for library, speed in speeds.items()
     ]
     for library in trainings:
         if library != "ours":
             pairs = zip(speeds["ours"], speeds[library], strict=False)
-            rows.append(_row(f"dictionary/ratio/{library}", [a / b for a, b in pairs], "ratio"))
+            rows.append(
+                median_row(f"dictionary/ratio/{library}", [a / b for a, b in pairs], "ratio")
+            )
     final = {library: [t["fvu"][-1][1] for t in found] for library, found in trainings.items()}
     target = max(itertools.chain.from_iterable(final.values()))
     for library, found in trainings.items():
-        rows.append(_row("dictionary/fvu" + _suffix(library), final[library], "FVU"))
+        rows.append(median_row("dictionary/fvu" + _suffix(library), final[library], "FVU"))
         times = [seconds_to(target, training) for training in found]
-        rows.append(_row("dictionary/seconds_to_fvu" + _suffix(library), times, "s"))
+        rows.append(median_row("dictionary/seconds_to_fvu" + _suffix(library), times, "s"))
     return rows
 
 
@@ -119,7 +121,3 @@ def seconds_to(target: float, training: dict[str, Any]) -> float:
 
 def _suffix(library: str) -> str:
     return "" if library == "ours" else f"/{library}"
-
-
-def _row(name: str, values: list[float], unit: str) -> Result:
-    return Result(name, statistics.median(values), min(values), max(values), len(values), unit)

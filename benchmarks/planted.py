@@ -18,14 +18,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.common import Result
+from benchmarks.common import Result, mean_row
 from features.dictionary import DICTIONARIES, Dictionary, TrainConfig, fit_dictionary
 from features.dominance import FIXED_BOUNDS, DominanceStatistics
 from features.embedded.world import PLANTED_IMAGE, PLANTED_TEXT, EmbeddedPairs
 from features.encoder import Encoder
 from features.evaluate import embed_pairs
 from features.extract import extract
-from features.intervals import bootstrap_interval
 
 ALIGNED = 0.75
 """A feature is aligned with a factor's value when its activation finds the value at this AUROC."""
@@ -183,14 +182,6 @@ def cross_share_row(name: str, mds: np.ndarray, alignment: Alignment, seed: int)
     values = mds[alignment.of_both & np.isfinite(mds)]
     crosses = ((values >= low) & (values <= high)).astype(float)
     return mean_row(f"planted/cross_share/{name}", crosses, "share", seed)
-
-
-def mean_row(name: str, values: np.ndarray, unit: str, seed: int) -> Result:
-    """A mean with its bootstrap interval; NaN for no values."""
-    low, high = bootstrap_interval(values, seed=seed)
-    return Result(
-        name, float(values.mean()) if len(values) else math.nan, low, high, len(values), unit
-    )
 
 
 def auroc_row(vision: np.ndarray, text: np.ndarray, seed: int, replicates: int = 1000) -> Result:

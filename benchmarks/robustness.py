@@ -20,7 +20,6 @@ Intervals are bootstrapped over images; those of controls are the range over see
 from __future__ import annotations
 
 import argparse
-import statistics
 import tempfile
 import time
 from collections.abc import Callable
@@ -31,10 +30,9 @@ import torch
 from rich.progress import track
 from torch import nn
 
-from benchmarks.common import Result, print_results, write_results
+from benchmarks.common import Result, mean_row, median_row, print_results, write_results
 from benchmarks.robustness_peers import PEERS, withstood_by_peer, write_data
 from features.encoder import Encoder, load_encoder
-from features.intervals import bootstrap_interval
 from features.space import FeatureSpace
 from mms_apps.robustness import checks
 from mms_apps.robustness.attacks import AttackConfig, offered, run_attack
@@ -291,14 +289,12 @@ def _row(name: str, estimate: Estimate) -> Result:
 
 def _shares(name: str, values: np.ndarray, seed: int, unit: str = "share") -> Result:
     """The mean of one value an image with its interval."""
-    own = values.astype(float)
-    low, high = bootstrap_interval(own, seed=seed)
-    return Result(name, float(own.mean()), low, high, len(own), unit)
+    return mean_row(name, values.astype(float), unit, seed)
 
 
 def _range(name: str, values: list[float]) -> Result:
     """The median over seeds with their range."""
-    return Result(name, statistics.median(values), min(values), max(values), len(values), "share")
+    return median_row(name, values, "share")
 
 
 def main() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import resource
-import statistics
 import subprocess
 import sys
 import time
@@ -13,7 +12,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from benchmarks.common import Result
+from benchmarks.common import Result, median_row
 from features.dictionary import DictionaryConfig, TopKDictionary
 from features.monosemanticity import MonosemanticityStatistics
 from features.space import score
@@ -37,8 +36,7 @@ def peak_row(work: Path, seed: int, repeats: int = 3) -> Result:
         make_store(folder, PAIRS * times, seed)
         peaks[times] = [_peak(folder) for _ in range(repeats)]
     ratios = [ten / one for one, ten in zip(peaks[1], peaks[10], strict=True)]
-    middle = statistics.median(ratios)
-    return Result("score/peak_ratio_10x", middle, min(ratios), max(ratios), repeats, "ratio")
+    return median_row("score/peak_ratio_10x", ratios, "ratio")
 
 
 def make_store(folder: Path, pairs: int, seed: int) -> ActivationStore:
@@ -92,8 +90,7 @@ def closed_form_row(seed: int, repeats: int = 3) -> Result:
         slow = time.perf_counter() - start
         np.testing.assert_allclose(closed, loop, atol=1e-9)
         ratios.append(slow / quick)
-    middle = statistics.median(ratios)
-    return Result("score/ms_ratio", middle, min(ratios), max(ratios), repeats, "ratio")
+    return median_row("score/ms_ratio", ratios, "ratio")
 
 
 def double_loop(activations: np.ndarray, embeddings: np.ndarray) -> float:

@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import argparse
 import random
-import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -38,11 +37,10 @@ from scipy.linalg import sqrtm
 from scipy.stats import spearmanr
 from torch import Tensor
 
-from benchmarks.common import Result, print_results, write_results
+from benchmarks.common import Result, mean_row, median_row, print_results, write_results
 from benchmarks.evaluator import ATTRIBUTES, Evaluator, load_evaluator
 from features.embedded.world import EmbeddedPairs
 from features.files import write_whole
-from features.intervals import bootstrap_interval
 from features.pairs import Pair
 from features.report import MODALITY_CLASSES
 from features.space import FeatureSpace
@@ -106,17 +104,11 @@ class Bench:
         """Raw embeddings `[strengths, dim]` of a reference's `[1, dim]` under one method."""
         source, target = (self.of_value(task.attribute, v) for v in (task.source, task.target))
         unit = F.normalize(raw, dim=1)
-        edits = between(self.space, self.images[source], self.images[target], taken=TAKEN)
+        every = between(self.space, self.images[source], self.images[target], taken=len(self.space))
+        usable = set(self.space.select(modality_class or None).tolist())
+        edits = tuple([edit for edit in every if edit.feature in usable][:TAKEN])
         step = Steering(edits).change(self.space, unit, "image") @ self.space.dictionary.directions
-        if method == "features_by_class":
-            of_class = set(self.space.select(modality_class).tolist())
-            every = between(
-                self.space, self.images[source], self.images[target], taken=len(self.space)
-            )
-            kept = tuple([edit for edit in every if edit.feature in of_class][:TAKEN])
-            change = Steering(kept).change(self.space, unit, "image")
-            step = change @ self.space.dictionary.directions
-        elif method == "text_direction":
+        if method == "text_direction":
             direction = self.texts[target].mean(0) - self.texts[source].mean(0)
             step = F.normalize(direction, dim=0)[None] * step.norm()
         elif method == "random_feature":
@@ -233,9 +225,9 @@ def method_rows(bench: Bench, held_out: list[Pair], count: int) -> list[Result]:
                 ("drift", "degrees"),
             ):
                 values = np.array([getattr(o, measure)[place] for o in outcomes])
-                rows.append(row(f"{measure}/{name}", values, unit, bench.seed))
+                rows.append(mean_row(f"{measure}/{name}", values, unit, bench.seed))
             ranks = np.array([o.monotonicity for o in outcomes])
-            rows.append(row(f"monotonicity/{name}", ranks, "Spearman", bench.seed))
+            rows.append(mean_row(f"monotonicity/{name}", ranks, "Spearman", bench.seed))
             chosen = STRENGTHS[place]
             rows.append(Result(f"strength/{name}", chosen, chosen, chosen, len(trial), "times"))
     return rows
@@ -268,9 +260,9 @@ def class_rows(bench: Bench, held_out: list[Pair], count: int) -> list[Result]:
             after = bench.evaluator.logits(images)
             for name in ATTRIBUTES:
                 changed = (after[name].argmax(1) != before[name].argmax(1)).float().numpy()
-                rows.append(row(f"class/{label}/{name}", changed, "share", bench.seed))
+                rows.append(mean_row(f"class/{label}/{name}", changed, "share", bench.seed))
             distance = bench.evaluator.distance(plain, images).numpy() / bench.unrelated
-            rows.append(row(f"class/{label}/appearance", distance, "share", bench.seed))
+            rows.append(mean_row(f"class/{label}/appearance", distance, "share", bench.seed))
     return rows
 
 
@@ -304,7 +296,7 @@ def generator_rows(bench: Bench, held_out: list[Pair]) -> list[Result]:
                 ]
             )
             right = (logits[attribute].argmax(1) == labels)[labels >= 0].float().numpy()
-            rows.append(row(f"agreement/{name}/{attribute}", right, "share", bench.seed))
+            rows.append(mean_row(f"agreement/{name}/{attribute}", right, "share", bench.seed))
         if name != "evaluator":
             distance = frechet(features["evaluator"], features[name])
             n = len(images)
@@ -343,9 +335,9 @@ def speed_rows(bench: Bench, repeats: int = 9) -> list[Result]:
         ones.append(one)
         fours.append(seconds(steered, 4))
     return [
-        timing("overhead_ratio", ratios, "ratio"),
-        timing("seconds_per_image", ones, "s"),
-        timing("seconds_per_four", fours, "s"),
+        median_row("overhead_ratio", ratios, "ratio"),
+        median_row("seconds_per_image", ones, "s"),
+        median_row("seconds_per_four", fours, "s"),
     ]
 
 
@@ -353,17 +345,6 @@ def seconds(call: Callable[[int], None], count: int) -> float:
     start = time.perf_counter()
     call(count)
     return time.perf_counter() - start
-
-
-def timing(name: str, values: list[float], unit: str) -> Result:
-    """Median and range."""
-    return Result(name, statistics.median(values), min(values), max(values), len(values), unit)
-
-
-def row(name: str, values: np.ndarray, unit: str, seed: int) -> Result:
-    """A mean with its bootstrap interval."""
-    low, high = bootstrap_interval(values, seed=seed)
-    return Result(name, float(np.mean(values)), low, high, len(values), unit)
 
 
 def plot(results: list[Result]) -> str:

@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from demos.common import ONE_AT_A_TIME, gr, launch
-from features.errors import UserError
+from demos.common import ONE_AT_A_TIME, errors_in_words, gr, launch
 from features.report import CLASS_NAMES, MODALITY_CLASSES
 from features.space import FeatureSpace
 from mms_apps.attributes.model import METHODS
@@ -39,7 +38,6 @@ which of these words a picture resembles; it does not say who a person is. Gende
 that can be seen in a picture of somebody: don't use this to sort, judge or serve people.
 """
 CSS = """
-.gradio-container { max-width: 1180px !important; margin: 0 auto !important; }
 #pictures .caption-label { display: none; }
 .exemplars { display: grid; gap: .5rem; }
 .exemplars figure { display: flex; gap: .4rem; align-items: center; margin: 0; flex-wrap: wrap; }
@@ -68,10 +66,8 @@ def build(workbench: Workbench) -> gr.Blocks:
         return pictures[event.index][0]
 
     def run_audit(attribute: str, method: Any, group: str) -> tuple[str, Any, Any, Any]:
-        try:
+        with errors_in_words():
             found = workbench.audit(attribute, method, group)
-        except UserError as error:
-            raise gr.Error(str(error)) from None
         return audit_text(found), group_figure(found), class_figure(found), lean_figure(found)
 
     with gr.Blocks(title="Attributes", analytics_enabled=False) as demo:

@@ -11,8 +11,7 @@ from typing import Any
 
 from PIL import Image
 
-from demos.common import ONE_AT_A_TIME, gr, launch
-from features.errors import UserError
+from demos.common import ONE_AT_A_TIME, errors_in_words, gr, launch
 from features.report import CLASS_NAMES
 from mms_apps.robustness.distances import NORMS, read_eps
 from mms_apps.robustness.session import PictureAttacked, Session
@@ -23,7 +22,6 @@ LINF_EPS = [1, 2, 4, 8, 16]
 L2_EPS = [0.25, 0.5, 1, 2, 4]
 NORM_NAMES = [("L-inf: the largest change of a pixel", "Linf"), ("L2: the length of all", "L2")]
 CSS = """
-.gradio-container { max-width: 1180px !important; margin: 0 auto !important; }
 #pictures .caption-label { display: none; }
 #result img { image-rendering: pixelated; }
 #verdict { font-size: 1.1rem; }
@@ -49,13 +47,11 @@ def build(session: Session) -> gr.Blocks:
         if image is None:
             raise gr.Error("Pick or upload a picture.")
         progress(0, desc=kind)
-        try:
+        with errors_in_words():
             found = session.attack(
                 image, labels, kind, read_eps(eps), norm,
                 progress=lambda share: progress(share, desc=f"{kind}, {share:.0%}"),
             )  # fmt: skip
-        except UserError as error:
-            raise gr.Error(str(error)) from None
         return (
             verdict(found),
             found.before,
@@ -72,10 +68,8 @@ def build(session: Session) -> gr.Blocks:
         return session.pictures[event.index][0]
 
     def possible(labels: str, norm: Any, kind: str) -> Any:
-        try:
+        with errors_in_words():
             names = session.attacks(labels, norm)
-        except UserError as error:
-            raise gr.Error(str(error)) from None
         return gr.Dropdown(choices=names, value=kind if kind in names else ATTACK)
 
     def sizes(norm: str) -> Any:

@@ -8,17 +8,15 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from demos.common import ONE_AT_A_TIME, gr, launch
+from demos.common import ONE_AT_A_TIME, errors_in_words, gr, launch
 from features.errors import UserError
 from features.report import CLASS_NAMES, MODALITY_CLASSES
-from mms_apps.steering.catalogue import Card, card, search
+from mms_apps.steering.catalogue import Card, card, search, title
 from mms_apps.steering.choosing import choose
 from mms_apps.steering.edits import MAX_DRIFT, Blend, Edit, Steering
 from mms_apps.steering.generator import SteeredGenerator, side_by_side
@@ -30,7 +28,6 @@ PREVIEW = (-2.0, 0.0, 2.0)
 SHOWN = 12
 SIDE = 256
 CSS = """
-.gradio-container { max-width: 1180px !important; margin: 0 auto !important; }
 #found .caption-label { font-size: .8rem; }
 """
 HELP = """
@@ -44,8 +41,7 @@ def build(drawer: SteeredGenerator) -> gr.Blocks:
     """The page."""
     space = drawer.space
     classes = [(CLASS_NAMES[name], name) for name in MODALITY_CLASSES]
-    choices = [(card(space, n).title, n) for n in range(len(space))]
-    titles = {number: title for title, number in choices}
+    choices = [(title(space, n), n) for n in range(len(space))]
 
     def steering_of(
         towards: str | None,
@@ -113,7 +109,7 @@ def build(drawer: SteeredGenerator) -> gr.Blocks:
         with errors_in_words():
             found = choose(space, words)[:SLOTS]
         empty = SLOTS - len(found)
-        said = "Took " + "; ".join(f"{titles[c.feature]} for “{c.word}”" for c in found)
+        said = "Took " + "; ".join(f"{title(space, c.feature)} for “{c.word}”" for c in found)
         return [
             *(c.feature for c in found),
             *[None] * empty,
@@ -264,15 +260,6 @@ def build(drawer: SteeredGenerator) -> gr.Blocks:
         load.click(restore, kept, controls, **hidden).success(**redraw)
         apply.click(restore, code, controls, api_name="restore").success(**redraw)
     return demo
-
-
-@contextmanager
-def errors_in_words() -> Iterator[None]:
-    """Shows a user's mistake on the page."""
-    try:
-        yield
-    except UserError as error:
-        raise gr.Error(str(error)) from None
 
 
 def enlarged(image: Image.Image, side: int = SIDE) -> Image.Image:

@@ -14,7 +14,7 @@ import dataclasses
 import io
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -196,15 +196,22 @@ def _apgd(loss: str) -> Run:
 
         return torchattacks.APGD(
             model,
-            norm=config.norm,
-            eps=eps,
-            steps=config.steps,
-            n_restarts=config.restarts,
-            seed=config.seed,
+            **_adaptive_settings(eps, config),
             loss=loss,
         )(images, labels)
 
     return run
+
+
+def _adaptive_settings(eps: float, config: AttackConfig) -> dict[str, Any]:
+    """What APGD, its targeted form and FAB all take."""
+    return {
+        "norm": config.norm,
+        "eps": eps,
+        "steps": config.steps,
+        "n_restarts": config.restarts,
+        "seed": config.seed,
+    }
 
 
 def _apgd_t(
@@ -214,11 +221,7 @@ def _apgd_t(
 
     return torchattacks.APGDT(
         model,
-        norm=config.norm,
-        eps=eps,
-        steps=config.steps,
-        n_restarts=config.restarts,
-        seed=config.seed,
+        **_adaptive_settings(eps, config),
         n_classes=_targets(model, images),
     )(images, labels)
 
@@ -230,11 +233,7 @@ def _fab(
 
     return torchattacks.FAB(
         model,
-        norm=config.norm,
-        eps=eps,
-        steps=config.steps,
-        n_restarts=config.restarts,
-        seed=config.seed,
+        **_adaptive_settings(eps, config),
         multi_targeted=True,
         n_classes=_targets(model, images),
     )(images, labels)

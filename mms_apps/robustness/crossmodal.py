@@ -8,7 +8,6 @@ an inactive feature of a sparse code passes no gradient.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +16,8 @@ from torch import Tensor
 
 from features.encoder import Encoder
 from features.space import FeatureSpace
-from mms_apps.robustness.ascent import Progress, pgd
+from mms_apps.robustness.ascent import Progress
+from mms_apps.robustness.climb import climb
 from mms_apps.robustness.distances import Norm
 from mms_apps.robustness.groups import GROUPS, Control, controls
 from mms_apps.robustness.models import (
@@ -26,8 +26,6 @@ from mms_apps.robustness.models import (
     ZeroShot,
     batched,
     image_size,
-    require_float32,
-    undisturbed,
 )
 
 ALL = "all"
@@ -101,27 +99,22 @@ def push(
     Raises:
         UserError: something is not float32.
     """
-    require_float32(model, pixels)
-    found = []
-    with undisturbed(model, seed):
-        pieces = zip(pixels.split(batch_size), towards.split(batch_size), strict=True)
-        total = -(-len(pixels) // batch_size)
-        for number, (images, goal) in enumerate(pieces):
-            found.append(
-                pgd(
-                    _towards(model, goal, mean), images, eps, norm=norm, steps=steps, seed=seed
-                ).images
-            )
-            if progress is not None:
-                progress((number + 1) / total)
-    return torch.cat(found)
 
+    def alike(images: Tensor, goals: Tensor) -> Tensor:
+        return F.cosine_similarity(model.embed(images) - mean, goals, dim=1)
 
-def _towards(model: ZeroShot, goal: Tensor, mean: Tensor) -> Callable[[Tensor], Tensor]:
-    def loss(images: Tensor) -> Tensor:
-        return F.cosine_similarity(model.embed(images) - mean, goal, dim=1)
-
-    return loss
+    return climb(
+        model,
+        alike,
+        pixels,
+        towards,
+        eps,
+        norm=norm,
+        steps=steps,
+        batch_size=batch_size,
+        seed=seed,
+        progress=progress,
+    )
 
 
 class CrossModalStudy:

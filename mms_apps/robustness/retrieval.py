@@ -10,9 +10,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mms_apps.robustness.ascent import Progress, pgd
+from mms_apps.robustness.ascent import Progress
+from mms_apps.robustness.climb import climb
 from mms_apps.robustness.distances import Norm
-from mms_apps.robustness.models import BATCH, ZeroShot, batched, require_float32, undisturbed
+from mms_apps.robustness.models import BATCH, ZeroShot, batched
 
 
 def text_to_image(
@@ -37,21 +38,22 @@ def text_to_image(
     Raises:
         UserError: something is not float32.
     """
-    require_float32(model, pixels)
-    found = []
-    total = -(-len(pixels) // batch_size)
-    with undisturbed(model, seed):
-        for number, rows in enumerate(torch.arange(len(pixels)).split(batch_size)):
-            captions = model.vectors[labels[rows]]
 
-            def away(images: Tensor, captions: Tensor = captions) -> Tensor:
-                return -(model.embed(images) * captions).sum(1)
+    def away(images: Tensor, captions: Tensor) -> Tensor:
+        return -(model.embed(images) * captions).sum(1)
 
-            ascent = pgd(away, pixels[rows], eps, norm=norm, steps=steps, seed=seed)
-            found.append(ascent.images)
-            if progress is not None:
-                progress((number + 1) / total)
-    return torch.cat(found)
+    return climb(
+        model,
+        away,
+        pixels,
+        model.vectors[labels],
+        eps,
+        norm=norm,
+        steps=steps,
+        batch_size=batch_size,
+        seed=seed,
+        progress=progress,
+    )
 
 
 def found_by_caption(model: ZeroShot, clean: Tensor, attacked: Tensor, labels: Tensor) -> Tensor:

@@ -11,26 +11,24 @@ from features.errors import UserError
 from features.space import FeatureSpace
 from mms_apps.steering.choosing import features_of
 
+UNNAMED = "unnamed"
+
 
 @dataclass(frozen=True)
 class Card:
     """What is shown of a feature.
 
+    title: number, name, class and MDS in one line.
     images: its most activating images, the strongest first.
     captions: its most activating captions.
     """
 
     feature: int
+    title: str
     name: str
     modality_class: str
-    mds: float
     images: list[Image.Image]
     captions: list[str]
-
-    @property
-    def title(self) -> str:
-        """Number, name, class and MDS in one line."""
-        return f"{self.feature}: {self.name} ({self.modality_class}, MDS {self.mds:.2f})"
 
 
 def search(
@@ -60,18 +58,25 @@ def search(
     return [card(space, feature) for feature in found[:limit]]
 
 
+def title(space: FeatureSpace, feature: int) -> str:
+    """A feature's number, name, class and MDS in one line."""
+    name, modality_class, mds = (
+        space.features[column][feature].as_py() for column in ("name", "class", "mds")
+    )
+    return f"{feature}: {name or UNNAMED} ({modality_class}, MDS {mds:.2f})"
+
+
 def card(space: FeatureSpace, feature: int) -> Card:
     """The card of one feature."""
     import pyarrow.compute as pc
 
     rows = space.exemplars.filter(pc.equal(space.exemplars["feature"], feature)).to_pylist()
     rows.sort(key=lambda row: row["rank"])
-    row = {name: space.features[name][feature].as_py() for name in ("name", "class", "mds")}
     return Card(
         feature,
-        row["name"] or "unnamed",
-        row["class"],
-        row["mds"],
+        title(space, feature),
+        space.features["name"][feature].as_py() or UNNAMED,
+        space.features["class"][feature].as_py(),
         [
             Image.open(io.BytesIO(r["thumbnail"])).convert("RGB")
             for r in rows

@@ -56,7 +56,7 @@ def steer(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")] = "auto",
 ) -> None:
     """Draw with edited features: plain.png, steered.png, strip.png and edits.json."""
-    from mms_apps.steering.edits import MAX_DRIFT, Steering
+    from mms_apps.steering.edits import Steering
     from mms_apps.steering.generator import SteeredGenerator, side_by_side
 
     reference = None if image is None else _open_image(image)
@@ -72,14 +72,6 @@ def steer(
         end=end,
         max_drift=given.max_drift if max_drift is None else max_drift,
     )
-    made = drawer.generate(
-        [Steering(), steering],
-        prompt=prompt,
-        image=reference,
-        seed=seed,
-        steps=steps,
-        guidance=guidance,
-    )
     strip = drawer.strip(
         steering,
         STRIP,
@@ -89,12 +81,13 @@ def steer(
         steps=steps,
         guidance=guidance,
     )
+    plain, steered = STRIP.index(0.0), STRIP.index(1.0)
     out.mkdir(parents=True, exist_ok=True)
-    for name, picture in zip(("plain", "steered"), made.images, strict=True):
-        picture.save(out / f"{name}.png")
+    strip.images[plain].save(out / "plain.png")
+    strip.images[steered].save(out / "steered.png")
     side_by_side(strip.images).save(out / "strip.png")
     steering.save(out / "edits.json", drawer.space)
-    drift, scale = float(made.drift[1]), float(made.scale[1])
+    drift, scale = float(strip.drift[steered]), float(strip.scale[steered])
     record = {
         "prompt": prompt,
         "seed": seed,
@@ -110,10 +103,8 @@ def steer(
         f"drift {drift:.0f} degrees -> {out / 'steered.png'}, beside it plain.png, strip.png"
     )
     if scale < 1:
-        bound = steering.max_drift or MAX_DRIFT
-        typer.echo(
-            f"The edits were scaled by {scale:.2f} to stay within {bound:.0f} degrees.", err=True
-        )
+        bound = f"{steering.max_drift:.0f} degrees"
+        typer.echo(f"The edits were scaled by {scale:.2f} to stay within {bound}.", err=True)
 
 
 def train_generator(

@@ -145,14 +145,12 @@ class SteeredGenerator:
         if embedding is None:
             embedding = self.embed(prompt, image, seed)
         words = prompt if image is not None else ""
-        order = sorted(range(len(steerings)), key=lambda n: steerings[n].begin_and_end)
         images: dict[int, Image.Image] = {}
         steered = [s.apply(self.space, embedding, self.adapter.modality) for s in steerings]
         found = torch.cat([s.embedding for s in steered])  # [n, dim]
-        for begin_and_end in dict.fromkeys(steerings[n].begin_and_end for n in order):
-            rows = [n for n in order if steerings[n].begin_and_end == begin_and_end]
-            context = self._schedule(embedding - found[rows], *begin_and_end)
-            with context:
+        for begin_and_end in dict.fromkeys(s.begin_and_end for s in steerings):
+            rows = [n for n, s in enumerate(steerings) if s.begin_and_end == begin_and_end]
+            with self._schedule(embedding - found[rows], *begin_and_end):
                 made = self.draw(
                     found[rows], [seed] * len(rows), words, steps=steps, guidance=guidance
                 )

@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-
 from demos.attributes import CSS, build
 from demos.common import launch
 from features.space import FeatureSpace
 from mms_apps.attributes.workbench import Workbench
+from tests.browser import needs_chromium, opened
 from tests.conftest import draw_imagefolder
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 
 
 @pytest.fixture(scope="module")
@@ -66,25 +60,11 @@ def test_predict_and_audit_through_the_api(address: str, imagefolder: Path) -> N
     assert len(figures) == 3
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no chromium here")
+@needs_chromium
 def test_in_a_browser_by_keyboard_and_without_other_machines(address: str) -> None:
-    from playwright.sync_api import expect, sync_playwright
+    from playwright.sync_api import expect
 
-    outside: list[str] = []
-    errors: list[str] = []
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        page = browser.new_page(viewport={"width": 1280, "height": 1000})
-        page.on(
-            "request",
-            lambda request: (
-                None
-                if request.url.startswith((address, "data:", "blob:"))
-                else outside.append(request.url)
-            ),
-        )
-        page.on("pageerror", lambda error: errors.append(str(error)))
-        page.goto(address)
+    with opened(address) as page:
         page.wait_for_selector(".js-plotly-plot", timeout=60_000)
         expect(page.get_by_text("it does not say who a person is")).to_be_visible()
         labels = page.locator("[data-testid=label-output-value]")
@@ -125,6 +105,3 @@ def test_in_a_browser_by_keyboard_and_without_other_machines(address: str) -> No
             ".length >= 2",
             timeout=30_000,
         )
-        browser.close()
-    assert outside == []
-    assert errors == []

@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-
 from demos.common import launch
 from demos.robustness import CSS, build
 from mms_apps.robustness.session import Session
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+from tests.browser import needs_chromium, opened
 
 
 @pytest.fixture(scope="module")
@@ -64,25 +59,11 @@ def test_attacks_through_the_api(address: str, session: Session, tmp_path: Path)
         client.predict(None, "man, woman", "apgd", "Linf", "4/255", api_name="/attack")
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium")
+@needs_chromium
 def test_pick_attack_and_read_in_a_browser(address: str) -> None:
-    from playwright.sync_api import expect, sync_playwright
+    from playwright.sync_api import expect
 
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        page = browser.new_page(viewport={"width": 1280, "height": 1500})
-        elsewhere: list[str] = []
-        errors: list[str] = []
-        page.on(
-            "request",
-            lambda request: (
-                None
-                if request.url.startswith((address.rstrip("/"), "data:", "blob:"))
-                else elsewhere.append(request.url)
-            ),
-        )
-        page.on("pageerror", lambda error: errors.append(str(error)))
-        page.goto(address)
+    with opened(address, height=1500) as page:
         page.locator("#pictures button.thumbnail-item, #pictures .thumbnail-lg").nth(2).click()
         page.get_by_label("eps, of a list or your own").fill("16/255")
         page.get_by_label("eps, of a list or your own").press("Enter")
@@ -94,6 +75,3 @@ def test_pick_attack_and_read_in_a_browser(address: str) -> None:
         page.get_by_label("Labels, by commas").fill("only one")
         page.get_by_role("button", name="Attack", exact=True).click()
         page.get_by_text("give at least two").first.wait_for(timeout=30_000)
-        browser.close()
-    assert elsewhere == []
-    assert errors == []

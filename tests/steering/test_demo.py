@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-
 from demos.common import launch
 from demos.steering import CSS, SLOTS, build
 from mms_apps.steering.generator import SteeredGenerator
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+from tests.browser import needs_chromium, opened
 
 
 @pytest.fixture(scope="module")
@@ -57,25 +51,11 @@ def test_draw_strip_find_and_wish_through_the_api(address: str) -> None:
         client.predict(json.dumps(json.loads(edits) | {"space": "0"}), api_name="/restore")
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium")
+@needs_chromium
 def test_prompt_find_steer_save_reload_and_load_in_a_browser(address: str) -> None:
-    from playwright.sync_api import expect, sync_playwright
+    from playwright.sync_api import expect
 
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        page = browser.new_page()
-        elsewhere: list[str] = []
-        errors: list[str] = []
-        page.on(
-            "request",
-            lambda request: (
-                None
-                if request.url.startswith((address.rstrip("/"), "data:", "blob:"))
-                else elsewhere.append(request.url)
-            ),
-        )
-        page.on("pageerror", lambda error: errors.append(str(error)))
-        page.goto(address)
+    with opened(address) as page:
         page.get_by_label("Prompt", exact=True).fill("a man")
         page.get_by_label("Prompt", exact=True).press("Enter")
         expect(page.locator("#edits")).to_contain_text('"edits": []', timeout=60_000)
@@ -92,6 +72,3 @@ def test_prompt_find_steer_save_reload_and_load_in_a_browser(address: str) -> No
         page.reload()
         page.get_by_role("button", name="Load what was saved").click()
         expect(page.locator("#edits")).to_contain_text('"feature": 400', timeout=60_000)
-        browser.close()
-    assert elsewhere == []
-    assert errors == []
