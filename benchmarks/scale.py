@@ -1,10 +1,20 @@
-"""How scoring scales: peak memory against the number of pairs, and closed forms against loops."""
+"""How scoring scales: a million pairs, memory against the number of pairs, one process against two.
+
+    python -m benchmarks.scale --out runs/benchmark-scale.json
+
+- score/seconds_per_million, score/peak_mib: scoring a store of random embeddings in a process of
+  its own, with a progress bar;
+- merge/max_difference: the greatest difference in any score of any feature between that and two
+  processes that share the pass.
+"""
 
 from __future__ import annotations
 
-import resource
+import argparse
+import json
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -12,19 +22,43 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from benchmarks.common import Result, median_row
+from benchmarks.attributes import PeakMemory
+from benchmarks.common import Result, median_row, print_results, write_results
 from features.dictionary import DictionaryConfig, TopKDictionary
+from features.files import write_json
 from features.monosemanticity import MonosemanticityStatistics
-from features.space import score
-from features.store import ActivationStore, StoreConfig, sample_table, write_store
+from features.space import FeatureSpace, score
+from features.store import ActivationStore, StoreConfig, finish_store, sample_table, write_part
 
 DIM, FEATURES, K, PAIRS = 128, 512, 16, 20_000
+MILLION = 1_000_000
+SHARD = 50_000
 LOOP_PAIRS, LOOP_FEATURES = 600, 4
+ONE_PROCESS = [sys.executable, "-m", "benchmarks.scale"]
+TWO_PROCESSES = [
+    *(sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"),
+    *("--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"),
+    *("--main_process_port", "0", "--num_cpu_threads_per_process", str(torch.get_num_threads())),
+    *("-m", "benchmarks.scale"),
+]
 
 
 def scale_rows(work: Path, seed: int) -> list[Result]:
     """`score/peak_ratio_10x` and `score/ms_ratio`."""
     return [peak_row(work, seed), closed_form_row(seed)]
+
+
+def million_rows(work: Path, pairs: int, seed: int) -> list[Result]:
+    """`score/seconds_per_million`, `score/peak_mib` and `merge/max_difference`."""
+    make_store(work / "store", pairs, seed)
+    one = scored_apart(ONE_PROCESS, work / "store", work / "one")
+    scored_apart(TWO_PROCESSES, work / "store", work / "two")
+    difference = greatest_difference(work / "one" / "space", work / "two" / "space")
+    return [
+        median_row("score/seconds_per_million", [one["seconds"] * MILLION / pairs], "s"),
+        median_row("score/peak_mib", [one["peak_mib"]], "MiB"),
+        median_row("merge/max_difference", [difference], "score"),
+    ]
 
 
 def peak_row(work: Path, seed: int, repeats: int = 3) -> Result:
@@ -34,42 +68,69 @@ def peak_row(work: Path, seed: int, repeats: int = 3) -> Result:
     for times in (1, 10):
         folder = work / f"store-{times}"
         make_store(folder, PAIRS * times, seed)
-        peaks[times] = [_peak(folder) for _ in range(repeats)]
+        out = work / f"scored-{times}"
+        found = [scored_apart(ONE_PROCESS, folder, out) for _ in range(repeats)]
+        peaks[times] = [each["peak_mib"] for each in found]
     ratios = [ten / one for one, ten in zip(peaks[1], peaks[10], strict=True)]
     return median_row("score/peak_ratio_10x", ratios, "ratio")
 
 
-def make_store(folder: Path, pairs: int, seed: int) -> ActivationStore:
-    """A store of random embeddings with captions of a few words."""
+def make_store(folder: Path, pairs: int, seed: int) -> None:
+    """Write a store of random embeddings with captions of a few words, shard by shard."""
+    folder.mkdir(parents=True)
     generator = torch.Generator().manual_seed(seed)
-    image, text = F.normalize(torch.randn(2, pairs, DIM, generator=generator), dim=2)
     words = [f"word{n}" for n in range(200)]
-    captions = [
-        [f"{words[i % 200]} {words[i * 7 % 200]} {words[i * 13 % 200]}"] for i in range(pairs)
-    ]
-    samples = sample_table([str(i) for i in range(pairs)], captions)
+    starts = range(0, pairs, SHARD)
+    for index, start in enumerate(starts):
+        numbers = range(start, min(start + SHARD, pairs))
+        image, text = F.normalize(torch.randn(2, len(numbers), DIM, generator=generator), dim=2)
+        captions = [
+            [f"{words[i % 200]} {words[i * 7 % 200]} {words[i * 13 % 200]}"] for i in numbers
+        ]
+        write_part(folder, index, image, text, sample_table([*map(str, numbers)], captions), [])
     config = StoreConfig("random", "random", "random", f"random-{pairs}", DIM)
-    return write_store(folder, image, text, samples, config)
+    finish_store(folder, config, len(starts))
 
 
-def score_store(folder: Path) -> None:
-    """Score an untrained dictionary's features on a store."""
+def scored_apart(command: list[str], store: Path, out: Path) -> dict[str, float]:
+    """Seconds and peak memory of scoring a store in processes of their own, which leave the
+    FeatureSpace in `out`."""
+    subprocess.run([*command, "--store", str(store), "--out", str(out)], check=True)
+    return json.loads((out / "figures.json").read_text(encoding="utf-8"))
+
+
+def score_store(store: Path, out: Path) -> None:
+    """Score an untrained dictionary's features on a store; write the FeatureSpace and figures."""
+    from accelerate import PartialState
+
     config = DictionaryConfig("topk", DIM, FEATURES, K, modality_bias=False)
-    score(ActivationStore.open(folder), TopKDictionary(config).eval(), progress=False)
+    memory = PeakMemory()
+    memory.start()
+    start = time.perf_counter()
+    space = score(ActivationStore.open(store), TopKDictionary(config).eval())
+    seconds = time.perf_counter() - start
+    if PartialState().is_main_process:
+        space.save(out / "space")
+        write_json(out / "figures.json", {"seconds": seconds, "peak_mib": memory.peak})
 
 
-def _peak(folder: Path) -> float:
-    """Peak memory in bytes of a process that scores a store."""
-    code = "import sys; from benchmarks.scale import peak_of_scoring; peak_of_scoring(sys.argv[1])"
-    command = [sys.executable, "-c", code, str(folder)]
-    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+def greatest_difference(first: Path, second: Path) -> float:
+    """Of any number in the tables of features; infinite where one is undefined in one space only.
 
-
-def peak_of_scoring(folder: str) -> None:
-    """Score a store and print this process's peak memory in bytes."""
-    score_store(Path(folder))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    print(peak * (1 if sys.platform == "darwin" else 1024))
+    Raises:
+        AssertionError: a name or a class differs.
+    """
+    tables = [FeatureSpace.load(folder, device="cpu").features for folder in (first, second)]
+    greatest = 0.0
+    for name in tables[0].column_names:
+        one, two = (table[name].to_numpy() for table in tables)
+        if one.dtype.kind != "f":
+            assert (one == two).all(), name
+        elif not np.array_equal(np.isnan(one), np.isnan(two)):
+            return float("inf")
+        elif not np.isnan(one).all():
+            greatest = max(greatest, float(np.nanmax(np.abs(one - two))))
+    return greatest
 
 
 def closed_form_row(seed: int, repeats: int = 3) -> Result:
@@ -109,3 +170,23 @@ def double_loop(activations: np.ndarray, embeddings: np.ndarray) -> float:
                 weighted += weight * float(embeddings[i] @ embeddings[j])
                 mass += weight
     return weighted / mass
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--pairs", type=int, default=MILLION)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--store", type=Path, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.store is not None:
+        score_store(arguments.store, arguments.out)
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        results = million_rows(Path(scratch), arguments.pairs, arguments.seed)
+    write_results(arguments.out, results, seed=arguments.seed)
+    print_results(results)
+
+
+if __name__ == "__main__":
+    main()

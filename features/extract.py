@@ -70,7 +70,7 @@ def extract(
 
     Raises:
         UserError: `out` was made from other pairs, another encoder or precision; `strict` and a
-            pair cannot be read; or the precision overflows.
+            pair cannot be read; a URL cannot be read; or the precision overflows.
     """
     from accelerate import PartialState
 
@@ -172,6 +172,8 @@ class _Batch:
     """id, captions, location, attributes of the n pairs."""
     last: bool = False
     """Whether the part is complete."""
+    failure: str = ""
+    """Why the part cannot be read now, in words: a worker's exception would bring its trace."""
 
     def pin_memory(self) -> _Batch:
         pinned = {
@@ -203,17 +205,23 @@ class _Batches(IterableDataset[_Batch]):
         worker = get_worker_info()
         mine = self.todo if worker is None else self.todo[worker.id :: worker.num_workers]
         for index, part in mine:
-            pairs: list[Pair] = []
-            skipped: list[Skipped] = []
-            for record in self.source.read(part):
-                if isinstance(record, Skipped):
-                    skipped.append(record)
-                    continue
-                if len(pairs) == self.batch_size:
-                    yield self._batch(index, pairs, skipped)
-                    pairs, skipped = [], []
-                pairs.append(record)
-            yield self._batch(index, pairs, skipped, last=True)
+            try:
+                yield from self._part(index, part)
+            except UserError as error:
+                yield _Batch(index, [], failure=str(error))
+
+    def _part(self, index: int, part: Part) -> Iterator[_Batch]:
+        pairs: list[Pair] = []
+        skipped: list[Skipped] = []
+        for record in self.source.read(part):
+            if isinstance(record, Skipped):
+                skipped.append(record)
+                continue
+            if len(pairs) == self.batch_size:
+                yield self._batch(index, pairs, skipped)
+                pairs, skipped = [], []
+            pairs.append(record)
+        yield self._batch(index, pairs, skipped, last=True)
 
     def _batch(
         self, part: int, pairs: list[Pair], skipped: list[Skipped], last: bool = False
@@ -264,6 +272,8 @@ def _extract_parts(
     skipped: dict[int, list[Skipped]] = defaultdict(list)
     with tqdm(total=total, unit="pair", desc="encoding", disable=not progress) as bar:
         for batch in loader if workers else _one_ahead(loader):
+            if batch.failure:
+                raise UserError(batch.failure)
             if strict and batch.skipped:
                 raise _strict_error(batch.skipped[0])
             skipped[batch.part] += batch.skipped

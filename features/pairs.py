@@ -3,6 +3,7 @@
     pairs = open_pairs("photos/")            # imagefolder: metadata.jsonl beside the images
     pairs = open_pairs("photos.csv")         # or .tsv, .parquet
     pairs = open_pairs("photos-{0..9}.tar")  # webdataset: a folder, a glob or a brace pattern
+    pairs = open_pairs("https://host/photos-{0..9}.tar")  # the same behind https or s3 URLs
     pairs = open_pairs("embedded")           # the small world that ships with the package
 
 A pair that cannot be read comes out as `Skipped`, with the reason, and the reading goes on.
@@ -21,6 +22,7 @@ import sys
 from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
@@ -32,6 +34,7 @@ import pyarrow.parquet as pq
 from PIL import Image, UnidentifiedImageError
 
 from features.errors import UserError, first_line
+from features.remote import is_url, local_file, path_of, size_and_head
 
 PART_RECORDS = 512
 IMAGE_COLUMNS = ("image", "file_name", "filepath", "path")
@@ -39,6 +42,8 @@ CAPTION_COLUMNS = ("caption", "captions", "text", "texts", "title")
 NOT_ATTRIBUTES = frozenset(("id", *CAPTION_COLUMNS))
 IMAGE_EXTENSIONS = ("png", "jpg", "jpeg", "webp")
 PARQUET_BATCH = 64
+CONNECTIONS = 16
+"""Files that are looked at together."""
 Record = dict[str, Any]
 
 
@@ -107,7 +112,8 @@ def open_pairs(spec: str) -> PairSource:
 
     Args:
         spec: `embedded`, `embedded:train` or `embedded:heldout`; a folder with metadata.jsonl; a
-            .csv, .tsv or .parquet file; or a folder, a glob or a brace pattern of .tar files.
+            .csv, .tsv or .parquet file; or a folder, a glob or a brace pattern of .tar files,
+            which may be http, https or s3 URLs.
 
     Raises:
         UserError: nothing is there, the format is unknown, or there are no images or captions.
@@ -117,11 +123,15 @@ def open_pairs(spec: str) -> PairSource:
 
         return EmbeddedPairs(split_named(spec))
     path = Path(spec)
+    if is_url(spec):
+        if path_of(spec).suffix != ".tar":
+            raise UserError(f"{spec}: of URLs only .tar files are read; name them, or download it")
+        return TarPairs(list(dict.fromkeys(_braces(spec))), name=path_of(spec).name)
     if path.is_dir():
         if (path / "metadata.jsonl").is_file():
             return FilePairs(path / "metadata.jsonl", name=path.resolve().name)
         if any(path.glob("*.tar")):
-            return TarPairs(sorted(path.glob("*.tar")), name=path.resolve().name)
+            return TarPairs(sorted(map(str, path.glob("*.tar"))), name=path.resolve().name)
         raise UserError(
             f"{spec}: no metadata.jsonl and no .tar file in this folder; put one there, or name "
             "a .csv, .tsv or .parquet file"
@@ -528,25 +538,30 @@ def _readable(column: pa.Field) -> bool:
 class TarPairs(PairSource):
     """Webdataset tar files: an image with .txt (the caption) or .json (captions, attributes).
 
-    Raises:
-        UserError: there is no file.
+    A file behind a URL is downloaded when it is read, and removed afterwards.
+
+    Args:
+        files: paths or URLs, at least one.
     """
 
-    def __init__(self, files: list[Path], name: str) -> None:
+    def __init__(self, files: list[str], name: str) -> None:
         self.name = name
-        parent = Path(os.path.commonpath([file.absolute().parent for file in files]))
-        self.files = {file.absolute().relative_to(parent).as_posix(): file for file in files}
+        paths = {file: path_of(file) for file in files}
+        parent = os.path.commonpath([path.parent for path in paths.values()])
+        self.files = {path.relative_to(parent).as_posix(): file for file, path in paths.items()}
 
     def parts(self) -> list[Part]:
         return [Part(name, 0, -1) for name in self.files]
 
     def read(self, part: Part) -> Iterator[Pair | Skipped]:
-        try:
-            for sample in self._samples(part.name):
-                yield _tar_pair(sample, f"{part.name}/{sample['__key__']}")
-        except Exception as error:  # tarfile, zlib and webdataset each raise their own
-            detail = first_line(error).replace(str(self.files[part.name]), part.name)
-            yield Skipped(part.name, part.name, f"unreadable tar file from here on: {detail}")
+        """As in `PairSource`; raises UserError where a URL cannot be read."""
+        with local_file(self.files[part.name]) as path:
+            try:
+                for sample in _tar_samples(path):
+                    yield _tar_pair(sample, f"{part.name}/{sample['__key__']}")
+            except Exception as error:  # tarfile, zlib and webdataset each raise their own
+                detail = first_line(error).replace(str(path), part.name)
+                yield Skipped(part.name, part.name, f"unreadable tar file from here on: {detail}")
 
     def images(self, locations: Iterable[str]) -> dict[str, Image.Image]:
         keys_of: dict[str, set[str]] = defaultdict(set)
@@ -557,32 +572,37 @@ class TarPairs(PairSource):
         found = {}
         for name, keys in keys_of.items():
             try:
-                for sample in self._samples(name):
-                    key = sample["__key__"]
-                    content = _member(sample, IMAGE_EXTENSIONS)
-                    if key in keys and content is not None:
-                        try:
-                            found[f"{name}/{key}"] = decode_image(content)
-                        except UnreadableImage:
-                            continue
+                with local_file(self.files[name]) as path:
+                    for sample in _tar_samples(path):
+                        key = sample["__key__"]
+                        content = _member(sample, IMAGE_EXTENSIONS)
+                        if key in keys and content is not None:
+                            try:
+                                found[f"{name}/{key}"] = decode_image(content)
+                            except UnreadableImage:
+                                continue
             except Exception:
                 continue
         return found
 
     def fingerprint(self) -> str:
         """sha256 over the files' names, sizes and first 64 KiB."""
+        return self._fingerprint
+
+    @cached_property
+    def _fingerprint(self) -> str:
         digest = hashlib.sha256()
-        for name, file in self.files.items():
-            with file.open("rb") as opened:
-                digest.update(f"{name}/{file.stat().st_size}/".encode() + opened.read(65_536))
+        with ThreadPoolExecutor(CONNECTIONS) as pool:
+            heads = pool.map(size_and_head, self.files.values())
+            for name, (size, head) in zip(self.files, heads, strict=True):
+                digest.update(f"{name}/{size}/".encode() + head)
         return digest.hexdigest()
 
-    def _samples(self, name: str) -> Iterator[Record]:
-        import webdataset as wds
 
-        return iter(
-            wds.DataPipeline(wds.SimpleShardList([str(self.files[name])]), wds.tarfile_to_samples())
-        )
+def _tar_samples(path: Path) -> Iterator[Record]:
+    import webdataset as wds
+
+    return iter(wds.DataPipeline(wds.SimpleShardList([str(path)]), wds.tarfile_to_samples()))
 
 
 def _member(sample: Record, extensions: tuple[str, ...]) -> bytes | None:
@@ -614,18 +634,23 @@ def _tar_pair(sample: Record, location: str) -> Pair | Skipped:
     return _make_pair({"id": sample["__key__"]} | record, None, content, location)
 
 
-def _expand(pattern: str) -> list[Path]:
+def _expand(pattern: str) -> list[str]:
     """The files of a brace and glob pattern.
 
     Raises:
         UserError: there is none, or one that the braces name is missing.
     """
-    from braceexpand import braceexpand
-
-    files: list[Path] = []
-    for piece in braceexpand(pattern):
+    files: list[str] = []
+    for piece in _braces(pattern):
         found = [piece] if os.path.isfile(piece) else sorted(glob.glob(piece))
         if not found:
             raise UserError(f"{piece}: no such .tar file; check the path or the pattern")
-        files += map(Path, found)
+        files += found
     return list(dict.fromkeys(files))
+
+
+def _braces(pattern: str) -> Iterator[str]:
+    """All that a pattern's braces stand for: `{0..9}`, `{a,b}`."""
+    from braceexpand import braceexpand
+
+    return braceexpand(pattern)

@@ -36,7 +36,7 @@ from features.dictionary import Dictionary, Modality
 from features.dictionary.base import WEIGHTS, dictionary_from_record
 from features.dominance import CLASSES, Classes, Dominance, Rule, classify
 from features.embedded import ENCODER_NAMES, SPACES
-from features.encoder import Encoder, load_encoder
+from features.encoder import Encoder, load_encoder, resolve_device
 from features.errors import UserError, first_line
 from features.evidence import SWEEP, TopScores, all_measures, class_means, top_scores
 from features.files import write_json
@@ -279,7 +279,7 @@ class FeatureSpace:
 
         Args:
             where: a folder, `embedded`, `embedded-ssl`, or a Hugging Face hub id (org/name).
-            device: "auto" is the GPU where there is one.
+            device: "auto" is this process's GPU where there is one.
             encoder: to use instead of the one that is recorded, which it must equal; wanted where
                 that one came from a folder that has moved.
 
@@ -296,7 +296,7 @@ class FeatureSpace:
             dictionary_from_record(record["dictionary"], folder / WEIGHTS),
             pq.read_table(folder / "features.parquet"),
             pq.read_table(folder / "exemplars.parquet"),
-            device=_device(device),
+            device=resolve_device(device),
             encoder=encoder,
         )
 
@@ -378,7 +378,7 @@ def score(
             for those of SWEEP.
         exemplars: samples to keep a feature and modality.
         replicates: of the bootstrap.
-        device: a torch device; "auto" is the GPU where there is one.
+        device: a torch device; "auto" is this process's GPU where there is one.
 
     Raises:
         UserError: the dictionary belongs to another encoder, or the judge has other pairs.
@@ -387,7 +387,7 @@ def score(
     _check_inputs(store, dictionary, judge)
     if terms is None:
         terms = from_main_process(lambda: vocabulary(store.sample_batches(SAMPLE_BATCH)))
-    device = _device(device)
+    device = resolve_device(device)
     dictionary = dictionary.to(device).eval().requires_grad_(False)
     sizes = sorted({*SWEEP, top_m})
     found = collect(
@@ -444,12 +444,6 @@ def score(
 
     config, table, shown = from_main_process(finish)
     return FeatureSpace(config, dictionary, table, shown, device=device)
-
-
-def _device(device: torch.device | str) -> torch.device:
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(device)
 
 
 def _check_inputs(store: ActivationStore, dictionary: Dictionary, judge: ActivationStore) -> None:

@@ -45,7 +45,9 @@ INTERRUPTED = 130
 
 Pairs = Annotated[
     str,
-    typer.Option(help="Folder with metadata.jsonl, .csv, .tsv, .parquet, .tar files, or embedded."),
+    typer.Option(
+        help="Folder with metadata.jsonl, .csv, .tsv, .parquet, .tar files or URLs, or embedded."
+    ),
 ]
 EncoderId = Annotated[
     str,
@@ -130,6 +132,7 @@ def run(
     from features.naming import read_vocabulary
     from features.pairs import open_pairs
     from features.report import write_report
+    from features.scoring import from_main_process
     from features.space import FeatureSpace
     from features.space import score as score_features
 
@@ -175,15 +178,21 @@ def run(
         fitted = fit_dictionary(store, config, out / "dictionary", device=device)
     if scored_before is not None and scored_before.config.store_fingerprint == store.fingerprint:
         typer.echo("Finished before with these settings: nothing is computed again.")
-        scored = scored_before
+        scored, new = scored_before, False
     else:
         scored = score_features(
             store, fitted, judge_store, source, terms=terms, seed=seed, device=str(model.device)
         )
-        scored.save(out / "space")
-        write_json(out / RUN_SETTINGS, settings)
-    write_report(scored, out / "report.html")
-    _summarise(scored, store, out)
+        new = True
+
+    def finish() -> None:
+        if new:
+            scored.save(out / "space")
+            write_json(out / RUN_SETTINGS, settings)
+        write_report(scored, out / "report.html")
+        _summarise(scored, store, out)
+
+    from_main_process(finish)
 
 
 @app.command()
@@ -249,6 +258,7 @@ def score(
     from features.dictionary import load_dictionary
     from features.naming import read_vocabulary
     from features.pairs import open_pairs
+    from features.scoring import from_main_process
     from features.space import score as score_features
     from features.store import ActivationStore
 
@@ -265,7 +275,7 @@ def score(
         seed=seed,
         device=device,
     )
-    scored.save(out)
+    from_main_process(lambda: scored.save(out))
     typer.echo(f"{len(scored)} features -> {out}")
 
 

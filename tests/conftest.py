@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import random
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -110,3 +112,13 @@ def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def imagefolder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """40 drawn PNGs with metadata.jsonl; don't change it."""
     return draw_imagefolder(tmp_path_factory.mktemp("pairs") / "shapes")
+
+
+def launch(processes: int, *arguments: str | Path) -> None:
+    """Run a script, or `-m` and a module, with its arguments under `accelerate launch`."""
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu"]
+    command += ["--num_processes", str(processes), "--num_machines", "1"]
+    command += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    command += ["--num_cpu_threads_per_process", "1", *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr

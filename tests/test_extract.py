@@ -15,7 +15,7 @@ from features.errors import UserError
 from features.extract import default_workers, extract, resolve_precision
 from features.pairs import FilePairs, PairSource, open_pairs
 from features.store import ActivationStore, shard_name
-from tests.conftest import draw_imagefolder, save_tiny_clip
+from tests.conftest import draw_imagefolder, launch, save_tiny_clip
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = """
@@ -109,14 +109,7 @@ def test_workers_change_nothing(source, encoder, tmp_path, workers: int) -> None
 def test_two_processes_give_the_same_store(
     source, encoder, imagefolder, clip_folder, script, tmp_path
 ) -> None:
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
-    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-    launch += ["--main_process_port", "0", "--num_cpu_threads_per_process", "1"]
-    arguments = [script, imagefolder, f"local-dir:{clip_folder}", tmp_path / "two", "0"]
-    done = subprocess.run(
-        [*launch, *map(str, arguments)], capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr
+    launch(2, script, imagefolder, f"local-dir:{clip_folder}", tmp_path / "two", "0")
     one = extract(source, encoder, tmp_path / "one", workers=0, batch_size=4, progress=False)
     same(one, ActivationStore.open(tmp_path / "two"))
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +14,7 @@ from features.dictionary import load_dictionary
 from features.scoring import ScoringStatistics
 from features.space import FeatureSpace, score
 from features.store import ActivationStore, sample_table
+from tests.conftest import launch
 from tests.test_space import axes, make_store
 
 PAIRS, FEATURES, DIM = 24, 5, 3
@@ -88,17 +87,8 @@ def test_two_processes_score_as_one(tmp_path: Path) -> None:
     judge = make_store(tmp_path / "judge", encoder="judge", seed=1)
     axes().save(tmp_path / "dictionary")
     (tmp_path / "score.py").write_text(SCRIPT)
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
-    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-    launch += ["--main_process_port", "0", "--num_cpu_threads_per_process", "1"]
-    arguments = [tmp_path / "score.py", store.path, judge.path, tmp_path / "dictionary"]
-    done = subprocess.run(
-        [*launch, *map(str, arguments), str(tmp_path / "two")],
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
+    arguments = (store.path, judge.path, tmp_path / "dictionary", tmp_path / "two")
+    launch(2, tmp_path / "score.py", *arguments)
     two = FeatureSpace.load(tmp_path / "two", device="cpu")
     one = score(
         ActivationStore.open(store.path),
