@@ -3,7 +3,9 @@
     python -m benchmarks.attributes --out runs/benchmark-attributes.json
 
 Probes are fitted, and everything is chosen, on the training pairs; all figures are on the held-out
-combinations under several draws of the planted factors, with intervals over drawings.
+combinations under several draws of the planted factors, with intervals over drawings. The rows
+`fresh/...` repeat the planted case on seeds that played no part when its rule was settled; their
+means have intervals over seeds.
 """
 
 from __future__ import annotations
@@ -23,8 +25,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from rich.progress import track
 
-from benchmarks.common import Result, print_results, write_results
+from benchmarks.common import Result, estimate_row, mean_row, print_results, write_results
 from features.embedded.build_pairs import SKIN_TONES
 from features.embedded.world import REGISTERS, EmbeddedPairs, render
 from features.evaluate import GENDERS, embed_pairs, gender_prompts, skin_tone_prompts
@@ -44,7 +47,6 @@ from mms_apps.attributes.edits import Edit, Project
 from mms_apps.attributes.explain import explain
 from mms_apps.attributes.labels import Samples
 from mms_apps.attributes.measures import (
-    Estimate,
     bootstrap_weights,
     estimate,
     weighted_mean,
@@ -58,6 +60,20 @@ TIED = 0.95
 TIES = {"man": "blue", "woman": "red"}
 ROLE_PAIRS = 8
 """Training drawings that a role must have for the real case, so that each gender has some."""
+FRESH_SEEDS = tuple(range(1000, 1100, 10))
+"""Seeds that played no part when the rule by which features are chosen was settled."""
+MEASURES = (
+    "accuracy",
+    "worst_group",
+    "gap",
+    "leakage",
+    "utility",
+    "utility_cost",
+    "gap_change",
+    "accuracy_change",
+    "gap_less_features",
+    "worst_less_features",
+)
 MILLION = 1_000_000
 SMALL = 100_000
 
@@ -110,10 +126,6 @@ def tied_samples(
     )
 
 
-def row(name: str, value: Estimate, n: int, unit: str) -> Result:
-    return Result(name, value.value, value.low, value.high, n, unit)
-
-
 def prompts_of(attribute: str) -> dict[str, list[str]]:
     """The prompts of the world's own words."""
     if attribute == "gender":
@@ -137,12 +149,12 @@ def accuracy_rows(space: FeatureSpace, prefix: str, seed: int) -> list[Result]:
             )
             share[method] = weighted_mean(model.predict(test.embeddings) == truth, weights)
             name = f"{prefix}accuracy/{attribute}/{method}"
-            rows.append(row(name, estimate(share[method]), len(test), "share"))
+            rows.append(estimate_row(name, estimate(share[method]), len(test), "share"))
             explained = explain(model, test.embeddings[:200])
             error = max(error, *(abs(e.total - e.logit) for e in explained))
         difference = estimate(share["sparse_probe"] - share["linear_probe"])
         name = f"{prefix}accuracy/{attribute}/sparse_less_linear"
-        rows.append(row(name, difference, len(test), "share"))
+        rows.append(estimate_row(name, difference, len(test), "share"))
         used = float(np.count_nonzero(model.estimator.coef_.any(axis=0)))
         name = f"{prefix}accuracy/{attribute}/sparse_features"
         rows.append(Result(name, used, used, used, 1, "features"))
@@ -152,6 +164,30 @@ def accuracy_rows(space: FeatureSpace, prefix: str, seed: int) -> list[Result]:
 
 
 def planted_rows(space: FeatureSpace, seed: int) -> list[Result]:
+    """The planted case on the benchmark's seed."""
+    return method_rows(planted(space, seed), "")
+
+
+def fresh_rows(space: FeatureSpace, seeds: Sequence[int] = FRESH_SEEDS) -> list[Result]:
+    """The planted case on other seeds, and the means over them with intervals over seeds."""
+    runs = {seed: planted(space, seed) for seed in track(seeds, "fresh seeds")}
+    measures = ("accuracy", "worst_group", "gap", "leakage", "utility_cost")
+    rows = []
+    for seed, found in runs.items():
+        rows += method_rows(found, f"fresh/{seed}/", measures)
+    gaps: dict[str, np.ndarray] = {}
+    for measure in measures:
+        for place, method in enumerate(next(iter(runs.values()))):
+            values = np.array([getattr(found[place], measure).value for found in runs.values()])
+            rows.append(mean_row(f"fresh/{measure}/{method.method}", values, "share", 0))
+            if measure == "gap":
+                gaps[method.method] = values
+    halved = (gaps["features"] <= gaps["none"] / 2).astype(float)
+    rows.append(mean_row("fresh/gap_halved", halved, "share of seeds", 0))
+    return rows
+
+
+def planted(space: FeatureSpace, seed: int) -> list[MethodRow]:
     """A linear probe for gender whose training pairs tie gender to the background."""
     tied = tied_samples(space, "train", [0], TIED, seed)
     train, validation = split_samples(tied, VALIDATION, seed)
@@ -195,7 +231,7 @@ def planted_rows(space: FeatureSpace, seed: int) -> list[Result]:
     )
     names = space.features["name"].to_pylist()
     print("planted:", choice.how, [(f, names[f]) for f in choice.features])
-    return method_rows(found, "", len(test))
+    return found
 
 
 def mean_difference(samples: Samples, attribute: str, factor: str) -> Project:
@@ -260,27 +296,19 @@ def real_rows(space: FeatureSpace, seed: int) -> list[Result]:
     )
     names = space.features["name"].to_pylist()
     print("real:", choice.how, [(f, names[f]) for f in choice.features])
-    return method_rows(found, "real/", len(test))
+    return method_rows(found, "real/")
 
 
-def method_rows(found: Sequence[MethodRow], prefix: str, n: int) -> list[Result]:
-    rows = []
-    for measure in (
-        "accuracy",
-        "worst_group",
-        "gap",
-        "leakage",
-        "utility",
-        "utility_cost",
-        "gap_change",
-        "accuracy_change",
-        "gap_less_features",
-        "worst_less_features",
-    ):
-        for method in found:
-            name = f"{prefix}{measure}/{method.method}"
-            rows.append(row(name, getattr(method, measure), n, "share"))
-    return rows
+def method_rows(
+    found: Sequence[MethodRow], prefix: str, measures: Sequence[str] = MEASURES
+) -> list[Result]:
+    return [
+        estimate_row(
+            f"{prefix}{measure}/{method.method}", getattr(method, measure), method.samples, "share"
+        )
+        for measure in measures
+        for method in found
+    ]
 
 
 def class_rows(space: FeatureSpace, seed: int) -> list[Result]:
@@ -297,9 +325,9 @@ def class_rows(space: FeatureSpace, seed: int) -> list[Result]:
         model = fit_model(space, train, attribute, classes, "linear_probe", seed=seed)
         for effect in class_effects(model, test, seed=seed):
             name = f"{prefix}{effect.what}/{effect.modality_class}"
-            rows.append(row(name, effect.accuracy, len(test), "share"))
-            rows.append(row(f"{name}/random", effect.random, len(test), "share"))
-            rows.append(row(f"{name}/less_random", effect.difference, len(test), "share"))
+            rows.append(estimate_row(name, effect.accuracy, len(test), "share"))
+            rows.append(estimate_row(f"{name}/random", effect.random, len(test), "share"))
+            rows.append(estimate_row(f"{name}/less_random", effect.difference, len(test), "share"))
     return rows
 
 
@@ -387,6 +415,7 @@ def main() -> None:
             lambda: accuracy_rows(plain, "", seed),
             lambda: accuracy_rows(ssl, "embedded-ssl/", seed),
             lambda: planted_rows(ssl, seed),
+            lambda: fresh_rows(ssl),
             lambda: real_rows(plain, seed),
             lambda: class_rows(ssl, seed),
             lambda: stream_rows(Path(scratch), seed),

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import json
-import math
 import os
 import platform
 import statistics
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from features.intervals import bootstrap_interval
+from features.files import plain, write_json
+from features.intervals import Estimate, mean_estimate
 
 VERSIONS = ("torch", "open_clip_torch", "diffusers", "accelerate", "torchattacks", "scikit-learn")
 
@@ -32,11 +31,14 @@ class Result:
     unit: str
 
 
+def estimate_row(name: str, estimate: Estimate, n: int, unit: str) -> Result:
+    """An estimate over `n` samples."""
+    return Result(name, estimate.value, estimate.low, estimate.high, n, unit)
+
+
 def mean_row(name: str, values: np.ndarray, unit: str, seed: int) -> Result:
     """A mean with its bootstrap interval; NaN for no values."""
-    low, high = bootstrap_interval(values, seed=seed)
-    mean = float(values.mean()) if len(values) else math.nan
-    return Result(name, mean, low, high, len(values), unit)
+    return estimate_row(name, mean_estimate(values, seed=seed), len(values), unit)
 
 
 def median_row(name: str, values: Sequence[float], unit: str) -> Result:
@@ -86,10 +88,6 @@ def print_results(results: list[Result]) -> None:
 
 def write_results(path: Path, results: list[Result], *, seed: int) -> None:
     """Write `{"machine", "versions", "seed", "results"}` as JSON; NaN becomes null."""
-    rows = [
-        {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in asdict(r).items()}
-        for r in results
-    ]
-    record = {"machine": machine(), "versions": versions(), "seed": seed, "results": rows}
+    record = {"machine": machine(), "versions": versions(), "seed": seed, "results": plain(results)}
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    write_json(path, record)

@@ -30,24 +30,33 @@ import torch
 from rich.progress import track
 from torch import nn
 
-from benchmarks.common import Result, mean_row, median_row, print_results, write_results
+from benchmarks.common import (
+    Result,
+    estimate_row,
+    mean_row,
+    median_row,
+    print_results,
+    write_results,
+)
 from benchmarks.robustness_peers import PEERS, withstood_by_peer, write_data
 from features.encoder import Encoder, load_encoder
+from features.intervals import Estimate
 from features.space import FeatureSpace
 from mms_apps.robustness import checks
 from mms_apps.robustness.attacks import AttackConfig, offered, run_attack
 from mms_apps.robustness.crossmodal import ALL, CrossModal, CrossModalStudy
 from mms_apps.robustness.distances import NORMS, Norm, readable_eps
-from mms_apps.robustness.evaluation import Evaluation, EvaluationConfig, evaluate
-from mms_apps.robustness.groups import GROUPS, Estimate
+from mms_apps.robustness.evaluation import evaluate
+from mms_apps.robustness.groups import GROUPS
 from mms_apps.robustness.models import Squeezed, ZeroShot, batched, correct
 from mms_apps.robustness.nearest import minimal_eps
+from mms_apps.robustness.results import Evaluation, EvaluationConfig
 from mms_apps.robustness.retrieval import found_by_caption, text_to_image
 from mms_apps.robustness.tasks import Task, load_task
 from mms_apps.robustness.texts import TextAttackConfig, attack_text, vocabulary_of
 
 DEFENCES = ("keep:CrossD", "remove:ImgD", "remove:TextD", "weight:ImgD=0.5", "squeeze:3")
-PARITY_EPS = {"Linf": 4 / 255, "L2": 0.5}
+PARITY_EPS: dict[Norm, float] = {"Linf": 4 / 255, "L2": 0.5}
 PARITY_IMAGES = 150
 CROSS_IMAGES = 120
 CROSS_EPS = 8 / 255
@@ -73,10 +82,13 @@ def evaluation_rows(
         encoder=encoder.id,
     )
     seconds = time.perf_counter() - start
-    rows = [_row("accuracy/clean", found.clean)]
+    rows = [_row("accuracy/clean", found.clean, found.images)]
     for attack, curve in found.accuracy.items():
         name = "worst_case" if attack == "worst case" else f"accuracy/{attack}"
-        rows += [_row(f"{name}/{readable_eps(e).replace('/', '_')}", v) for e, v in curve.items()]
+        rows += [
+            _row(f"{name}/{readable_eps(e).replace('/', '_')}", v, found.images)
+            for e, v in curve.items()
+        ]
     passed = [check.passed for check in found.checks]
     rows.append(_shares("checks/passed", np.array(passed), seed))
     rows.append(Result("seconds/evaluation", seconds, seconds, seconds, 1, "s"))
@@ -89,9 +101,9 @@ def evaluation_rows(
 def _group_rows(found: Evaluation) -> list[Result]:
     rows = []
     for group in found.groups:
-        rows.append(_row(f"drift/{group.group}", group.drift))
+        rows.append(_row(f"drift/{group.group}", group.drift, group.moved))
         rows += [_range(f"drift/{k}/{group.group}", v) for k, v in group.control_drift.items()]
-        rows.append(_row(f"restricted/{group.group}", group.accuracy))
+        rows.append(_row(f"restricted/{group.group}", group.accuracy, found.images))
         rows += [
             _range(f"restricted/{k}/{group.group}", v) for k, v in group.control_accuracy.items()
         ]
@@ -99,11 +111,11 @@ def _group_rows(found: Evaluation) -> list[Result]:
 
 
 def _defence_rows(found: Evaluation) -> list[Result]:
-    rows = [_row("defence/none", found.defences[0].undefended)]
+    rows = [_row("defence/none", found.defences[0].undefended, found.images)]
     for defence in found.defences:
         prefix = "defence" if defence.defence == DEFENCES[0] else f"defence/{defence.defence}"
         for kind in ("clean", "nonadaptive", "adaptive"):
-            rows.append(_row(f"{prefix}/{kind}", getattr(defence, kind)))
+            rows.append(_row(f"{prefix}/{kind}", getattr(defence, kind), found.images))
     return rows
 
 
@@ -166,9 +178,8 @@ def two_class_rows(space: FeatureSpace, seed: int) -> list[Result]:
     model = ZeroShot(space.encoder, task.vectors(space.encoder))
     rows = []
     for norm, eps in PARITY_EPS.items():
-        own: Norm = "L2" if norm == "L2" else "Linf"
-        for name in track(offered(2, own), f"two classes, {norm}"):
-            config = AttackConfig(norm=own, seed=seed)
+        for name in track(offered(2, norm), f"two classes, {norm}"):
+            config = AttackConfig(norm=norm, seed=seed)
             found = run_attack(model, task.pixels, task.labels, name, eps, config)
             right = correct(model, found.images, task.labels)
             rows.append(_shares(f"two_classes/{norm}/{name}", right.numpy(), seed))
@@ -283,8 +294,8 @@ def parity_rows(
     return rows
 
 
-def _row(name: str, estimate: Estimate) -> Result:
-    return Result(name, estimate.value, estimate.low, estimate.high, estimate.n, "share")
+def _row(name: str, estimate: Estimate, n: int) -> Result:
+    return estimate_row(name, estimate, n, "share")
 
 
 def _shares(name: str, values: np.ndarray, seed: int, unit: str = "share") -> Result:

@@ -12,24 +12,14 @@ from typing import Any
 import numpy as np
 
 from features.dominance import CROSS_MODAL, IMAGE_DOMINANT, TEXT_DOMINANT, UNSCORED
-from features.files import write_json, write_whole
-from features.intervals import bootstrap_interval, difference_interval
+from features.files import plain, write_json, write_whole
+from features.intervals import NOT_KNOWN, Estimate, difference_interval, mean_estimate
 from features.matching import Matching
 from features.report import CLASS_NAMES, MODALITY_CLASSES, histogram, templates
 from features.space import FeatureSpace
 
 SCHEMA = 1
 SHOWN_MATCHES = 24
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A figure with its 95% interval, over `n` features or samples; None where undefined."""
-
-    value: float | None
-    low: float | None
-    high: float | None
-    n: int
 
 
 @dataclass(frozen=True)
@@ -149,7 +139,7 @@ def write_comparison(
     """Write `comparison.json`, `comparison.md` and the report `comparison.html` to a folder."""
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
-    write_json(out / "comparison.json", {"schema": SCHEMA, **asdict(comparison)})
+    write_json(out / "comparison.json", plain({"schema": SCHEMA, **asdict(comparison)}))
     write_whole(out / "comparison.md", markdown_table(comparison).encode())
     features = [space.features.to_pylist() for space in spaces]
     page = (
@@ -181,7 +171,7 @@ def markdown_table(comparison: Comparison) -> str:
 
 
 def _cell(estimate: Estimate, percent: bool) -> str:
-    if estimate.value is None or estimate.low is None or estimate.high is None:
+    if not math.isfinite(estimate.low):
         return "-"
     if percent:
         return f"{estimate.value:.0%} ({estimate.low:.0%} to {estimate.high:.0%})"
@@ -216,16 +206,8 @@ def _summary(
 ) -> SpaceSummary:
     config = space.config
     held_out = (config.dictionary.get("held_out") or {}).get("overall", {})
-    estimates = {
-        name: Estimate(
-            held_out.get(name),
-            held_out.get(f"{name}_low"),
-            held_out.get(f"{name}_high"),
-            held_out.get("samples") or 0,
-        )
-        for name in ("fvu", "l0")
-    }
-    estimates |= {name: _mean(found, seed) for name, found in values.items()}
+    estimates = {name: _saved(held_out, name) for name in ("fvu", "l0")}
+    estimates |= {name: mean_estimate(found, seed=seed) for name, found in values.items()}
     return SpaceSummary(
         label=label,
         encoder=config.encoder,
@@ -242,11 +224,12 @@ def _summary(
     )
 
 
-def _mean(values: np.ndarray, seed: int) -> Estimate:
-    if len(values) == 0:
-        return Estimate(None, None, None, 0)
-    low, high = bootstrap_interval(values, seed=seed)
-    return Estimate(float(values.mean()), low, high, len(values))
+def _saved(figures: dict[str, Any], name: str) -> Estimate:
+    """A figure of a dictionary's held-out pairs (`trainer.reconstruction_figures`)."""
+    value, low, high = (figures.get(key) for key in (name, f"{name}_low", f"{name}_high"))
+    if value is None or low is None or high is None:
+        return NOT_KNOWN
+    return Estimate(value, low, high)
 
 
 def _differences(
@@ -269,11 +252,11 @@ def _differences(
             amount = _amount(float(b.mean() - a.mean()), low, high, figure.percent)
         else:
             one, two = first.estimates[figure.key], other.estimates[figure.key]
-            if None in (one.low, one.high, two.low, two.high):
+            if not (math.isfinite(one.low) and math.isfinite(two.low)):
                 continue
-            differs = two.low > one.high or two.high < one.low  # type: ignore[operator]
+            differs = two.low > one.high or two.high < one.low
             amount = f"{_cell(two, figure.percent)} against {_cell(one, figure.percent)}"
-            low = two.value - one.value  # type: ignore[operator]
+            low = two.value - one.value
         if differs:
             more, less = (other, first) if low > 0 else (first, other)
             sentences.append(f"{more.label} {figure.more} than {less.label}: {amount}.")
@@ -317,6 +300,6 @@ def _match_summary(
         scored=sum(row["class_fixed"] != UNSCORED for row in ones),
         median_correlation=float(np.median(correlations)) if pairs else None,
         floor=matching.floor if math.isfinite(matching.floor) else 0.0,
-        same_class=_mean(same, seed),
+        same_class=mean_estimate(same, seed=seed),
         pairs=pairs,
     )

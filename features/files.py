@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +24,18 @@ def write_whole(path: Path, content: bytes) -> None:
     """Write a file under a temporary name, then rename it."""
     with replacing(path) as temporary:
         temporary.write_bytes(content)
+
+
+def plain(value: Any) -> Any:
+    """What JSON can hold, at any depth: dataclasses as dictionaries, tuples as lists, and None for
+    what is no finite number."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = dataclasses.asdict(value)
+    if isinstance(value, dict):
+        return {str(key): plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write_json(path: Path, record: Any) -> None:

@@ -2,7 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
 import numpy as np
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value with its 95% interval; NaN where it is undefined."""
+
+    value: float
+    low: float
+    high: float
+
+
+NOT_KNOWN = Estimate(float("nan"), float("nan"), float("nan"))
+
+
+def mean_estimate(values: np.ndarray, *, seed: int = 0) -> Estimate:
+    """The mean of one value a sample, `[n]`, with its bootstrap interval."""
+    if len(values) == 0:
+        return NOT_KNOWN
+    low, high = bootstrap_interval(values, seed=seed)
+    return Estimate(float(np.mean(values)), low, high)
 
 
 def percentile_interval(replicates: np.ndarray, *, level: float = 0.95) -> tuple[float, float]:
@@ -80,16 +103,39 @@ def auroc_interval(
         level: coverage, in (0, 1).
     """
     rng = np.random.default_rng(seed)
+    truth = np.asarray(truth, dtype=bool)
+
+    def drawn() -> Iterator[np.ndarray]:
+        weights = np.empty(len(truth))
+        for _ in range(replicates):
+            for side in (truth, ~truth):
+                weights[side] = np.bincount(
+                    rng.integers(side.sum(), size=side.sum()), minlength=side.sum()
+                )
+            yield weights
+
+    return percentile_interval(weighted_auroc(truth, scores, drawn()), level=level)
+
+
+def weighted_auroc(
+    truth: np.ndarray, scores: np.ndarray, weights: Iterable[np.ndarray]
+) -> np.ndarray:
+    """The area under the ROC curve under each of several weightings of the samples: `[weightings]`;
+    NaN where one leaves no positive or no negative.
+
+    Args:
+        truth: `[n]` bool.
+        scores: `[n]`; ties count one half.
+        weights: each `[n]`.
+    """
     order = np.argsort(scores, kind="stable")
     positive, ordered = np.asarray(truth, dtype=bool)[order], np.asarray(scores)[order]
     starts = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]]))  # of ties
-    weights = np.empty(len(order))
-    found = np.empty(replicates)
-    for replicate in range(replicates):
-        for group in (positive, ~positive):
-            drawn = rng.integers(group.sum(), size=group.sum())
-            weights[group] = np.bincount(drawn, minlength=group.sum())
-        up = np.add.reduceat(weights * positive, starts)
-        down = np.add.reduceat(weights * ~positive, starts)
-        found[replicate] = (up * (down.cumsum() - down / 2)).sum() / (up.sum() * down.sum())
-    return percentile_interval(found, level=level)
+    areas = []
+    for weighting in weights:
+        weight = weighting[order].astype(float)
+        up = np.add.reduceat(weight * positive, starts)
+        down = np.add.reduceat(weight * ~positive, starts)
+        pairs = up.sum() * down.sum()
+        areas.append((up * (down.cumsum() - down / 2)).sum() / pairs if pairs else np.nan)
+    return np.array(areas)

@@ -84,12 +84,16 @@ def write_report(space: FeatureSpace, out: str | Path) -> Path:
     return out
 
 
-def templates() -> Environment:
-    """The pages' templates, with the filters `figure` and `percent`."""
-    from jinja2 import Environment, PackageLoader
+def templates(package: str = "features") -> Environment:
+    """A package's templates, which may include the core's, with the filters `figure` and
+    `percent`."""
+    from jinja2 import ChoiceLoader, Environment, PackageLoader
 
     environment = Environment(
-        loader=PackageLoader("features"), autoescape=True, trim_blocks=True, lstrip_blocks=True
+        loader=ChoiceLoader([PackageLoader(name) for name in dict.fromkeys((package, "features"))]),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     environment.filters["figure"] = _figure
     environment.filters["percent"] = _percent

@@ -9,6 +9,7 @@ import numpy as np
 
 from features.dominance import CROSS_MODAL, IMAGE_DOMINANT, TEXT_DOMINANT
 from features.errors import UserError
+from features.intervals import NOT_KNOWN, Estimate
 from mms_apps.attributes.edits import (
     Edit,
     KeepFeatures,
@@ -19,7 +20,6 @@ from mms_apps.attributes.edits import (
 from mms_apps.attributes.labels import Samples
 from mms_apps.attributes.measures import (
     REPLICATES,
-    Estimate,
     Measures,
     bootstrap_weights,
     estimate,
@@ -165,7 +165,7 @@ def group_leakage(
     names, sizes = np.unique(groups, return_counts=True)
     kept = np.isin(groups, names[sizes >= 2])
     if len(names[sizes >= 2]) < 2:
-        return Estimate(float("nan"), float("nan"), float("nan")), float("nan")
+        return NOT_KNOWN, float("nan")
     left = groups[kept]
     probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
     folds = StratifiedGroupKFold(

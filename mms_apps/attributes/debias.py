@@ -21,6 +21,7 @@ from features.concepts import feature_auroc
 from features.dictionary.base import Modality
 from features.errors import UserError
 from features.files import replacing, write_json
+from features.intervals import Estimate
 from features.space import FeatureSpace
 from mms_apps.attributes.edits import (
     WAYS,
@@ -38,7 +39,6 @@ from mms_apps.attributes.labels import Samples
 from mms_apps.attributes.measures import (
     MIN_GROUP,
     REPLICATES,
-    Estimate,
     bootstrap_weights,
     estimate,
     group_accuracy,
@@ -94,7 +94,6 @@ class Debiasing:
     edit: RemoveFeatures
     factor: str
     unrelated: str
-    test_samples: int
     methods: list[MethodRow]
 
 
@@ -102,6 +101,7 @@ class Debiasing:
 class MethodRow:
     """What one method does on the test set.
 
+    samples: of the test set.
     accuracy, worst_group, gap: of the attribute (`measures.Measures`).
     leakage: accuracy with which a probe finds the factor in the edited embeddings.
     utility: accuracy on an unrelated attribute; utility_cost: how much less than without an edit.
@@ -110,6 +110,7 @@ class MethodRow:
     """
 
     method: str
+    samples: int
     accuracy: Estimate
     worst_group: Estimate
     worst_group_name: str
@@ -214,7 +215,7 @@ def debias(
         unrelated=other,
         seed=seed,
     )
-    return Debiasing(model, choice, edit, factor, unrelated, len(test), methods)
+    return Debiasing(model, choice, edit, factor, unrelated, methods)
 
 
 def split_samples(samples: Samples, share: float, seed: int) -> tuple[Samples, Samples]:
@@ -456,6 +457,7 @@ def compare_methods(
     return [
         MethodRow(
             method=method,
+            samples=len(test),
             accuracy=estimate(mean["accuracy"]),
             worst_group=estimate(mean["worst"]),
             worst_group_name=str(mean["worst_name"]),

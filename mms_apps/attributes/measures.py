@@ -12,25 +12,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from features.intervals import auroc_interval, percentile_interval
+from features.intervals import NOT_KNOWN, Estimate, percentile_interval, weighted_auroc
 
 MIN_GROUP = 5
 """A smaller group is listed, but says too little for a gap or a difference."""
 BINS = 10
 """Equal bins of the confidence for the calibration error (Guo et al. 2017)."""
 REPLICATES = 1000
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A value with its 95% bootstrap interval; NaN where it is undefined."""
-
-    value: float
-    low: float
-    high: float
-
-
-NOT_KNOWN = Estimate(float("nan"), float("nan"), float("nan"))
 
 
 @dataclass(frozen=True)
@@ -43,7 +31,7 @@ class GroupRow:
     """Whether it has MIN_GROUP samples and so counts in the gaps and differences."""
     accuracy: Estimate
     auroc: Estimate
-    """Of two classes, with its interval; of more, the mean over one-vs-rest without one."""
+    """Of two classes; of more, the mean over one-vs-rest."""
     calibration: Estimate
     """Expected calibration error."""
     selected: dict[str, Estimate]
@@ -183,14 +171,14 @@ def measure(
             samples=int(sizes[g]),
             counted=bool(counted[g]),
             accuracy=estimate(accuracy.by_group[:, g]),
-            auroc=_auroc(truth, probabilities, groups == label, names, seed),
+            auroc=estimate(_auroc(truth[inside], probabilities[inside], names, weights[:, inside])),
             calibration=estimate(calibration[:, 1 + g]),
             **{
                 rate: {name: estimate(rates[rate][:, c, g]) for c, name in enumerate(classes)}
                 for rate in ("selected", "tpr", "fpr")
             },
         )
-        for g, label in enumerate(labels)
+        for g, (label, inside) in enumerate((name, groups == name) for name in labels)
     ]
     smallest = int(sizes.argmin())
     if counted.sum() >= 2:
@@ -270,19 +258,17 @@ def _calibration(
 
 
 def _auroc(
-    truth: np.ndarray, probabilities: np.ndarray, inside: np.ndarray, classes: np.ndarray, seed: int
-) -> Estimate:
-    from sklearn.metrics import roc_auc_score
-
-    found = []
-    for number, name in enumerate(classes):
-        positive = truth[inside] == name
-        if 0 < positive.sum() < len(positive):
-            found.append((positive, probabilities[inside, number]))
-    if not found:
-        return NOT_KNOWN
-    value = float(np.mean([roc_auc_score(positive, score) for positive, score in found]))
-    if len(classes) > 2:
-        return Estimate(value, float("nan"), float("nan"))
-    positive, score = found[-1]
-    return Estimate(value, *auroc_interval(positive, score, seed=seed))
+    truth: np.ndarray, probabilities: np.ndarray, classes: np.ndarray, weights: np.ndarray
+) -> np.ndarray:
+    """The mean over the classes, one-vs-rest, of those that some samples are and others are not:
+    `[1 + replicates]`; NaN where there is none."""
+    areas = [
+        weighted_auroc(truth == name, probabilities[:, number], weights)
+        for number, name in enumerate(classes)
+        if 0 < (truth == name).sum() < len(truth)
+    ]
+    if not areas:
+        return np.full(len(weights), np.nan)
+    known = np.isfinite(areas)
+    with np.errstate(invalid="ignore"):
+        return np.where(known, areas, 0).sum(axis=0) / known.sum(axis=0)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import csv
 import io
-import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from features.files import write_json, write_whole
+from features.files import plain, write_json, write_whole
 from mms_apps.attributes.audit import Audit
 from mms_apps.attributes.debias import Debiasing
 
@@ -20,7 +19,7 @@ SCHEMA = 1
 def write_audit_tables(audit: Audit, out: Path) -> None:
     """Write audit.json, groups.csv, classes.csv and lean.csv."""
     out.mkdir(parents=True, exist_ok=True)
-    write_json(out / "audit.json", without_nan({"schema": SCHEMA, **asdict(audit)}))
+    write_json(out / "audit.json", plain({"schema": SCHEMA, **asdict(audit)}))
     write_csv(out / "groups.csv", [asdict(row) for row in audit.measures.groups])
     write_csv(out / "classes.csv", [asdict(row) for row in audit.classes])
     write_csv(out / "lean.csv", [asdict(row) for row in audit.lean])
@@ -34,11 +33,10 @@ def write_debias_tables(found: Debiasing, out: Path) -> None:
         "attribute": found.model.config.attribute,
         "factor": found.factor,
         "unrelated": found.unrelated,
-        "test_samples": found.test_samples,
         "choice": asdict(found.choice),
         "methods": [asdict(row) for row in found.methods],
     }
-    write_json(out / "debias.json", without_nan(record))
+    write_json(out / "debias.json", plain(record))
     write_csv(out / "methods.csv", [asdict(row) for row in found.methods])
 
 
@@ -56,18 +54,9 @@ def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
 def flatten(record: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested dictionaries as one, with keys `outer.inner`; NaN becomes None."""
     flat: dict[str, Any] = {}
-    for key, value in without_nan(record).items():
+    for key, value in plain(record).items():
         if isinstance(value, dict):
             flat |= flatten(value, f"{prefix}{key}.")
         else:
             flat[prefix + key] = value
     return flat
-
-
-def without_nan(value: Any) -> Any:
-    """The same with None for NaN, at any depth."""
-    if isinstance(value, dict):
-        return {key: without_nan(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [without_nan(inner) for inner in value]
-    return None if isinstance(value, float) and math.isnan(value) else value

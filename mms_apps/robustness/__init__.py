@@ -16,10 +16,11 @@ if TYPE_CHECKING:
     from mms_apps.robustness.ascent import pgd
     from mms_apps.robustness.attacks import AttackConfig, run_attack
     from mms_apps.robustness.checks import Check
-    from mms_apps.robustness.evaluation import EvaluationConfig, evaluate
+    from mms_apps.robustness.evaluation import evaluate
     from mms_apps.robustness.groups import GroupEdit, PcaEdit
     from mms_apps.robustness.models import ZeroShot
     from mms_apps.robustness.nearest import minimal_eps
+    from mms_apps.robustness.results import EvaluationConfig
     from mms_apps.robustness.tasks import Task, load_task
 
 __all__ = [
@@ -40,7 +41,7 @@ __all__ = [
 _MODULES = {
     "AttackConfig": "attacks",
     "Check": "checks",
-    "EvaluationConfig": "evaluation",
+    "EvaluationConfig": "results",
     "GroupEdit": "groups",
     "PcaEdit": "groups",
     "Task": "tasks",

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from features.errors import UserError
 from mms_apps.robustness.ascent import STEP, Progress
-from mms_apps.robustness.distances import Norm, distances, require_norm, within
+from mms_apps.robustness.distances import Norm, distances, read_norm, within
 from mms_apps.robustness.losses import cross_entropy, margin
 from mms_apps.robustness.models import BATCH, batched, correct, require_float32, undisturbed
 
@@ -46,7 +46,7 @@ class AttackConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        require_norm(self.norm)
+        read_norm(self.norm)
         for name in ("queries", "restarts", "batch_size"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} {getattr(self, name)}: must be at least 1")

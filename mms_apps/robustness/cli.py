@@ -10,10 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from mms_apps.robustness.evaluation import Evaluation
-
-LINF_EPS = ("1/255", "2/255", "4/255", "8/255", "16/255")
-L2_EPS = ("0.25", "0.5", "1", "2", "4")
+    from mms_apps.robustness.results import Evaluation
 
 
 def robustness(
@@ -86,19 +83,19 @@ def robustness(
     from features.encoder import load_encoder
     from features.space import FeatureSpace
     from mms_apps.robustness.attacks import AttackConfig
-    from mms_apps.robustness.distances import read_eps, require_norm
-    from mms_apps.robustness.evaluation import EvaluationConfig, evaluate
+    from mms_apps.robustness.distances import EPS, read_eps, read_norm
+    from mms_apps.robustness.evaluation import evaluate
     from mms_apps.robustness.models import ResizedTo, ZeroShot, image_size
     from mms_apps.robustness.report import write_robustness_report
+    from mms_apps.robustness.results import EvaluationConfig
     from mms_apps.robustness.tasks import load_task
 
-    require_norm(norm)
-    chosen_eps = eps or (LINF_EPS if norm == "Linf" else L2_EPS)
+    own_norm = read_norm(norm)
     config = EvaluationConfig(
         attacks=tuple(dict.fromkeys(attack or EvaluationConfig.attacks)),
-        eps=tuple(sorted({read_eps(text) for text in chosen_eps})),
+        eps=tuple(sorted({read_eps(text) for text in eps})) if eps else EPS[own_norm],
         attack=AttackConfig(
-            norm="L2" if norm == "L2" else "Linf",
+            norm=own_norm,
             pgd_steps=pgd_steps,
             steps=steps,
             queries=queries,

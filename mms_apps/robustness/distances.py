@@ -11,14 +11,25 @@ from features.errors import UserError
 
 Norm = Literal["Linf", "L2"]
 NORMS: tuple[Norm, ...] = get_args(Norm)
+EPS: dict[Norm, tuple[float, ...]] = {
+    "Linf": (1 / 255, 2 / 255, 4 / 255, 8 / 255, 16 / 255),
+    "L2": (0.25, 0.5, 1.0, 2.0, 4.0),
+}
+"""Usual sizes, in pixel values of [0, 1]."""
 TOLERANCE = 1e-6
 """Relative, and in pixel values of [0, 1]: what float32 arithmetic may add to a distance."""
 
 
-def require_norm(norm: str) -> None:
-    """Raise UserError for an unknown norm."""
-    if norm not in NORMS:
-        raise UserError(f"{norm}: unknown norm; use {' or '.join(NORMS)}")
+def read_norm(text: str) -> Norm:
+    """A norm as a user writes it.
+
+    Raises:
+        UserError: it is unknown.
+    """
+    for norm in NORMS:
+        if norm == text:
+            return norm
+    raise UserError(f"{text}: unknown norm; use {' or '.join(NORMS)}")
 
 
 def distances(clean: Tensor, other: Tensor, norm: Norm) -> Tensor:

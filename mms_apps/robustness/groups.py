@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from features.dictionary import Dictionary
 from features.dominance import CROSS_MODAL, IMAGE_DOMINANT, TEXT_DOMINANT
 from features.errors import UserError
-from features.intervals import bootstrap_interval
 from features.space import FeatureSpace
 from mms_apps.robustness.checks import CONTROL_KINDS, MIN_CONTROL_SEEDS, ControlGroup
 from mms_apps.robustness.models import Squeezed
@@ -40,6 +39,9 @@ class GroupEdit(nn.Module):
         self.dictionary = dictionary
         self.keep_error = keep_error
         self.register_buffer("weights", weights.float())
+
+    def extra_repr(self) -> str:
+        return f"keep_error={self.keep_error}"
 
     def forward(self, embedding: Tensor) -> Tensor:
         """Unit image embeddings `[n, dim]` -> edited `[n, dim]`, of any length."""
@@ -232,23 +234,6 @@ def _components(embeddings: Tensor, rank: int, generator: torch.Generator) -> Pc
     mean = sample.mean(0)
     directions = torch.linalg.svd(sample - mean, full_matrices=False).Vh  # [dim, dim]
     return PcaEdit(mean, directions[:rank])
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A mean over images with its 95% interval."""
-
-    value: float
-    low: float
-    high: float
-    n: int
-
-    @classmethod
-    def of(cls, values: Tensor, seed: int = 0) -> Estimate:
-        """Of one value an image, `[n]`."""
-        own = values.float().cpu().numpy()
-        low, high = bootstrap_interval(own, seed=seed)
-        return cls(float(own.mean()) if len(own) else float("nan"), low, high, len(own))
 
 
 def shares(space: FeatureSpace, clean: Tensor, attacked: Tensor) -> dict[str, Tensor]:

@@ -127,6 +127,9 @@ class Squeezed(nn.Module):
         self.levels = 2**bits - 1
         self.straight_through = straight_through
 
+    def extra_repr(self) -> str:
+        return f"levels={self.levels}, straight_through={self.straight_through}"
+
     def forward(self, pixels: Tensor) -> Tensor:
         rounded = (pixels * self.levels).round() / self.levels
         return pixels + (rounded - pixels).detach() if self.straight_through else rounded

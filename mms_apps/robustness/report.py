@@ -18,7 +18,7 @@ from features.files import write_whole
 from features.report import CLASS_NAMES, templates
 from mms_apps.robustness.checks import CONTROL_KINDS
 from mms_apps.robustness.distances import readable_eps
-from mms_apps.robustness.evaluation import WORST, DefenceResult, Evaluation
+from mms_apps.robustness.results import WORST, DefenceResult, Evaluation
 from mms_apps.robustness.tasks import RETRIEVAL
 
 if TYPE_CHECKING:
@@ -98,13 +98,8 @@ def picture(pixels: Tensor, side: int = PICTURE_SIDE) -> Image.Image:
 
 
 def _environment() -> Environment:
-    """The core's templates and this package's, with its filters."""
-    from jinja2 import ChoiceLoader, PackageLoader
-
-    environment = templates()
-    assert environment.loader is not None
-    own = PackageLoader("mms_apps.robustness")
-    environment.loader = ChoiceLoader([own, environment.loader])
+    """This package's templates with its filters."""
+    environment = templates("mms_apps.robustness")
     environment.filters["spread"] = _spread
     environment.filters["defence_words"] = defence_words
     return environment

@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pytest
+from sklearn.metrics import roc_auc_score
 
 from mms_apps.attributes.audit import wilson
 from mms_apps.attributes.measures import (
@@ -77,6 +78,32 @@ def test_differences_are_fairlearns() -> None:
     assert found.tpr_difference.value == pytest.approx(max(difference["t"], difference["f"]))
     assert found.tpr_difference.value == pytest.approx(found.fpr_difference.value)
     assert found.parity_difference.low <= found.parity_difference.value
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_the_auroc_is_scikit_learns_with_an_interval(count: int) -> None:
+    rng = np.random.default_rng(1)
+    classes = ("x", "y", "z")[:count]
+    truth = np.array(classes)[rng.integers(count, size=90)]
+    logits = rng.normal(size=(90, count)) + 1.5 * (truth[:, None] == classes)
+    probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    groups = np.array(["a", "b"])[rng.integers(2, size=90)]
+    clusters = np.arange(90) // 2
+    found = measure(truth, probabilities, groups, classes, clusters=clusters, replicates=300)
+    weights = bootstrap_weights(90, 300, 0, clusters)
+    for row in found.groups:
+        inside = groups == row.group
+
+        def area(weight: np.ndarray, inside: np.ndarray = inside) -> float:
+            each = [
+                roc_auc_score(truth[inside] == name, probabilities[inside, c], sample_weight=weight)
+                for c, name in enumerate(classes)
+            ]
+            return float(np.mean(each))
+
+        assert row.auroc.value == pytest.approx(area(np.ones(inside.sum())))
+        literal = np.quantile([area(w) for w in weights[1:, inside]], [0.025, 0.975])
+        assert (row.auroc.low, row.auroc.high) == pytest.approx(tuple(literal), abs=1e-6)
 
 
 def test_a_group_of_one_is_listed_but_counts_in_no_gap() -> None:

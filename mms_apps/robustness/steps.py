@@ -1,0 +1,399 @@
+"""The steps of an evaluation, each kept as a file."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from features.files import replacing, write_json
+from features.space import FeatureSpace
+from mms_apps.robustness import checks
+from mms_apps.robustness.attacks import ATTACKS, Attacked, run_attack
+from mms_apps.robustness.checks import Check
+from mms_apps.robustness.distances import readable_eps
+from mms_apps.robustness.groups import GROUPS, Control, Defence, controls, energy, keep_only, shares
+from mms_apps.robustness.models import ZeroShot, batched, correct
+from mms_apps.robustness.nearest import minimal_eps
+from mms_apps.robustness.results import (
+    TRANSFER,
+    DefenceResult,
+    EvaluationConfig,
+    GroupResult,
+    image_estimate,
+    worst_case,
+)
+from mms_apps.robustness.tasks import Task
+
+Progress = Callable[[float, str], None]
+"""Called with the share that is done, in [0, 1], and what is being done."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One attack at one eps."""
+
+    withstood: Tensor
+    """Whether each image is still classified right: `[n]` bool."""
+    rounded: Tensor
+    """The same with the adversarial image rounded to 8 bits."""
+    excess: float
+    """By how much eps or [0, 1] was left (`checks.bounds_excess`)."""
+    lost: int
+    """Images that were fooled on the way but not in what the attack returned."""
+    history: list[float]
+    shown: Tensor
+    """The first adversarial images, `[examples, 3, height, width]`."""
+    embedding: Tensor
+    """Of the adversarial images, before any edit: `[n, dim]`; empty where the model has none."""
+
+    def save(self, path: Path) -> None:
+        """Write it as one safetensors file, whole or not at all."""
+        tensors = {
+            "withstood": self.withstood.to(torch.uint8),
+            "rounded": self.rounded.to(torch.uint8),
+            "excess": torch.tensor(self.excess),
+            "lost": torch.tensor(self.lost),
+            "history": torch.tensor(self.history),
+            "shown": self.shown,
+            "embedding": self.embedding,
+        }
+        with replacing(path) as temporary:
+            save_file({key: value.cpu().contiguous() for key, value in tensors.items()}, temporary)
+
+    @classmethod
+    def load(cls, path: Path) -> Part:
+        """Read what `save` wrote."""
+        tensors = load_file(path)
+        return cls(
+            withstood=tensors["withstood"].bool(),
+            rounded=tensors["rounded"].bool(),
+            excess=float(tensors["excess"]),
+            lost=int(tensors["lost"]),
+            history=tensors["history"].tolist(),
+            shown=tensors["shown"],
+            embedding=tensors["embedding"],
+        )
+
+
+class Steps:
+    """The steps of one evaluation; what a file holds is not run again."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        task: Task,
+        out: Path,
+        config: EvaluationConfig,
+        space: FeatureSpace | None,
+        surrogate: nn.Module | None,
+        progress: Progress | None,
+    ) -> None:
+        self.model, self.task, self.config = model, task, config
+        self.space, self.surrogate = space, surrogate
+        self.folder = out / "parts"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.tell = progress or (lambda share, what: None)
+        extra = 3 + (surrogate is not None) + 2 * len(config.defences)
+        self.steps = len(config.attacks) * len(config.eps) + extra
+        self.done = 0
+
+    @property
+    def clean_embedding(self) -> Tensor:
+        """Of the clean images, before any edit: `[n, dim]`."""
+        assert isinstance(self.model, ZeroShot)
+        return batched(self.model.plain, self.task.pixels)
+
+    def part(self, name: str, eps: float) -> Part:
+        """One attack at one eps."""
+        return self._part(f"{name}-{eps:.6f}", name, self.model, name, eps)
+
+    def transfer(self) -> Part:
+        """PGD on the other model, at the middle eps, tried on this one."""
+        assert self.surrogate is not None
+        return self._part(TRANSFER, TRANSFER, self.surrogate, "pgd", self.config.middle)
+
+    def minimal(self, worst: dict[float, Tensor], right: Tensor) -> Tensor:
+        """The smallest adversarial eps of each image, `[n]`."""
+        path = self.folder / "minimal.safetensors"
+        if not path.is_file():
+            low, high = torch.zeros(len(right)), torch.full((len(right),), torch.inf)
+            for eps, withstood in sorted(worst.items(), reverse=True):
+                high[~withstood] = eps
+            for eps, withstood in sorted(worst.items()):
+                low[withstood] = torch.where(eps < high[withstood], eps, low[withstood])
+            device = self.task.pixels.device
+            found = minimal_eps(
+                self.model,
+                self.task.pixels,
+                self.task.labels,
+                low=low.to(device),
+                high=high.to(device),
+                norm=self.config.attack.norm,
+                steps=self.config.attack.pgd_steps // 2 or 1,
+                halvings=3,
+                batch_size=self.config.attack.batch_size,
+                progress=self._within("nearest adversarial"),
+            )
+            _save({"minimal": torch.where(right, torch.minimum(found.cpu(), high), 0.0)}, path)
+        self._finished()
+        return load_file(path)["minimal"]
+
+    def checks(
+        self,
+        curves: dict[str, dict[float, float]],
+        by_attack: dict[str, dict[float, Part]],
+        worst: dict[float, Tensor],
+    ) -> list[Check]:
+        """All checks that every model gets."""
+        path = self.folder / "checks.json"
+        if path.is_file():
+            ran = [Check(**record) for record in json.loads(path.read_text(encoding="utf-8"))]
+        else:
+            self.tell(self.done / self.steps, "checks")
+            ran = self._attack_checks()
+            write_json(path, [dataclasses.asdict(check) for check in ran])
+        self._finished()
+        parts = [part for curve in by_attack.values() for part in curve.values()]
+        largest = max(worst)
+        rounded = worst_case(
+            {n: {e: p.rounded for e, p in parts.items()} for n, parts in by_attack.items()},
+            correct(self.model, self.task.pixels, self.task.labels).cpu(),
+        )
+        masks = {n: {e: p.withstood for e, p in c.items()} for n, c in by_attack.items()}
+        found = [
+            checks.inside_bounds(max(part.excess for part in parts)),
+            *ran,
+            checks.never_rises(curves),
+            checks.ordering(curves),
+            checks.best_kept(sum(p.lost for p in parts), sum(len(p.withstood) for p in parts)),
+            checks.per_sample_worst(worst, masks),
+            checks.survives_rounding(
+                float(worst[largest].float().mean()), float(rounded[largest].float().mean())
+            ),
+        ]
+        if "pgd" in by_attack:
+            found.append(checks.flattened(by_attack["pgd"][self.config.middle].history))
+        seeing = any(n in ATTACKS and ATTACKS[n].gradients for n in by_attack)
+        if "square" in by_attack and seeing:
+            found.append(checks.square_not_stronger(curves))
+        if TRANSFER in by_attack and seeing:
+            found.append(checks.transfer_not_stronger(curves))
+        return found
+
+    def _attack_checks(self) -> list[Check]:
+        """Those that run the model."""
+        few = self.task.first(self.config.check_images)
+        pixels, labels = self.task.pixels, self.task.labels
+        attack = self.config.attack
+        return [
+            checks.repeatable(self.model, few.pixels),
+            checks.gives_logits(self.model, pixels),
+            checks.gradients(self.model, pixels, labels, "cross-entropy"),
+            checks.gradients(self.model, pixels, labels, "margin"),
+            checks.huge_eps(self.model, few.pixels, few.labels, attack, self.task.chance),
+            checks.more_work(self.model, few.pixels, few.labels, self.config.middle, attack),
+            checks.analytic(attack.norm, attack.seed),
+        ]
+
+    def groups(self, attacked: Tensor) -> tuple[list[GroupResult], list[Control], dict[str, float]]:
+        """Each group beside its controls; those controls; the groups' energies.
+
+        Args:
+            attacked: embeddings of attacked images, `[n, dim]`.
+        """
+        space, model, seed = self.space, self.model, self.config.attack.seed
+        assert space is not None and isinstance(model, ZeroShot)
+        self.tell(self.done / self.steps, "feature groups")
+        clean, attacked = self.clean_embedding, attacked.to(space.device)
+        change = attacked - clean
+        activations = space.encode_images(clean)
+        moved = space.encode_images(attacked) - activations
+        energies = energy(activations).cpu()
+        by_group = shares(space, clean, attacked)
+        results, drawn = [], []
+        for group in GROUPS:
+            own = space.select(group)
+            if len(own) == 0:
+                continue
+            accuracy: dict[str, list[float]] = {kind: [] for kind in checks.CONTROL_KINDS}
+            drift: dict[str, list[float]] = {kind: [] for kind in checks.CONTROL_KINDS}
+            for control in controls(space, group, clean, seeds=self.config.control_seeds):
+                drawn.append(control)
+                kind = control.described.kind
+                accuracy[kind].append(float(self._restricted(control.edit(space), clean).mean()))
+                drift[kind].append(float(control.share(moved, change).nanmean()))
+            share = by_group[group][~by_group[group].isnan()]
+            results.append(
+                GroupResult(
+                    group=group,
+                    features=len(own),
+                    energy_share=float(energies[own].sum() / energies.sum()),
+                    accuracy=image_estimate(self._restricted(keep_only(space, own), clean), seed),
+                    control_accuracy=accuracy,
+                    drift=image_estimate(share, seed),
+                    moved=len(share),
+                    control_drift=drift,
+                )
+            )
+        self._finished()
+        return (
+            results,
+            drawn,
+            {g.group: float(energies[space.select(g.group)].sum()) for g in results},
+        )
+
+    def defences(
+        self, defences: list[Defence], by_attack: dict[str, dict[float, Part]], right: Tensor
+    ) -> list[DefenceResult]:
+        """Each defence clean, under images made without it, and attacked through it."""
+        if not defences:
+            return []
+        eps, seed = self.config.middle, self.config.attack.seed
+        iterated = [n for n in by_attack if n in ATTACKS and ATTACKS[n].iterated]
+        names = [n for n in iterated if ATTACKS[n].gradients] or ["pgd"]
+        undefended = right.clone()
+        for name in names:
+            part = by_attack[name][eps] if name in by_attack else self.part(name, eps)
+            undefended &= part.withstood
+        paths = [self.folder / f"defence-{_slug(d.spec)}.safetensors" for d in defences]
+        images = []
+        if not all(path.is_file() for path in paths):
+            images = [
+                self._attacked(self.model, name, eps, f"{name} without the defences")
+                for name in names
+            ]
+        results = []
+        for defence, path in zip(defences, paths, strict=True):
+            if not path.is_file():
+                _save(self._defended(defence, images, names, eps), path)
+            masks = {name: mask.bool() for name, mask in load_file(path).items()}
+            self._finished()
+            results.append(
+                DefenceResult(
+                    defence.spec,
+                    **{key: image_estimate(mask, seed) for key, mask in masks.items()},
+                    undefended=image_estimate(undefended, seed),
+                )
+            )
+        return results
+
+    def _defended(
+        self, defence: Defence, images: list[Attacked], names: list[str], eps: float
+    ) -> dict[str, Tensor]:
+        """Whether each image is classified right, by "clean", "nonadaptive" and "adaptive"."""
+        assert self.space is not None and isinstance(self.model, ZeroShot)
+        edit = defence.edit(self.space)
+        as_used, as_attacked = (
+            self.model.with_defence(edit, defence.before(straight_through=passes))
+            for passes in (False, True)
+        )
+        clean = self._right(as_used, self.task.pixels)
+        nonadaptive, adaptive = clean.clone(), clean.clone()
+        for attacked in images:
+            nonadaptive &= self._right(as_used, attacked.images)
+        for name in names:
+            attacked = self._attacked(as_attacked, name, eps, f"{name} through {defence.spec}")
+            adaptive &= self._right(as_used, attacked.images)
+        return {"clean": clean, "nonadaptive": nonadaptive, "adaptive": adaptive}
+
+    def pictures(
+        self, by_attack: dict[str, dict[float, Part]], worst: dict[float, Tensor], right: Tensor
+    ) -> dict[str, Any]:
+        """Images that were right and could be fooled, clean and adversarial: at the smallest eps
+        that fools as many as are shown, or at the one that fools most."""
+        seeing = [n for n in by_attack if n in ATTACKS and ATTACKS[n].gradients]
+        best: tuple[str, float, Tensor] | None = None
+        for eps in sorted(worst):
+            for name in reversed(seeing):
+                part = by_attack[name][eps]
+                count = len(part.shown)
+                chosen = (right[:count] & ~part.withstood[:count]).nonzero().squeeze(1)
+                if best is None or len(chosen) > len(best[2]) < self.config.examples:
+                    best = (name, eps, chosen)
+        if best is None or len(best[2]) == 0:
+            return {}
+        name, eps, chosen = best
+        chosen = chosen[: self.config.examples]
+        shown = by_attack[name][eps].shown[chosen]
+        predicted = batched(self.model, shown.to(self.task.pixels.device)).argmax(1)
+        return {
+            "attack": name,
+            "eps": eps,
+            "clean": self.task.pixels.cpu()[chosen],
+            "adversarial": shown,
+            "labels": [self.task.classes[i] for i in self.task.labels[chosen].tolist()],
+            "predicted": [self.task.classes[i] for i in predicted.tolist()],
+            "captions": [self.task.captions[i] for i in chosen.tolist()],
+        }
+
+    def _part(self, key: str, what: str, attacked_model: nn.Module, name: str, eps: float) -> Part:
+        path = self.folder / f"{_slug(key)}.safetensors"
+        if not path.is_file():
+            found = self._attacked(attacked_model, name, eps, f"{what} at {readable_eps(eps)}")
+            self._measured(found, eps, attacked_model).save(path)
+        self._finished()
+        return Part.load(path)
+
+    def _attacked(self, model: nn.Module, name: str, eps: float, what: str) -> Attacked:
+        return run_attack(
+            model,
+            self.task.pixels,
+            self.task.labels,
+            name,
+            eps,
+            self.config.attack,
+            progress=self._within(what),
+        )
+
+    def _measured(self, found: Attacked, eps: float, attacked_model: nn.Module) -> Part:
+        images, clean, norm = found.images, self.task.pixels, self.config.attack.norm
+        withstood = self._right(self.model, images)
+        lost = found.fooled.cpu() & withstood if attacked_model is self.model else torch.zeros(1)
+        embedding = torch.zeros(0)
+        if isinstance(self.model, ZeroShot):
+            embedding = batched(self.model.plain, images)
+        return Part(
+            withstood=withstood,
+            rounded=self._right(self.model, (images * 255).round() / 255),
+            excess=checks.bounds_excess(clean, images, eps, norm),
+            lost=int(lost.sum()),
+            history=found.history,
+            shown=images[: 4 * self.config.examples],
+            embedding=embedding,
+        )
+
+    def _right(self, model: nn.Module, images: Tensor) -> Tensor:
+        return correct(model, images, self.task.labels).cpu()
+
+    def _restricted(self, edit: nn.Module, embedding: Tensor) -> Tensor:
+        """Whether predictions from edited embeddings are right: `[n]` float."""
+        assert isinstance(self.model, ZeroShot)
+        with torch.no_grad():
+            logits = edit(embedding) @ self.model.vectors.T
+        return (logits.argmax(1) == self.task.labels).float().cpu()
+
+    def _within(self, what: str) -> Callable[[float], None]:
+        return lambda share: self.tell(min(1.0, (self.done + share) / self.steps), what)
+
+    def _finished(self) -> None:
+        self.done += 1
+
+
+def _save(tensors: dict[str, Tensor], path: Path) -> None:
+    with replacing(path) as temporary:
+        save_file(
+            {k: (v.to(torch.uint8) if v.dtype == torch.bool else v) for k, v in tensors.items()},
+            temporary,
+        )
+
+
+def _slug(text: str) -> str:
+    return "".join(c if c.isalnum() or c in "-." else "_" for c in text)
