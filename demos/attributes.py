@@ -5,7 +5,6 @@ python -m demos.attributes
 
 from __future__ import annotations
 
-import argparse
 import html
 import tempfile
 from pathlib import Path
@@ -13,7 +12,16 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from demos.common import ONE_AT_A_TIME, errors_in_words, gr, launch
+from demos.common import (
+    ONE_AT_A_TIME,
+    errors_in_words,
+    gr,
+    launch,
+    options,
+    page,
+    picture_html,
+    picture_input,
+)
 from features.report import CLASS_NAMES, MODALITY_CLASSES
 from features.space import FeatureSpace
 from mms_apps.attributes.model import METHODS
@@ -29,7 +37,12 @@ from mms_apps.attributes.workbench import Workbench
 if TYPE_CHECKING:
     from mms_apps.attributes.audit import Audit
 
-SHOWN_IMAGES = 24
+TRAIN = "embedded:train"
+PAIRS = "embedded:heldout"
+ATTRIBUTES = ("gender", "skin_tone")
+GROUPS = ("skin_tone", "gender")
+ROLE = "role"
+"""What is shown of the embedded world."""
 SHOWN_FEATURES = 5
 SHOWN_EXEMPLARS = 5
 CAUTION = """
@@ -38,7 +51,7 @@ which of these words a picture resembles; it does not say who a person is. Gende
 that can be seen in a picture of somebody: don't use this to sort, judge or serve people.
 """
 CSS = """
-#pictures .caption-label { display: none; }
+#attribute-pictures .caption-label { display: none; }
 .exemplars { display: grid; gap: .5rem; }
 .exemplars figure { display: flex; gap: .4rem; align-items: center; margin: 0; flex-wrap: wrap; }
 .exemplars figcaption { flex: 1 1 11rem; font-size: .9rem; }
@@ -46,9 +59,8 @@ CSS = """
 """
 
 
-def build(workbench: Workbench) -> gr.Blocks:
-    """The page."""
-    pictures = workbench.gallery(SHOWN_IMAGES)
+def fill(workbench: Workbench, shown: Any) -> None:
+    """Put the app on the page that is being built; `shown` is the event by which it first runs."""
     methods = [(METHOD_NAMES[method].capitalize(), method) for method in METHODS]
     classes = [(CLASS_NAMES[name], name) for name in MODALITY_CLASSES]
 
@@ -57,104 +69,102 @@ def build(workbench: Workbench) -> gr.Blocks:
     ) -> tuple[Any, Any, Any, str]:
         if image is None:
             return None, None, None, "Pick or upload an image."
-        answer = workbench.answer(image, attribute, method, off)
-        rows = workbench.exemplars(answer.explanation, SHOWN_FEATURES, SHOWN_EXEMPLARS)
+        with errors_in_words():
+            answer = workbench.answer(image, attribute, method, off)
+            rows = workbench.exemplars(answer.explanation, SHOWN_FEATURES, SHOWN_EXEMPLARS)
         figure = contribution_figure(answer.explanation, off)
         return answer.before, answer.after, figure, exemplar_html(rows)
 
+    def first_pictures(image: Image.Image | None) -> tuple[Any, Any]:
+        if image is not None:
+            return gr.skip(), gr.skip()
+        with errors_in_words():
+            pictures = workbench.pictures
+        return pictures, pictures[0][0]
+
     def pick(event: gr.SelectData) -> Image.Image:
-        return pictures[event.index][0]
+        return workbench.pictures[event.index][0]
 
     def run_audit(attribute: str, method: Any, group: str) -> tuple[str, Any, Any, Any]:
         with errors_in_words():
             found = workbench.audit(attribute, method, group)
         return audit_text(found), group_figure(found), class_figure(found), lean_figure(found)
 
-    with gr.Blocks(title="Attributes", analytics_enabled=False) as demo:
-        gr.Markdown("# Attributes: predict, see why, switch features off")
-        gr.Markdown(CAUTION)
+    gr.Markdown("# Attributes: predict, see why, switch features off")
+    gr.Markdown(CAUTION)
+    with gr.Row():
+        attribute = gr.Radio(
+            list(workbench.attributes), value=workbench.attributes[0], label="Attribute"
+        )
+        method = gr.Radio(methods, value="linear_probe", label="Method")
+    with gr.Tab("Predict"):
         with gr.Row():
-            attribute = gr.Radio(
-                list(workbench.attributes), value=workbench.attributes[0], label="Attribute"
-            )
-            method = gr.Radio(methods, value="sparse_probe", label="Method")
-        with gr.Tab("Predict"):
-            with gr.Row():
-                with gr.Column(scale=2):
-                    gallery = gr.Gallery(
-                        pictures,
-                        label="Pictures to pick from",
-                        show_label=False,
-                        elem_id="pictures",
-                        columns=6,
-                        height=330,
-                        allow_preview=False,
-                        buttons=[],
-                    )
-                    image = gr.Image(
-                        pictures[0][0],
-                        type="pil",
-                        label="Picked, or upload one",
-                        height=190,
-                        sources=["upload", "clipboard"],
-                        buttons=[],
-                    )
-                with gr.Column(scale=3):
-                    off = gr.CheckboxGroup(classes, label="Switch features off")
-                    with gr.Row():
-                        before = gr.Label(label="With all features", num_top_classes=5)
-                        after = gr.Label(label="With what is left on", num_top_classes=5)
-                    gr.Markdown("### What each feature adds, the strongest first")
-                    why = gr.Plot(show_label=False)
-                    seen = gr.HTML(label="What these features stand for")
-            inputs, outputs = [image, attribute, method, off], [before, after, why, seen]
-            gallery.select(pick, None, image, api_visibility="private")
-            gr.on(
-                [image.change, attribute.change, method.change, off.change, demo.load],
-                predict,
-                inputs,
-                outputs,
-                api_name="predict",
-                trigger_mode="always_last",
-                **ONE_AT_A_TIME,
-            )
-        with gr.Tab("Audit"):
-            with gr.Row():
-                group = gr.Radio(
-                    list(workbench.groups), value=workbench.groups[0], label="By group"
+            with gr.Column(scale=2):
+                gallery = gr.Gallery(
+                    label="Pictures to pick from",
+                    show_label=False,
+                    elem_id="attribute-pictures",
+                    columns=6,
+                    height=330,
+                    allow_preview=False,
+                    buttons=[],
                 )
-                start = gr.Button("Audit", variant="primary", scale=0, min_width=160)
-            summary = gr.Markdown()
-            gr.Markdown("### Accuracy by group, with 95% intervals")
-            by_group = gr.Plot(show_label=False)
-            gr.Markdown("### Which modality carries it, beside random features of the same energy")
-            by_class = gr.Plot(show_label=False)
-            gr.Markdown("### Where no label is given, which way does it lean?")
-            leaning = gr.Plot(show_label=False)
-            start.click(
-                run_audit,
-                [attribute, method, group],
-                [summary, by_group, by_class, leaning],
-                api_name="audit",
-                **ONE_AT_A_TIME,
-            )
+                image = picture_input(label="Picked, or upload one", height=190)
+            with gr.Column(scale=3):
+                off = gr.CheckboxGroup(classes, label="Switch features off")
+                with gr.Row():
+                    before = gr.Label(label="With all features", num_top_classes=5)
+                    after = gr.Label(label="With what is left on", num_top_classes=5)
+                gr.Markdown("### What each feature adds, the strongest first")
+                why = gr.Plot(show_label=False)
+                seen = gr.HTML(label="What these features stand for")
+        inputs, outputs = [image, attribute, method, off], [before, after, why, seen]
+        gallery.select(pick, None, image, api_visibility="private")
+        shown(first_pictures, image, [gallery, image], api_visibility="private", **ONE_AT_A_TIME)
+        gr.on(
+            [image.change, attribute.change, method.change, off.change],
+            predict,
+            inputs,
+            outputs,
+            api_name="predict",
+            trigger_mode="always_last",
+            **ONE_AT_A_TIME,
+        )
+    with gr.Tab("Audit"):
+        with gr.Row():
+            group = gr.Radio(list(workbench.groups), value=workbench.groups[0], label="By group")
+            start = gr.Button("Audit", variant="primary", scale=0, min_width=160)
+        summary = gr.Markdown()
+        gr.Markdown("### Accuracy by group, with 95% intervals")
+        by_group = gr.Plot(show_label=False)
+        gr.Markdown("### Which modality carries it, beside random features of the same energy")
+        by_class = gr.Plot(show_label=False)
+        gr.Markdown("### Where no label is given, which way does it lean?")
+        leaning = gr.Plot(show_label=False)
+        start.click(
+            run_audit,
+            [attribute, method, group],
+            [summary, by_group, by_class, leaning],
+            api_name="audit",
+            **ONE_AT_A_TIME,
+        )
+
+
+def build(workbench: Workbench) -> gr.Blocks:
+    """The page."""
+    with page("Attributes") as demo:
+        fill(workbench, demo.load)
     return demo
 
 
 def exemplar_html(rows: list[dict]) -> str:
     """Exemplars by feature."""
-    import base64
-
     by_feature: dict[str, list[str]] = {}
     for row in rows:
         contribution = row["contribution"]
         kind = CLASS_NAMES[contribution.modality_class]
         name = f"{contribution.name} ({contribution.feature}, {kind})"
-        picture = base64.b64encode(row["thumbnail"]).decode()
-        caption = html.escape(row["caption"])
-        by_feature.setdefault(name, []).append(
-            f'<img alt="{caption}" title="{caption}" src="data:image/png;base64,{picture}">'
-        )
+        by_feature.setdefault(name, []).append(picture_html(row["thumbnail"], row["caption"]))
     figures = "".join(
         f"<figure><figcaption>{html.escape(name)}</figcaption>{''.join(images)}</figure>"
         for name, images in by_feature.items()
@@ -177,26 +187,23 @@ def audit_text(audit: Audit) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = options(__doc__)
     parser.add_argument("--space", default="embedded")
-    parser.add_argument("--train", default="embedded:train", help="labelled pairs to fit on")
-    parser.add_argument("--pairs", default="embedded:heldout", help="pairs to show and audit")
+    parser.add_argument("--train", default=TRAIN, help="labelled pairs to fit on")
+    parser.add_argument("--pairs", default=PAIRS, help="pairs to show and audit")
     parser.add_argument("--attribute", action="append", help="once for each")
     parser.add_argument("--group", action="append", help="attribute to audit by, once for each")
     parser.add_argument("--role", help="attribute by which to list unspecified samples")
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--port", type=int)
     arguments = parser.parse_args()
-    plain = arguments.train == "embedded:train"
     with tempfile.TemporaryDirectory() as work:
         workbench = Workbench(
             FeatureSpace.load(arguments.space, device=arguments.device),
             arguments.train,
             arguments.pairs,
-            arguments.attribute or ["gender", "skin_tone"],
-            arguments.group or ["skin_tone", "gender"],
+            arguments.attribute or ATTRIBUTES,
+            arguments.group or GROUPS,
             Path(work),
-            role=arguments.role or ("role" if plain else None),
+            role=arguments.role or (ROLE if arguments.train == TRAIN else None),
         )
         launch(build(workbench), port=arguments.port, css=CSS)
 

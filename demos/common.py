@@ -1,7 +1,10 @@
-"""What the demos share: the theme, the queue's limits and how a page is served."""
+"""What the demos share: one look, the queue's and uploads' limits, and how a page is served."""
 
 from __future__ import annotations
 
+import argparse
+import base64
+import html
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +14,7 @@ from typing import Any
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 
 import gradio as gr
+import PIL.Image
 
 from features.errors import UserError
 
@@ -18,16 +22,48 @@ QUEUE = 32
 """Calls that wait at most."""
 ONE_AT_A_TIME: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "model"}
 """For every event that runs a model."""
-CSS = ".gradio-container { max-width: 1180px !important; margin: 0 auto !important; }\n"
+UPLOAD = "10mb"
+MEGAPIXELS = 40
+KEPT = 3600
+"""Seconds for which the server keeps pictures that were uploaded or made."""
 FONT = ["system-ui", "DejaVu Sans", "sans-serif"]
+CSS = """
+.gradio-container { max-width: 1180px !important; margin: 0 auto !important; }
+:root { --ImgD: #b8500f; --CrossD: #6447b8; --TextD: #1a68a6; --unscored: #566271; }
+.dark { --ImgD: #f0955a; --CrossD: #ac98f0; --TextD: #6db3ee; --unscored: #a3afbd; }
+"""
+
+# Pillow refuses a picture of twice this, before it decodes it.
+PIL.Image.MAX_IMAGE_PIXELS = MEGAPIXELS * 1_000_000 // 2
 
 
-def launch(demo: gr.Blocks, *, port: int | None = None, css: str = "", **options: Any) -> Any:
-    """Serve a demo on this machine; `css` is added to what all pages have."""
-    theme = gr.themes.Soft(primary_hue="indigo", font=FONT, font_mono=["monospace"])
-    return demo.queue(max_size=QUEUE).launch(
-        theme=theme, css=CSS + css, server_port=port, ssr_mode=False, footer_links=[], **options
-    )
+def page(title: str) -> gr.Blocks:
+    """An empty page."""
+    return gr.Blocks(title=title, analytics_enabled=False, delete_cache=(KEPT, KEPT))
+
+
+def picture_input(value: PIL.Image.Image | None = None, **options: Any) -> gr.Image:
+    """A picture to upload; one that is too large or cannot be read is refused in words."""
+    given = gr.Image(value, type="pil", sources=["upload", "clipboard"], buttons=[], **options)
+    read = given.preprocess
+
+    def preprocess(payload: Any) -> Any:
+        try:
+            return read(payload)
+        except PIL.Image.DecompressionBombError:
+            raise gr.Error(f"The picture has more than {MEGAPIXELS} megapixels.") from None
+        except (OSError, ValueError, SyntaxError):  # what Pillow's readers raise on broken files
+            raise gr.Error("The file cannot be read as a picture; give a PNG or JPEG.") from None
+
+    given.preprocess = preprocess
+    return given
+
+
+def picture_html(png: bytes, caption: str) -> str:
+    """An image within a page, its caption as the text for those who do not see it."""
+    said = html.escape(caption)
+    data = base64.b64encode(png).decode()
+    return f'<img alt="{said}" title="{said}" src="data:image/png;base64,{data}">'
 
 
 @contextmanager
@@ -37,3 +73,25 @@ def errors_in_words() -> Iterator[None]:
         yield
     except UserError as error:
         raise gr.Error(str(error)) from None
+
+
+def options(doc: str) -> argparse.ArgumentParser:
+    """The options that all demos take; the help is the first line of `doc`."""
+    parser = argparse.ArgumentParser(description=doc.splitlines()[0])
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--port", type=int)
+    return parser
+
+
+def launch(demo: gr.Blocks, *, port: int | None = None, css: str = "", **given: Any) -> Any:
+    """Serve a demo on this machine; `css` is added to what all pages have."""
+    theme = gr.themes.Soft(primary_hue="indigo", font=FONT, font_mono=["monospace"])
+    return demo.queue(max_size=QUEUE).launch(
+        theme=theme,
+        css=CSS + css,
+        server_port=port,
+        max_file_size=UPLOAD,
+        ssr_mode=False,
+        footer_links=[],
+        **given,
+    )

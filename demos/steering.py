@@ -5,17 +5,27 @@ python -m demos.steering
 
 from __future__ import annotations
 
-import argparse
 import json
 import tempfile
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from demos.common import ONE_AT_A_TIME, errors_in_words, gr, launch
+from demos.common import (
+    ONE_AT_A_TIME,
+    errors_in_words,
+    gr,
+    launch,
+    options,
+    page,
+    picture_input,
+)
 from features.errors import UserError
 from features.report import CLASS_NAMES, MODALITY_CLASSES
+from features.space import FeatureSpace
 from mms_apps.steering.catalogue import Card, card, search, title
 from mms_apps.steering.choosing import choose
 from mms_apps.steering.edits import MAX_DRIFT, Blend, Edit, Steering
@@ -37,9 +47,12 @@ turned: past the bound, edits are scaled down.
 """
 
 
-def build(drawer: SteeredGenerator) -> gr.Blocks:
-    """The page."""
-    space = drawer.space
+def fill(space: FeatureSpace, drawer: Callable[[], SteeredGenerator]) -> None:
+    """Put the app on the page that is being built.
+
+    Args:
+        drawer: makes the generator, whose space is `space`, when the first picture is drawn.
+    """
     classes = [(CLASS_NAMES[name], name) for name in MODALITY_CLASSES]
     choices = [(title(space, n), n) for n in range(len(space))]
 
@@ -62,7 +75,7 @@ def build(drawer: SteeredGenerator) -> gr.Blocks:
         with errors_in_words():
             steering = steering_of(*controls)
             given = {"prompt": prompt, "image": image, "seed": int(seed)}
-            made = drawer.generate([Steering(), steering], **given)
+            made = drawer().generate([Steering(), steering], **given)
         plain, steered = (enlarged(picture) for picture in made.images)
         said = f"Drift {float(made.drift[1]):.0f}°"
         if made.scale[1] < 1:
@@ -72,7 +85,7 @@ def build(drawer: SteeredGenerator) -> gr.Blocks:
     def draw_strip(prompt: str, image: Image.Image | None, seed: float, *controls: Any) -> tuple:
         with errors_in_words():
             given = {"prompt": prompt, "image": image, "seed": int(seed)}
-            made = drawer.strip(steering_of(*controls), STRIP, **given)
+            made = drawer().strip(steering_of(*controls), STRIP, **given)
         drifts = zip(STRIP, made.drift.tolist(), strict=True)
         said = " · ".join(f"{strength:g} times: {drift:.0f}°" for strength, drift in drifts)
         return side_by_side([enlarged(i, 128) for i in made.images]), f"Strength and drift: {said}"
@@ -89,7 +102,7 @@ def build(drawer: SteeredGenerator) -> gr.Blocks:
         feature = found[event.index]
         with errors_in_words():
             given = {"prompt": prompt, "image": image, "seed": int(seed)}
-            made = drawer.strip(Steering((Edit(feature, 1.0),)), PREVIEW, **given)
+            made = drawer().strip(Steering((Edit(feature, 1.0),)), PREVIEW, **given)
         picked = card(space, feature)
         captions = "; ".join(picked.captions[:4]) or "none"
         said = f"**{picked.title}**, at strength -2, 0 and 2. Top captions: {captions}"
@@ -146,119 +159,120 @@ def build(drawer: SteeredGenerator) -> gr.Blocks:
             *[0.0] * empty,
         ]
 
-    with gr.Blocks(title="Steering", analytics_enabled=False) as demo:
-        kept = gr.BrowserState("", storage_key="mms-steering", secret="mms-steering")
-        found_numbers, picked = gr.State([]), gr.State(None)
-        gr.Markdown("# Steering: edit a picture's features")
-        with gr.Row():
-            with gr.Column(scale=2):
-                prompt = gr.Textbox("woman: light skin tone", label="Prompt", elem_id="prompt")
-                with gr.Accordion("Reference image", open=False):
-                    image = gr.Image(
-                        type="pil", label="Reference", height=180, sources=["upload"], buttons=[]
-                    )
-                words = gr.Textbox(
-                    label="Wishes", placeholder="more man, less woman", elem_id="wishes"
-                )
-                take = gr.Button("Set sliders from wishes", size="sm")
-                chosen, strengths = [], []
-                for place in range(SLOTS):
-                    with gr.Row():
-                        chosen.append(
-                            gr.Dropdown(choices, value=None, label=f"Feature {place + 1}", scale=3)
-                        )
-                        strengths.append(
-                            gr.Slider(
-                                -STRONGEST,
-                                STRONGEST,
-                                0.0,
-                                step=0.1,
-                                label=f"Strength {place + 1}",
-                                scale=2,
-                            )
-                        )
-                reset = gr.Button("Reset sliders", size="sm")
-                with gr.Accordion("Blend a class, steps, drift, seed", open=False):
-                    towards = gr.Textbox(label="Blend towards this prompt")
-                    blended = gr.Dropdown(classes, value=None, label="Within this class")
-                    alpha = gr.Slider(0.0, 1.0, 0.0, step=0.05, label="Blend")
-                    end = gr.Slider(0.1, 1.0, 1.0, step=0.1, label="Edit up to this share of steps")
-                    bound = gr.Slider(5, 90, MAX_DRIFT, step=5, label="Drift at most, in degrees")
-                    seed = gr.Number(0, label="Seed", precision=0)
-            with gr.Column(scale=3):
-                go = gr.Button("Draw", variant="primary", elem_id="draw")
+    kept = gr.BrowserState("", storage_key="mms-steering", secret="mms-steering")
+    found_numbers, picked = gr.State([]), gr.State(None)
+    gr.Markdown("# Steering: edit a picture's features")
+    with gr.Row():
+        with gr.Column(scale=2):
+            prompt = gr.Textbox("woman: light skin tone", label="Prompt", elem_id="prompt")
+            with gr.Accordion("Reference image", open=False):
+                image = picture_input(label="Reference", height=180)
+            words = gr.Textbox(label="Wishes", placeholder="more man, less woman", elem_id="wishes")
+            take = gr.Button("Set sliders from wishes", size="sm")
+            chosen, strengths = [], []
+            for place in range(SLOTS):
                 with gr.Row():
-                    plain = gr.Image(label="Unedited", height=SIDE + 40, buttons=[])
-                    steered = gr.Image(label="Steered", height=SIDE + 40, buttons=["download"])
-                said = gr.Markdown(HELP)
-                more = gr.Button("Draw a strip over strengths", size="sm")
-                strip = gr.Image(label="Strip over strengths", buttons=["download"])
-                strip_said = gr.Markdown()
-        with gr.Accordion("Find features", open=True):
+                    chosen.append(
+                        gr.Dropdown(choices, value=None, label=f"Feature {place + 1}", scale=3)
+                    )
+                    strengths.append(
+                        gr.Slider(
+                            -STRONGEST,
+                            STRONGEST,
+                            0.0,
+                            step=0.1,
+                            label=f"Strength {place + 1}",
+                            scale=2,
+                        )
+                    )
+            reset = gr.Button("Reset sliders", size="sm")
+            with gr.Accordion("Blend a class, steps, drift, seed", open=False):
+                towards = gr.Textbox(label="Blend towards this prompt")
+                blended = gr.Dropdown(classes, value=None, label="Within this class")
+                alpha = gr.Slider(0.0, 1.0, 0.0, step=0.05, label="Blend")
+                end = gr.Slider(0.1, 1.0, 1.0, step=0.1, label="Edit up to this share of steps")
+                bound = gr.Slider(5, 90, MAX_DRIFT, step=5, label="Drift at most, in degrees")
+                seed = gr.Number(0, label="Seed", precision=0)
+        with gr.Column(scale=3):
+            go = gr.Button("Draw", variant="primary", elem_id="draw")
             with gr.Row():
-                query = gr.Textbox(label="Word or number", elem_id="query", scale=2)
-                of_class = gr.Dropdown([("Any class", ""), *classes], value="", label="Class")
-                look = gr.Button("Find", scale=0, min_width=120)
-            found = gr.Gallery(
-                label="Features, each with its top images",
-                elem_id="found",
-                columns=6,
-                height=420,
-                allow_preview=False,
-                buttons=[],
-            )
-            effect = gr.Image(label="Its effect at strength -2, 0 and 2", buttons=[])
-            effect_said = gr.Markdown()
-            use = gr.Button("Put it on a slider", size="sm")
-        with gr.Accordion("Save, load, copy", open=True):
-            code = gr.Code(label="These edits as JSON", language="json", elem_id="edits")
-            with gr.Row():
-                save = gr.Button("Save in this browser")
-                load = gr.Button("Load what was saved")
-                apply = gr.Button("Load the JSON above")
-            state_said = gr.Markdown(elem_id="saved")
-        slots = [*chosen, *strengths]
-        controls = [towards, blended, alpha, end, bound, *slots]
-        shown = [prompt, image, seed, *controls]
-        model: dict[str, Any] = {"trigger_mode": "always_last", **ONE_AT_A_TIME}
-        gr.on(
-            [go.click, prompt.submit, *(s.release for s in strengths), alpha.release],
-            draw,
-            shown,
-            [plain, steered, said, code],
-            api_name="draw",
-            **model,
+                plain = gr.Image(label="Unedited", height=SIDE + 40, buttons=[])
+                steered = gr.Image(label="Steered", height=SIDE + 40, buttons=["download"])
+            said = gr.Markdown(HELP)
+            more = gr.Button("Draw a strip over strengths", size="sm")
+            strip = gr.Image(label="Strip over strengths", buttons=["download"])
+            strip_said = gr.Markdown()
+    with gr.Accordion("Find features", open=True):
+        with gr.Row():
+            query = gr.Textbox(label="Word or number", elem_id="query", scale=2)
+            of_class = gr.Dropdown([("Any class", ""), *classes], value="", label="Class")
+            look = gr.Button("Find", scale=0, min_width=120)
+        found = gr.Gallery(
+            label="Features, each with its top images",
+            elem_id="found",
+            columns=6,
+            height=420,
+            allow_preview=False,
+            buttons=[],
         )
-        more.click(draw_strip, shown, [strip, strip_said], api_name="strip", **model)
-        gr.on(
-            [look.click, query.submit, of_class.change],
-            find,
-            [query, of_class],
-            [found, found_numbers, picked, effect_said],
-            api_name="find",
-            **model,
-        )
-        found.select(
-            pick,
-            [found_numbers, prompt, image, seed],
-            [effect, effect_said, picked],
-            api_visibility="private",
-            **model,
-        )
-        redraw: dict[str, Any] = {"fn": draw, "inputs": shown, "api_visibility": "private", **model}
-        redraw["outputs"] = [plain, steered, said, code]
-        use.click(add, [picked, *slots], slots, api_visibility="private").success(**redraw)
-        take.click(wish, words, [*slots, strip_said], api_name="wish", **model).success(**redraw)
-        reset.click(lambda: [None] * SLOTS + [0.0] * SLOTS, None, slots, api_visibility="private")
-        save.click(
-            lambda text: (text, "Saved in this browser."),
-            code,
-            [kept, state_said],
-            api_visibility="private",
-        )
-        hidden: dict[str, Any] = {"api_name": "restore_saved", "api_visibility": "private"}
-        load.click(restore, kept, controls, **hidden).success(**redraw)
-        apply.click(restore, code, controls, api_name="restore").success(**redraw)
+        effect = gr.Image(label="Its effect at strength -2, 0 and 2", buttons=[])
+        effect_said = gr.Markdown()
+        use = gr.Button("Put it on a slider", size="sm")
+    with gr.Accordion("Save, load, copy", open=True):
+        code = gr.Code(label="These edits as JSON", language="json", elem_id="edits")
+        with gr.Row():
+            save = gr.Button("Save in this browser")
+            load = gr.Button("Load what was saved")
+            apply = gr.Button("Load the JSON above")
+        state_said = gr.Markdown(elem_id="saved")
+    slots = [*chosen, *strengths]
+    controls = [towards, blended, alpha, end, bound, *slots]
+    shown = [prompt, image, seed, *controls]
+    model: dict[str, Any] = {"trigger_mode": "always_last", **ONE_AT_A_TIME}
+    gr.on(
+        [go.click, prompt.submit, *(s.release for s in strengths), alpha.release],
+        draw,
+        shown,
+        [plain, steered, said, code],
+        api_name="draw",
+        **model,
+    )
+    more.click(draw_strip, shown, [strip, strip_said], api_name="strip", **model)
+    gr.on(
+        [look.click, query.submit, of_class.change],
+        find,
+        [query, of_class],
+        [found, found_numbers, picked, effect_said],
+        api_name="find",
+        **model,
+    )
+    found.select(
+        pick,
+        [found_numbers, prompt, image, seed],
+        [effect, effect_said, picked],
+        api_visibility="private",
+        **model,
+    )
+    redraw: dict[str, Any] = {"fn": draw, "inputs": shown, "api_visibility": "private", **model}
+    redraw["outputs"] = [plain, steered, said, code]
+    use.click(add, [picked, *slots], slots, api_visibility="private").success(**redraw)
+    take.click(wish, words, [*slots, strip_said], api_name="wish", **model).success(**redraw)
+    reset.click(lambda: [None] * SLOTS + [0.0] * SLOTS, None, slots, api_visibility="private")
+    save.click(
+        lambda text: (text, "Saved in this browser."),
+        code,
+        [kept, state_said],
+        api_visibility="private",
+    )
+    hidden: dict[str, Any] = {"api_name": "restore_saved", "api_visibility": "private"}
+    load.click(restore, kept, controls, **hidden).success(**redraw)
+    apply.click(restore, code, controls, api_name="restore").success(**redraw)
+
+
+def build(space: FeatureSpace, drawer: Callable[[], SteeredGenerator]) -> gr.Blocks:
+    """The page."""
+    with page("Steering") as demo:
+        fill(space, drawer)
     return demo
 
 
@@ -278,14 +292,13 @@ def top_images(found: Card) -> Image.Image:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = options(__doc__)
     parser.add_argument("--generator", default="embedded", help="Stable unCLIP folder or hub id")
     parser.add_argument("--space", default="embedded-ssl", help="of the generator's image encoder")
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--port", type=int)
     arguments = parser.parse_args()
-    drawer = SteeredGenerator.load(arguments.generator, arguments.space, arguments.device)
-    launch(build(drawer), port=arguments.port, css=CSS)
+    space = FeatureSpace.load(arguments.space, device=arguments.device)
+    drawer = cache(lambda: SteeredGenerator.load(arguments.generator, space, arguments.device))
+    launch(build(space, drawer), port=arguments.port, css=CSS)
 
 
 if __name__ == "__main__":

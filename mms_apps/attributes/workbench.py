@@ -1,27 +1,23 @@
-"""Models of several attributes over one FeatureSpace, made when they are first asked for; what the
-demo shows."""
+"""Models of several attributes over one FeatureSpace; what the demo shows."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
+from features.browse import exemplars
 from features.errors import UserError
 from features.extract import extract
 from features.pairs import open_pairs
 from features.space import FeatureSpace
 from mms_apps.attributes.audit import UNSPECIFIED, Audit, audit, require_groups
-from mms_apps.attributes.explain import (
-    Explanation,
-    exemplars,
-    explain,
-    probabilities_without,
-)
+from mms_apps.attributes.explain import Explanation, explain, probabilities_without
 from mms_apps.attributes.labels import Samples, classes_of, read_samples
 from mms_apps.attributes.measures import MIN_GROUP
 from mms_apps.attributes.model import AttributeModel, Method, embed, fit_model
@@ -30,6 +26,8 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from features.store import ActivationStore
+
+GALLERY = 24
 
 
 @dataclass(frozen=True)
@@ -46,7 +44,8 @@ class Answer:
 
 
 class Workbench:
-    """Predicts, explains and audits attributes of images.
+    """Predicts, explains and audits attributes of images. Pairs are embedded and models fitted when
+    they are first needed.
 
     Args:
         train: labelled pairs to fit on.
@@ -57,7 +56,7 @@ class Workbench:
         role: attribute by which to list how unspecified samples are predicted.
 
     Raises:
-        UserError: the pairs lack an attribute.
+        UserError: there are no such pairs; later, where they lack an attribute.
     """
 
     def __init__(
@@ -77,25 +76,37 @@ class Workbench:
         self.groups = tuple(groups)
         self.role = role
         self.seed = seed
-        self._test = open_pairs(test)
-        columns = list(dict.fromkeys([*attributes, *groups, *([role] if role else [])]))
-        self._train_samples = read_samples(
-            extract(open_pairs(train), space.encoder, work / "train", progress=False), columns
-        )
-        self._store: ActivationStore = extract(
-            self._test, space.encoder, work / "test", progress=False
-        )
-        self._test_samples = read_samples(self._store, columns)
+        self._train, self._test = open_pairs(train), open_pairs(test)
+        self._work = work
         self._models: dict[tuple[str, Method], AttributeModel] = {}
 
-    def gallery(self, count: int) -> list[tuple[Image.Image, str]]:
+    @cached_property
+    def pictures(self) -> list[tuple[Image.Image, str]]:
         """Images of pairs to show, spread evenly, with their captions."""
-        rows = np.unique(np.linspace(0, len(self._store) - 1, count).astype(int)).tolist()
-        table = self._store.sample_rows(rows, ["location", "caption"]).to_pylist()
+        rows = np.unique(np.linspace(0, len(self._test_store) - 1, GALLERY).astype(int)).tolist()
+        table = self._test_store.sample_rows(rows, ["location", "caption"]).to_pylist()
         images = self._test.images([row["location"] for row in table])
         return [
             (images[row["location"]], row["caption"]) for row in table if row["location"] in images
         ]
+
+    @cached_property
+    def _test_store(self) -> ActivationStore:
+        return extract(self._test, self.space.encoder, self._work / "test", progress=False)
+
+    @cached_property
+    def _test_samples(self) -> Samples:
+        return read_samples(self._test_store, self._columns)
+
+    @cached_property
+    def _train_samples(self) -> Samples:
+        store = extract(self._train, self.space.encoder, self._work / "train", progress=False)
+        return read_samples(store, self._columns)
+
+    @property
+    def _columns(self) -> list[str]:
+        role = [self.role] if self.role else []
+        return list(dict.fromkeys([*self.attributes, *self.groups, *role]))
 
     def classes(self, attribute: str) -> list[str]:
         """The values that are common in the training pairs and occur in the test pairs."""

@@ -16,7 +16,7 @@ from tests.browser import needs_chromium, opened
 
 @pytest.fixture(scope="module")
 def address(drawer: SteeredGenerator) -> Iterator[str]:
-    demo = build(drawer)
+    demo = build(drawer.space, lambda: drawer)
     _, url, _ = launch(demo, css=CSS, prevent_thread_lock=True, quiet=True)
     yield url
     demo.close()

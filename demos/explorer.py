@@ -1,0 +1,387 @@
+"""Explorer: find features by words, class and scores; see what they stand for; compare them.
+
+python -m demos.explorer
+"""
+
+from __future__ import annotations
+
+import html
+import math
+from typing import Any
+
+from demos.common import errors_in_words, gr, launch, options, page, picture_html
+from features.browse import Described, Filter, describe, exemplars, find, similarities
+from features.compare import compare, markdown_table
+from features.dominance import UNSCORED
+from features.report import CLASS_NAMES, MODALITY_CLASSES, histogram
+from features.space import FeatureSpace
+
+ZONES = 10
+"""Parts of the histogram that can be clicked."""
+CARDS = 24
+"""Features that are shown at once."""
+CARD_IMAGES = 4
+IMAGES = 8
+CAPTIONS = 5
+ORDERS = [
+    ("Most monosemantic first", "monosemanticity"),
+    ("Most image-dominant first", "image"),
+    ("Most text-dominant first", "text"),
+    ("By number", "number"),
+]
+INTRO = """
+# Explorer: what does each feature stand for?
+The **Modality Dominance Score (MDS)** is 0 where only texts drive a feature and 1 where only images
+do. A **monosemantic** feature is about one thing. Click in the histogram to see the features there.
+"""
+CSS = """
+.mds-chart { position: relative; height: 190px; margin: .3rem 0 1.6rem;
+  border-bottom: 1px solid var(--border-color-primary); }
+.mds-chart svg { position: absolute; inset: 0; width: 100%; height: 100%; }
+.mds-chart .zones { position: absolute; inset: 0; display: flex; }
+.mds-chart .zones button { flex: 1; padding: 0; border: 0; background: none; cursor: pointer;
+  box-shadow: none; }
+.mds-chart .zones button:hover, .mds-chart .zones [aria-pressed=true] {
+  background: color-mix(in srgb, var(--body-text-color) 12%, transparent); }
+.mds-chart .axis { position: absolute; top: 100%; inset-inline: 0; display: flex;
+  justify-content: space-between; font-size: .8rem; padding-top: .2rem; }
+.mds-legend { display: flex; flex-wrap: wrap; gap: .2rem 1rem; font-size: .85rem; }
+.mds-legend span::before { content: ""; display: inline-block; width: .75em; height: .75em;
+  border-radius: 3px; margin-right: .4em; background: currentColor; }
+.bar-ImgD { fill: var(--ImgD); } .bar-CrossD { fill: var(--CrossD); }
+.bar-TextD { fill: var(--TextD); }
+.ImgD { color: var(--ImgD); } .CrossD { color: var(--CrossD); } .TextD { color: var(--TextD); }
+.unscored { color: var(--unscored); }
+#explorer-cards .cards { display: grid; gap: .5rem; max-height: 640px; overflow-y: auto;
+  padding: 3px; grid-template-columns: repeat(auto-fill, minmax(150px, 1fr)); }
+#explorer-cards button { display: flex; flex-direction: column; gap: .15rem; padding: .5rem;
+  text-align: left; cursor: pointer; border-radius: 8px; overflow-wrap: anywhere;
+  color: var(--body-text-color); background: var(--background-fill-primary);
+  border: 1px solid var(--border-color-primary); }
+#explorer-cards button:hover { border-color: var(--color-accent); }
+#explorer-cards strong { font-size: .9rem; } #explorer-cards small { font-size: .78rem; }
+#explorer-cards .thumbs { display: flex; gap: 4px; margin-top: auto; padding-top: .3rem; }
+#explorer-cards img { width: 30px; height: 30px; object-fit: contain; margin: 0; }
+#explorer-picked .side-by-side { display: grid; gap: 1rem;
+  grid-template-columns: repeat(auto-fit, minmax(min(100%, 270px), 1fr)); }
+#explorer-picked article { padding: .9rem; border-radius: 8px; min-width: 0;
+  border: 1px solid var(--border-color-primary); background: var(--background-fill-primary); }
+#explorer-picked h2 { font-size: 1.15rem; margin: 0; overflow-wrap: anywhere; }
+#explorer-picked h3 { font-size: .95rem; margin: .9rem 0 .3rem; }
+#explorer-picked dl { display: grid; grid-template-columns: max-content 1fr; gap: .1rem .8rem;
+  margin: .5rem 0 0; font-size: .88rem; }
+#explorer-picked dd { margin: 0; }
+#explorer-picked ul { margin: 0; padding-left: 1.1rem; font-size: .88rem; }
+#explorer-picked .images { display: grid; gap: .5rem; font-size: .78rem; line-height: 1.25;
+  grid-template-columns: repeat(auto-fill, minmax(76px, 1fr)); }
+#explorer-picked figure { margin: 0; overflow-wrap: anywhere; }
+#explorer-picked img { width: 64px; height: 64px; object-fit: contain; margin: 0 0 .2rem; }
+#explorer-picked .alike { display: flex; flex-wrap: wrap; gap: .4rem; }
+#explorer-picked .alike button { padding: .25rem .6rem; border-radius: 8px; font-size: .82rem;
+  cursor: pointer; color: var(--body-text-color); background: none;
+  border: 1px solid var(--border-color-primary); }
+#explorer-table table { display: block; overflow-x: auto; white-space: nowrap; }
+#explorer-charts .two { display: grid; gap: 1.5rem;
+  grid-template-columns: repeat(auto-fit, minmax(min(100%, 300px), 1fr)); }
+"""
+PICK = """
+element.addEventListener('click', (event) => {
+  const chosen = event.target.closest('[data-feature]');
+  if (!chosen) return;
+  trigger('select', {feature: Number(chosen.dataset.feature)});
+  document.querySelector('#explorer-picked').scrollIntoView({block: 'nearest'});
+});
+"""
+PICK_ZONE = """
+element.addEventListener('click', (event) => {
+  const chosen = event.target.closest('[data-zone]');
+  if (chosen) trigger('select', {zone: Number(chosen.dataset.zone)});
+});
+"""
+
+
+def fill(spaces: dict[str, FeatureSpace]) -> None:
+    """Put the Explorer of the spaces, by what each is called, on the page that is being built."""
+    names = list(spaces)
+    classes = [("any", ""), *((CLASS_NAMES[c], c) for c in (*MODALITY_CLASSES, UNSCORED))]
+
+    def search(
+        name: str,
+        words: str,
+        modality_class: str,
+        least: float,
+        order: Any,
+        low: float,
+        high: float,
+    ) -> tuple[str, str, str, list[int], int, Any]:
+        space = spaces[name]
+        low, high = sorted((low, high))
+        with errors_in_words():
+            anywhere = find(space, Filter(words, modality_class or None, 0, 1, least), order)
+            kept = Filter(words, modality_class or None, low, high, least)
+            found = find(space, kept, order)
+        said = f"**{len(found):,}** of {len(space):,} features"
+        chart = chart_html(space, anywhere, zones_html(space, anywhere, low, high))
+        left = gr.update(**what_is_left(found, CARDS))
+        return chart, said, cards_html(space, found[:CARDS]), found, CARDS, left
+
+    def show_more(name: str, found: list[int], count: int) -> tuple[str, int, Any]:
+        count += CARDS
+        left = gr.update(**what_is_left(found, count))
+        return cards_html(spaces[name], found[:count]), count, left
+
+    def zone(event: gr.EventData) -> tuple[float, float]:
+        return event.zone / ZONES, (event.zone + 1) / ZONES
+
+    def pick(name: str, kept: Key | None, event: gr.EventData) -> tuple[str, Key]:
+        picked = (name, event.feature)
+        return picked_html(spaces, picked, kept), picked
+
+    def keep(picked: Key) -> tuple[str, Key, Any]:
+        return picked_html(spaces, picked, picked), picked, gr.update(interactive=True)
+
+    def let_go(picked: Key) -> tuple[str, None, Any]:
+        return picked_html(spaces, picked, None), None, gr.update(interactive=False)
+
+    def first_of(name: str, order: Any) -> tuple[str, Key, None, Any]:
+        picked = (name, find(spaces[name], Filter(), order)[0])
+        return picked_html(spaces, picked, None), picked, None, gr.update(interactive=False)
+
+    start = search(names[0], "", "", 0.0, ORDERS[0][1], 0.0, 1.0)
+    opened = (names[0], start[3][0])
+    gr.Markdown(INTRO)
+    with gr.Tab("Features"):
+        found, count = gr.State(start[3]), gr.State(CARDS)
+        picked, kept = gr.State(opened), gr.State(None)
+        with gr.Row():
+            with gr.Column(scale=2):
+                space = gr.Radio(names, value=names[0], label="Space", visible=len(names) > 1)
+                words = gr.Textbox(label="Words or number", placeholder="woman, or 42")
+                modality_class = gr.Radio(classes, value="", label="Class")
+                least = gr.Slider(0, 1, 0.0, step=0.05, label="Monosemanticity at least")
+            with gr.Column(scale=3):
+                chart = gr.HTML(start[0], elem_id="explorer-chart", js_on_load=PICK_ZONE)
+                with gr.Row():
+                    low = gr.Slider(0, 1, 0.0, step=0.05, label="MDS from")
+                    high = gr.Slider(0, 1, 1.0, step=0.05, label="MDS to")
+                order = gr.Dropdown(ORDERS, value=ORDERS[0][1], label="Order")
+        with gr.Row():
+            with gr.Column(scale=2):
+                with gr.Row():
+                    said = gr.Markdown(start[1])
+                    reset = gr.Button("Reset filters", size="sm", scale=0, min_width=130)
+                cards = gr.HTML(start[2], elem_id="explorer-cards", js_on_load=PICK)
+                more = gr.Button(size="sm", **what_is_left(start[3], CARDS))
+            with gr.Column(scale=3):
+                detail = gr.HTML(
+                    picked_html(spaces, opened, None), elem_id="explorer-picked", js_on_load=PICK
+                )
+                with gr.Row():
+                    hold = gr.Button("Compare with the next one picked", size="sm")
+                    drop = gr.Button("Stop comparing", size="sm", interactive=False)
+    filters = [space, words, modality_class, least, order, low, high]
+    results = [chart, said, cards, found, count, more]
+    latest: dict[str, Any] = {"trigger_mode": "always_last", "show_progress": "hidden"}
+    gr.on(
+        [
+            words.submit,
+            words.blur,
+            modality_class.input,
+            low.release,
+            high.release,
+            least.release,
+            order.input,
+        ],
+        search,
+        filters,
+        results,
+        api_name="search",
+        **latest,
+    )
+    hidden: dict[str, Any] = {"api_visibility": "private", **latest}
+    again: dict[str, Any] = {"fn": search, "inputs": filters, "outputs": results, **hidden}
+    chart.select(zone, None, [low, high], **hidden).then(**again)
+    reset.click(
+        lambda: ("", "", 0.0, 0.0, 1.0), None, [words, modality_class, least, low, high], **hidden
+    ).then(**again)
+    space.input(first_of, [space, order], [detail, picked, kept, drop], **hidden).then(**again)
+    more.click(show_more, [space, found, count], [cards, count, more], **hidden)
+    for pages in (cards, detail):
+        pages.select(pick, [space, kept], [detail, picked], **hidden)
+    hold.click(keep, picked, [detail, kept, drop], **hidden)
+    drop.click(let_go, picked, [detail, kept, drop], **hidden)
+    if len(spaces) > 1:
+        with gr.Tab("Two spaces"):
+            compare_page(spaces)
+
+
+Key = tuple[str, int]
+"""A space's name and the number of a feature in it."""
+
+
+def compare_page(spaces: dict[str, FeatureSpace]) -> None:
+    """Two spaces side by side."""
+    names = list(spaces)
+
+    def differences(first: str, second: str) -> tuple[str, str, str]:
+        found = compare([spaces[first], spaces[second]], [first, second])
+        words = "\n".join(f"- {sentence}" for sentence in found.differences[0])
+        charts = ""
+        for name in (first, second):
+            chart = chart_html(spaces[name], list(range(len(spaces[name]))))
+            charts += f"<div><h3>{html.escape(name)}</h3>{chart}</div>"
+        return words, f'<div class="two">{charts}</div>', markdown_table(found)
+
+    with gr.Row():
+        first = gr.Dropdown(names, value=names[0], label="Space")
+        second = gr.Dropdown(names, value=names[1], label="Beside")
+        start = gr.Button("Compare", variant="primary", scale=0, min_width=160)
+    words = gr.Markdown()
+    charts = gr.HTML(elem_id="explorer-charts")
+    table = gr.Markdown(elem_id="explorer-table")
+    start.click(differences, [first, second], [words, charts, table], api_name="compare")
+
+
+def what_is_left(found: list[int], shown: int) -> dict[str, Any]:
+    """Of the button that shows more."""
+    left = len(found) - shown
+    return {"value": f"Show more ({left:,} left)", "visible": left > 0}
+
+
+def zones_html(space: FeatureSpace, numbers: list[int], low: float, high: float) -> str:
+    """The parts of some features' histogram that can be clicked, those of the range shaded."""
+    mds = space.features["mds"].to_numpy()[numbers]
+    zones = []
+    for place in range(ZONES):
+        begin, end = place / ZONES, (place + 1) / ZONES
+        last = place == ZONES - 1
+        inside = int(((mds >= begin) & ((mds <= end) if last else (mds < end))).sum())
+        pressed = (low, high) != (0, 1) and begin >= low - 1e-9 and end <= high + 1e-9
+        said = f"MDS {begin:.1f} to {end:.1f}: {inside} features"
+        zones.append(
+            f'<button type="button" data-zone="{place}" aria-pressed="{str(pressed).lower()}" '
+            f'aria-label="{said}" title="{said}"></button>'
+        )
+    return f'<div class="zones">{"".join(zones)}</div>'
+
+
+def chart_html(space: FeatureSpace, numbers: list[int], zones: str = "") -> str:
+    """The MDS histogram of some features, with what lies over it."""
+    rows = space.features.take(numbers).to_pylist()
+    bars = "".join(
+        f'<rect class="bar-{b.modality_class}" x="{1000 * b.x + 1.5:.1f}" y="{1000 * b.y:.1f}" '
+        f'width="{1000 * b.width - 3:.1f}" height="{1000 * b.height:.1f}"></rect>'
+        for b in histogram(rows)
+    )
+    said = f"Histogram of the Modality Dominance Score of {len(rows)} features"
+    legend = "".join(f'<span class="{c}">{CLASS_NAMES[c]}</span>' for c in MODALITY_CLASSES)
+    return (
+        '<div class="mds-chart"><svg viewBox="0 0 1000 1000" preserveAspectRatio="none" role="img" '
+        f'aria-label="{said}">{bars}</svg>{zones}<div class="axis"><span>0: only texts</span>'
+        "<span>MDS</span><span>1: only images</span></div></div>"
+        f'<div class="mds-legend">{legend}</div>'
+    )
+
+
+def cards_html(space: FeatureSpace, numbers: list[int]) -> str:
+    """Features to pick from."""
+    if not numbers:
+        return "<p>No feature is like this. Loosen a filter, or try another word.</p>"
+    rows = space.features.take(numbers).to_pylist()
+    images = exemplars(space, numbers, CARD_IMAGES)
+    cards = "".join(
+        f'<button type="button" data-feature="{row["feature"]}"><strong>{title(row)}</strong>'
+        f'<small class="{row["class"]}">{CLASS_NAMES[row["class"]]}, MDS {figure(row["mds"])}'
+        '</small><span class="thumbs">'
+        f"{''.join(picture_html(i['thumbnail'], i['caption']) for i in images[row['feature']])}"
+        "</span></button>"
+        for row in rows
+    )
+    return f'<div class="cards">{cards}</div>'
+
+
+def picked_html(spaces: dict[str, FeatureSpace], picked: Key, kept: Key | None) -> str:
+    """The picked feature, and beside it the one that is kept to compare it with."""
+    shown = [picked] if kept is None else [kept, picked]
+    articles = "".join(
+        article_html(spaces[name], describe(spaces[name], number, shown=IMAGES), name)
+        for name, number in shown
+    )
+    said = ""
+    if kept is not None and kept != picked and kept[0] == picked[0]:
+        cosine = similarities(spaces[kept[0]], kept[1])[picked[1]]
+        said = f"<p>Cosine of the two directions: {cosine:.2f}</p>"
+    elif kept == picked:
+        said = "<p>Now pick another feature.</p>"
+    return f'{said}<div class="side-by-side">{articles}</div>'
+
+
+def article_html(space: FeatureSpace, found: Described, name: str) -> str:
+    """One feature."""
+    row = found.row
+    scores = {
+        "Class": f'<span class="{row["class"]}">{CLASS_NAMES[row["class"]]}</span>'
+        + (" (uncertain)" if row["uncertain"] else ""),
+        "MDS": f"{figure(row['mds'])} ({figure(row['mds_low'])} to {figure(row['mds_high'])})",
+        "Monosemanticity": f"{figure(row['ms_image'])} on images, "
+        f"{figure(row['ms_text'])} on texts",
+        "Active on": f"{row['image_density']:.1%} of the images, {row['text_density']:.1%} of the "
+        "texts",
+        "Space": html.escape(name),
+    }
+    listed = "".join(f"<dt>{key}</dt><dd>{value}</dd>" for key, value in scores.items())
+    images = "".join(
+        f"<figure>{picture_html(i['thumbnail'], i['caption'])}"
+        f"<figcaption>{html.escape(i['caption'])}</figcaption></figure>"
+        for i in found.images
+    )
+    captions = list(dict.fromkeys(text["caption"] for text in found.texts))[:CAPTIONS]
+    texts = "".join(f"<li>{html.escape(caption)}</li>" for caption in captions)
+    others = space.features.take([n for n, _ in found.alike]).to_pylist()
+    alike = "".join(
+        f'<button type="button" data-feature="{other["feature"]}">{title(other)} ({cosine:.2f})'
+        "</button>"
+        for other, (_, cosine) in zip(others, found.alike, strict=True)
+    )
+    return (
+        f"<article><h2>{title(row)}</h2><dl>{listed}</dl>"
+        f'<h3>Top images</h3><div class="images">{images or "none"}</div>'
+        f"<h3>Top texts</h3>{f'<ul>{texts}</ul>' if texts else 'none'}"
+        f'<h3>Most similar directions</h3><div class="alike">{alike}</div></article>'
+    )
+
+
+def title(row: dict[str, Any]) -> str:
+    """A feature's name and number."""
+    return f"{html.escape(row['name'] or 'unnamed')} · {row['feature']}"
+
+
+def figure(value: float) -> str:
+    """Two digits, or n/a."""
+    return f"{value:.2f}" if math.isfinite(value) else "n/a"
+
+
+def build(spaces: dict[str, FeatureSpace]) -> gr.Blocks:
+    """The page."""
+    with page("Explorer") as demo:
+        fill(spaces)
+    return demo
+
+
+def main() -> None:
+    parser = options(__doc__)
+    parser.add_argument(
+        "--space",
+        action="append",
+        help="folder, hub id, embedded or embedded-ssl; once for each [default: both]",
+    )
+    arguments = parser.parse_args()
+    spaces = {
+        where: FeatureSpace.load(where, device=arguments.device)
+        for where in arguments.space or ["embedded", "embedded-ssl"]
+    }
+    launch(build(spaces), port=arguments.port, css=CSS)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,153 @@
+"""Browsing a FeatureSpace: features found by words, class and scores, and what each stands for."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch.nn.functional as F
+
+from features.dictionary import Modality
+from features.dominance import IMAGE_DOMINANT, TEXT_DOMINANT
+from features.errors import UserError
+from features.space import FeatureSpace
+
+Order = Literal["monosemanticity", "image", "text", "number"]
+
+
+@dataclass(frozen=True)
+class Filter:
+    """Which features to show.
+
+    words: a feature's number, or words in its name or in its exemplars' captions.
+    modality_class: None for all.
+    min_mds, max_mds: features without a score are shown only where both bounds are open.
+    min_monosemanticity: see `monosemanticity`; 0 for all.
+    """
+
+    words: str = ""
+    modality_class: str | None = None
+    min_mds: float = 0.0
+    max_mds: float = 1.0
+    min_monosemanticity: float = 0.0
+
+
+@dataclass(frozen=True)
+class Described:
+    """What a feature stands for.
+
+    row: of `features.parquet`.
+    monosemanticity: see `monosemanticity`.
+    images, texts: its exemplars (`exemplars`).
+    alike: numbers of other features with the most similar directions, and the cosines.
+    """
+
+    row: dict[str, Any]
+    monosemanticity: float
+    images: list[dict[str, Any]]
+    texts: list[dict[str, Any]]
+    alike: list[tuple[int, float]]
+
+
+def find(space: FeatureSpace, wanted: Filter, order: Order = "monosemanticity") -> list[int]:
+    """Numbers of the features that meet all conditions.
+
+    Args:
+        order: the most monosemantic first, the most image- or text-dominant first (unscored ones
+            last), or by number. Features with the words in their name come before those with
+            them in a caption.
+
+    Raises:
+        UserError: an unknown class, or no feature has such a number.
+    """
+    found = space.select(
+        wanted.modality_class,
+        min_mds=wanted.min_mds if wanted.min_mds > 0 else None,
+        max_mds=wanted.max_mds if wanted.max_mds < 1 else None,
+    ).numpy()
+    scores = monosemanticity(space)
+    if wanted.min_monosemanticity > 0:
+        found = found[scores[found] >= wanted.min_monosemanticity]
+    mds = space.features["mds"].to_numpy()
+    keys = {
+        "monosemanticity": np.where(np.isnan(mds), np.nan, -scores),
+        "image": -mds,
+        "text": mds,
+        "number": np.arange(len(space)),
+    }
+    found = found[np.argsort(keys[order][found], kind="stable")]  # NaN comes last
+    words = wanted.words.strip()
+    if not words:
+        return found.tolist()
+    if words.isdigit():
+        if int(words) >= len(space):
+            raise UserError(f"{words}: the last feature is {len(space) - 1}")
+        return found[found == int(words)].tolist()
+    named = np.isin(found, space.select(name=words).numpy())
+    captioned = np.isin(found, _captioned(space.exemplars, words))
+    return [*found[named].tolist(), *found[captioned & ~named].tolist()]
+
+
+def monosemanticity(space: FeatureSpace) -> np.ndarray:
+    """MS in the modality that drives a feature, or the mean of both; 0 where it is undefined:
+    `[features]`."""
+    image, text = (np.nan_to_num(space.features[f"ms_{m}"].to_numpy()) for m in ("image", "text"))
+    classes = space.features["class"].to_numpy()
+    return np.where(
+        classes == IMAGE_DOMINANT,
+        image,
+        np.where(classes == TEXT_DOMINANT, text, (image + text) / 2),
+    )
+
+
+def describe(space: FeatureSpace, feature: int, *, shown: int = 8, alike: int = 3) -> Described:
+    """What a feature stands for.
+
+    Args:
+        shown: exemplars of each modality, at most.
+        alike: other features with similar directions, at most.
+    """
+    cosines = similarities(space, feature)
+    order = [n for n in np.argsort(-cosines).tolist() if n != feature]
+    return Described(
+        space.features.slice(feature, 1).to_pylist()[0],
+        float(monosemanticity(space)[feature]),
+        exemplars(space, [feature], shown)[feature],
+        exemplars(space, [feature], shown, "text")[feature],
+        [(n, float(cosines[n])) for n in order[:alike]],
+    )
+
+
+def exemplars(
+    space: FeatureSpace, features: Collection[int], count: int, modality: Modality = "image"
+) -> dict[int, list[dict[str, Any]]]:
+    """The `count` samples that activate each of the features most: rows of the space's exemplars
+    (`features.space.EXEMPLAR_SCHEMA`); images without a thumbnail are left out."""
+    table = space.exemplars
+    wanted = pc.and_(
+        pc.is_in(table["feature"], pa.array(sorted(features), pa.int64())),
+        pc.equal(table["modality"], modality),
+    )
+    if modality == "image":
+        wanted = pc.and_(wanted, pc.is_valid(table["thumbnail"]))
+    found: dict[int, list[dict[str, Any]]] = {feature: [] for feature in features}
+    for row in table.filter(wanted).sort_by("rank").to_pylist():
+        if len(found[row["feature"]]) < count:
+            found[row["feature"]].append(row)
+    return found
+
+
+def similarities(space: FeatureSpace, feature: int) -> np.ndarray:
+    """Cosines of a feature's direction with those of all features: `[features]`."""
+    directions = space.dictionary.directions.detach()  # [features, dim]
+    return F.cosine_similarity(directions, directions[feature : feature + 1]).cpu().numpy()
+
+
+def _captioned(exemplars: pa.Table, words: str) -> np.ndarray:
+    """Features with the words in an exemplar's caption, whatever the case."""
+    hits = pc.match_substring(exemplars["caption"], words, ignore_case=True)
+    return exemplars.filter(hits)["feature"].unique().to_numpy()
