@@ -27,6 +27,7 @@ from benchmarks.common import Result, median_row, print_results, write_results
 from features.dictionary import DictionaryConfig, TopKDictionary
 from features.files import write_json
 from features.monosemanticity import MonosemanticityStatistics
+from features.processes import this_process
 from features.space import FeatureSpace, score
 from features.store import ActivationStore, StoreConfig, finish_store, sample_table, write_part
 
@@ -36,9 +37,7 @@ SHARD = 50_000
 LOOP_PAIRS, LOOP_FEATURES = 600, 4
 ONE_PROCESS = [sys.executable, "-m", "benchmarks.scale"]
 TWO_PROCESSES = [
-    *(sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"),
-    *("--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"),
-    *("--main_process_port", "0", "--num_cpu_threads_per_process", str(torch.get_num_threads())),
+    *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"),
     *("-m", "benchmarks.scale"),
 ]
 
@@ -101,15 +100,13 @@ def scored_apart(command: list[str], store: Path, out: Path) -> dict[str, float]
 
 def score_store(store: Path, out: Path) -> None:
     """Score an untrained dictionary's features on a store; write the FeatureSpace and figures."""
-    from accelerate import PartialState
-
     config = DictionaryConfig("topk", DIM, FEATURES, K, modality_bias=False)
     memory = PeakMemory()
     memory.start()
     start = time.perf_counter()
     space = score(ActivationStore.open(store), TopKDictionary(config).eval())
     seconds = time.perf_counter() - start
-    if PartialState().is_main_process:
+    if this_process().is_main_process:
         space.save(out / "space")
         write_json(out / "figures.json", {"seconds": seconds, "peak_mib": memory.peak})
 

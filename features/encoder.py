@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from features.embedded import ENCODER_NAMES, ENCODERS
 from features.errors import UserError, first_line
 from features.judge import TIMM, load_two_models
+from features.processes import wants_cpu
 
 LOCAL_DIR = "local-dir:"
 HF_HUB = "hf-hub:"
@@ -271,7 +272,7 @@ def resolve_device(device: str | torch.device) -> torch.device:
     """`auto`: the GPU of this process's local rank, or the CPU."""
     if device != "auto":
         return torch.device(device)
-    if os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes"):
+    if wants_cpu():
         return torch.device("cpu")
     if torch.cuda.is_available():
         rank = int(os.environ.get("LOCAL_RANK", 0))

@@ -16,7 +16,6 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -28,6 +27,7 @@ from features.encoder import Encoder, Preprocessing
 from features.errors import UserError
 from features.files import write_json
 from features.pairs import Pair, PairSource, Part, Skipped
+from features.processes import this_process
 from features.store import (
     ActivationStore,
     StoreConfig,
@@ -40,8 +40,6 @@ from features.store import (
 )
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-PATIENCE = timedelta(days=7)
-"""How long a process waits for the others to finish their parts."""
 PREFETCH = 3
 
 
@@ -72,10 +70,8 @@ def extract(
         UserError: `out` was made from other pairs, another encoder or precision; `strict` and a
             pair cannot be read; a URL cannot be read; or the precision overflows.
     """
-    from accelerate import PartialState
-
     out = Path(out)
-    state = PartialState(timeout=PATIENCE)
+    state = this_process()
     config = StoreConfig(
         encoder=encoder.id,
         encoder_fingerprint=encoder.fingerprint,

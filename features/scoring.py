@@ -7,8 +7,8 @@ the main process merges what they found.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypeVar
+from collections.abc import Iterator, Sequence
+from typing import TypeVar
 
 import pyarrow as pa
 import torch
@@ -16,9 +16,9 @@ from torch import Tensor
 
 from features.dictionary import Dictionary
 from features.dominance import DominanceStatistics
-from features.extract import PATIENCE
 from features.monosemanticity import Moments, MonosemanticityStatistics, TopSamples
 from features.naming import NamingStatistics
+from features.processes import broadcast, this_process
 from features.store import ActivationStore
 
 Made = TypeVar("Made")
@@ -124,10 +124,9 @@ def collect(
     Returns:
         What was found in all pairs; in processes other than the main one, in their own.
     """
-    from accelerate import PartialState
     from rich.progress import track
 
-    state = PartialState(timeout=PATIENCE)
+    state = this_process()
     rank, ranks = state.process_index, state.num_processes
     pairs = range(len(store) * rank // ranks, len(store) * (rank + 1) // ranks)
     found = ScoringStatistics(
@@ -157,25 +156,10 @@ def collect(
         text = dictionary.encode(text, "text")  # [n, features]
         found.update(image, text, judge_image, judge_text, samples)
     for other in range(1, ranks):
-        held = [to_device(found, "cpu") if rank == other else None]
-        theirs = _broadcast(held, other)
+        theirs = broadcast(to_device(found, "cpu") if rank == other else None, other)
         if state.is_main_process:
             found.merge(theirs)
     return found
-
-
-def from_main_process(make: Callable[[], Made]) -> Made:
-    """What `make` returns in the main process, in every process."""
-    from accelerate import PartialState
-
-    state = PartialState(timeout=PATIENCE)
-    return _broadcast([make() if state.is_main_process else None], 0)
-
-
-def _broadcast(held: list[Any], process: int) -> Any:
-    from accelerate.utils import broadcast_object_list
-
-    return broadcast_object_list(held, from_process=process)[0]
 
 
 def to_device(statistics: Made, device: torch.device | str) -> Made:

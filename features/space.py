@@ -43,7 +43,8 @@ from features.files import write_json
 from features.monosemanticity import NOBODY, Monosemanticity, TopSamples, TopSimilarity
 from features.naming import name_features, vocabulary
 from features.pairs import PairSource
-from features.scoring import collect, from_main_process
+from features.processes import from_main_process
+from features.scoring import collect
 from features.store import SAMPLE_BATCH, ActivationStore, same_pairs
 
 SCHEMA = 2

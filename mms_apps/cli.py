@@ -131,8 +131,8 @@ def run(
     from features.extract import extract as extract_pairs
     from features.naming import read_vocabulary
     from features.pairs import open_pairs
+    from features.processes import from_main_process
     from features.report import write_report
-    from features.scoring import from_main_process
     from features.space import FeatureSpace
     from features.space import score as score_features
 
@@ -258,7 +258,7 @@ def score(
     from features.dictionary import load_dictionary
     from features.naming import read_vocabulary
     from features.pairs import open_pairs
-    from features.scoring import from_main_process
+    from features.processes import from_main_process
     from features.space import score as score_features
     from features.store import ActivationStore
 

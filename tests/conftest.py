@@ -116,9 +116,11 @@ def imagefolder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def launch(processes: int, *arguments: str | Path) -> None:
     """Run a script, or `-m` and a module, with its arguments under `accelerate launch`."""
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu"]
-    command += ["--num_processes", str(processes), "--num_machines", "1"]
+    command = [sys.executable, "-m", "accelerate.commands.launch"]
+    # With --cpu it starts more than one process by MPI alone; this way torchrun starts them.
+    command += ["--multi_gpu", "--num_processes", str(processes), "--num_machines", "1"]
     command += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
-    command += ["--num_cpu_threads_per_process", "1", *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    command += map(str, arguments)
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
     assert done.returncode == 0, done.stderr

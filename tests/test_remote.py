@@ -2,13 +2,7 @@
 
 from __future__ import annotations
 
-import io
-import json
-import tarfile
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+import sys
 from pathlib import Path
 
 import pytest
@@ -18,81 +12,12 @@ from features.encoder import load_encoder
 from features.errors import UserError
 from features.extract import extract
 from features.pairs import Pair, open_pairs
-from features.store import ActivationStore
-from tests.conftest import launch
-
-SHARDS = 3
-
-
-class Handler(BaseHTTPRequestHandler):
-    """Serves a folder, with ranges; `broken` says what fails, `asked` what was asked for."""
-
-    folder: Path
-    asked: list[str]
-    broken: dict[str, int]
-
-    def do_GET(self) -> None:
-        path = self.path.split("?")[0]
-        ranged = self.headers.get("Range")
-        self.asked.append(path if ranged is None else f"{path} {ranged}")
-        file = self.folder / path.lstrip("/")
-        if not file.is_file():
-            self.send_error(404)
-            return
-        content = whole = file.read_bytes()
-        self.send_response(206 if ranged else 200)
-        if ranged:
-            first, last = (int(number) for number in ranged.removeprefix("bytes=").split("-"))
-            content = whole[first : last + 1]
-            end = first + len(content) - 1
-            self.send_header("Content-Range", f"bytes {first}-{end}/{len(whole)}")
-        self.send_header("Content-Length", str(len(content)))
-        self.send_header("ETag", '"1"')
-        self.end_headers()
-        if not ranged and self.broken.get(path, 0):
-            self.broken[path] -= 1
-            content = content[: len(content) // 2]
-            self.close_connection = True
-        self.wfile.write(content)
-
-    def do_HEAD(self) -> None:
-        file = self.folder / self.path.lstrip("/")
-        self.send_response(200 if file.is_file() else 404)
-        self.send_header("Content-Length", str(file.stat().st_size if file.is_file() else 0))
-        self.send_header("ETag", '"1"')
-        self.end_headers()
-
-    def log_message(self, *_: object) -> None:
-        """Nothing is printed."""
-
-
-@contextmanager
-def serving(folder: Path) -> Iterator[tuple[str, type[Handler]]]:
-    handler = type("Serving", (Handler,), {"folder": folder, "asked": [], "broken": {}})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}", handler
-    finally:
-        server.shutdown()
-        server.server_close()
+from tests.served import serving, write_shards
 
 
 @pytest.fixture(scope="module")
 def shards(imagefolder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder `bucket` of three shards of four pairs each."""
-    folder = tmp_path_factory.mktemp("served")
-    (folder / "bucket").mkdir()
-    records = [json.loads(line) for line in (imagefolder / "metadata.jsonl").open()]
-    for shard in range(SHARDS):
-        with tarfile.open(folder / "bucket" / f"pairs-{shard}.tar", "w") as tar:
-            for index in range(4 * shard, 4 * shard + 4):
-                image = (imagefolder / records[index]["file_name"]).read_bytes()
-                for name, content in ((f"{index}.png", image), (f"{index}.txt", b"a drawing")):
-                    info = tarfile.TarInfo(name)
-                    info.size = len(content)
-                    tar.addfile(info, io.BytesIO(content))
-    return folder
+    return write_shards(tmp_path_factory.mktemp("served"), imagefolder)
 
 
 @pytest.fixture(autouse=True)
@@ -145,19 +70,6 @@ def test_what_a_broken_connection_cut_off_goes_on(
         assert len(store) == 12 and store.config.skipped == 0
 
 
-def test_each_process_downloads_its_own_shards(
-    shards: Path, clip_folder: Path, tmp_path: Path
-) -> None:
-    with serving(shards) as (address, server):
-        options = ["--pairs", f"{address}/bucket/pairs-{{0..2}}.tar", "--workers", "0"]
-        options += ["--encoder", f"local-dir:{clip_folder}", "--out", tmp_path / "two"]
-        launch(2, "-m", "mms_apps.cli", "extract", *options)
-        whole = [asked for asked in server.asked if "Range" not in asked and " " not in asked]
-        assert sorted(whole) == [f"/bucket/pairs-{shard}.tar" for shard in range(SHARDS)]
-    store = ActivationStore.open(tmp_path / "two")
-    assert store.samples()["id"].to_pylist() == [str(index) for index in range(12)]
-
-
 def test_s3(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("boto3")
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
@@ -175,6 +87,6 @@ def test_s3(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_s3_without_boto3_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "boto3", None)
+    monkeypatch.setitem(sys.modules, "boto3", None)
     with pytest.raises(UserError, match=r"mms-apps\[s3\]"):
         open_pairs("s3://bucket/a.tar").fingerprint()

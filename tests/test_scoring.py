@@ -76,8 +76,9 @@ space = score(
     ActivationStore.open(store), load_dictionary(dictionary), ActivationStore.open(judge),
     batch_size=16, progress=False,
 )
-from accelerate import PartialState
-if PartialState().is_main_process:
+from features.processes import this_process
+assert this_process().num_processes == 2
+if this_process().is_main_process:
     space.save(out)
 """
 

@@ -25,6 +25,7 @@ from features.dictionary.base import (
 )
 from features.dominance import FIXED_BOUNDS, poisson_weights
 from features.errors import UserError
+from features.processes import this_process
 from features.store import ActivationStore
 
 EVALUATION_BATCH = 1024
@@ -115,7 +116,7 @@ def fit_dictionary(
     dictionary.config = dataclasses.replace(
         dictionary.config, training=made_from, held_out=reconstruction_figures(dictionary, held_out)
     )
-    if _is_main_process():
+    if this_process().is_main_process:
         dictionary.save(out)
         (out / "checkpoint.safetensors").unlink(missing_ok=True)
     return dictionary
@@ -303,7 +304,7 @@ def _train(
         TimeRemainingColumn,
     )
 
-    accelerator = Accelerator(device_placement=False)
+    accelerator = Accelerator(device_placement=False, cpu=this_process().device.type == "cpu")
     target = accelerator.device if device == "auto" else torch.device(device)
     dictionary.to(target)
     activity = _Activity(dictionary.config.features).to(target)
@@ -420,9 +421,3 @@ def _finished(out: Path, made_from: dict[str, Any]) -> Dictionary:
             f"{out}: holds a dictionary of other settings; name another folder or remove it"
         )
     return dictionary
-
-
-def _is_main_process() -> bool:
-    from accelerate import PartialState
-
-    return PartialState().is_main_process

@@ -1,0 +1,74 @@
+"""Several processes fit a dictionary, and run the whole command, as one does."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from features.dictionary import TrainConfig, fit_dictionary, load_dictionary
+from features.processes import from_main_process, this_process
+from tests.conftest import launch
+from tests.served import SHARDS, serving, write_shards
+from tests.test_dictionary import make_store
+
+CONFIG = TrainConfig(features=48, k=4, batch_size=128, steps=80, dead_steps=10)
+SCRIPT = """
+import sys
+import torch
+from features.dictionary import fit_dictionary
+from features.processes import broadcast, this_process
+from features.store import ActivationStore
+from tests.test_processes import CONFIG
+
+state = this_process()
+assert state.num_processes == 2 and state.device.type == "cpu"
+assert broadcast(f"of {state.process_index}", 1) == "of 1"
+fit_dictionary(ActivationStore.open(sys.argv[1]), CONFIG, sys.argv[2], progress=False)
+"""
+
+
+def test_alone_a_process_is_the_main_one() -> None:
+    state = this_process()
+    assert state.is_main_process and state.num_processes == 1
+    assert from_main_process(lambda: 3) == 3
+
+
+def test_two_processes_fit_the_dictionary_of_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Up to what the order of sums and each half batch's own variance make of it."""
+    store = make_store(tmp_path / "store")
+    (tmp_path / "fit.py").write_text(SCRIPT)
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
+    launch(2, tmp_path / "fit.py", store.path, tmp_path / "two")
+    two = load_dictionary(tmp_path / "two")
+    one = fit_dictionary(store, CONFIG, tmp_path / "one", progress=False)
+    cosines = torch.cosine_similarity(one.directions, two.directions)
+    assert cosines.median() > 0.99
+    assert one.config.held_out is not None and two.config.held_out is not None
+    ours, theirs = (each.config.held_out["overall"]["fvu"] for each in (two, one))
+    assert ours == pytest.approx(theirs, abs=0.02)
+
+
+def test_the_command_in_two_processes(imagefolder: Path, clip_folder: Path, tmp_path: Path) -> None:
+    """All of `mms run` on shards behind URLs: each process downloads its own, the pass over the
+    pairs is shared, and each file is written once."""
+    write_shards(tmp_path, imagefolder)
+    with serving(tmp_path) as (address, server):
+        options = ["--pairs", f"{address}/bucket/pairs-{{0..2}}.tar", "--workers", "0"]
+        options += ["--encoder", f"local-dir:{clip_folder}", "--dictionary", "identity"]
+        launch(2, "-m", "mms_apps.cli", "run", *options, "--out", tmp_path / "run")
+        downloads = [asked for asked in server.asked if " " not in asked]
+    shards = [f"/bucket/pairs-{shard}.tar" for shard in range(SHARDS)]
+    assert sorted(downloads[:SHARDS]) == shards
+    assert sorted(downloads[SHARDS:]) == shards  # the main process, for the thumbnails
+    features = pq.read_table(tmp_path / "run" / "space" / "features.parquet")
+    counts = (features[name].to_numpy() for name in ("active_pairs", "left_out"))
+    assert set(sum(counts).tolist()) == {4 * SHARDS}
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["schema"] == 1
+    assert (tmp_path / "run" / "report.html").is_file()
+    assert not list((tmp_path / "run").rglob("*.tmp"))
