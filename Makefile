@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
-.PHONY: install quickstart test lint
+.PHONY: install quickstart test lint docs
 
 install: $(INSTALLED)
 
@@ -22,6 +22,15 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: .venv-docs/installed
+	.venv-docs/bin/mkdocs build --strict --quiet
+	@echo "Open build/site/index.html in a browser."
+
+.venv-docs/installed: docs/requirements.txt
+	test -x .venv-docs/bin/python || $(PYTHON) -m venv .venv-docs
+	.venv-docs/bin/python -m pip install --quiet --requirement docs/requirements.txt
+	touch .venv-docs/installed
 
 # How the shipped encoders and FeatureSpaces were made; about an hour on two cores.
 ENCODERS := features/embedded/encoders
