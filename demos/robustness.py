@@ -5,25 +5,30 @@ python -m demos.robustness
 
 from __future__ import annotations
 
-import argparse
 import math
 from typing import Any
 
 from PIL import Image
 
-from demos.common import ONE_AT_A_TIME, errors_in_words, gr, launch
+from demos.common import (
+    ONE_AT_A_TIME,
+    errors_in_words,
+    gr,
+    launch,
+    options,
+    page,
+    picture_input,
+)
 from features.report import CLASS_NAMES
-from mms_apps.robustness.distances import NORMS, read_eps
+from mms_apps.robustness.distances import EPS, NORMS, Norm, read_eps, readable_eps
 from mms_apps.robustness.session import PictureAttacked, Session
 
 LABELS = "man, woman"
 ATTACK = "apgd"
-LINF_EPS = [1, 2, 4, 8, 16]
-L2_EPS = [0.25, 0.5, 1, 2, 4]
 NORM_NAMES = [("L-inf: the largest change of a pixel", "Linf"), ("L2: the length of all", "L2")]
 CSS = """
-#pictures .caption-label { display: none; }
-#result img { image-rendering: pixelated; }
+#robustness-pictures .caption-label { display: none; }
+#robustness-result img { image-rendering: pixelated; }
 #verdict { font-size: 1.1rem; }
 """
 INTRO = """
@@ -33,8 +38,8 @@ prediction that the model makes of the clean picture, and stays within eps.
 """
 
 
-def build(session: Session) -> gr.Blocks:
-    """The page."""
+def fill(session: Session) -> None:
+    """Put the app on the page that is being built."""
 
     def attack(
         image: Image.Image | None,
@@ -72,87 +77,91 @@ def build(session: Session) -> gr.Blocks:
             names = session.attacks(labels, norm)
         return gr.Dropdown(choices=names, value=kind if kind in names else ATTACK)
 
-    def sizes(norm: str) -> Any:
+    def sizes(norm: Any) -> Any:
         choices = eps_choices(norm)
         return gr.Dropdown(choices=choices, value=choices[2])
 
-    with gr.Blocks(title="Robustness", analytics_enabled=False) as demo:
-        gr.Markdown(INTRO)
-        with gr.Row():
-            with gr.Column(scale=2):
-                gallery = gr.Gallery(
-                    session.pictures,
-                    label="Held-out pictures",
-                    columns=6,
-                    height=270,
-                    allow_preview=False,
-                    elem_id="pictures",
-                )
-            image = gr.Image(
-                session.pictures[0][0], label="Picture", type="pil", height=250, sources=["upload"]
+    gr.Markdown(INTRO)
+    with gr.Row():
+        with gr.Column(scale=2):
+            gallery = gr.Gallery(
+                session.pictures,
+                label="Held-out pictures",
+                columns=6,
+                height=270,
+                allow_preview=False,
+                elem_id="robustness-pictures",
+                buttons=[],
             )
-        with gr.Row():
-            labels = gr.Textbox(LABELS, label="Labels, by commas", scale=2)
-            kind = gr.Dropdown(
-                session.attacks(LABELS, "Linf"),
-                value=ATTACK,
-                label="Attack",
-                allow_custom_value=True,
-                scale=1,
-            )
-            norm = gr.Radio(NORM_NAMES, value=NORMS[0], label="Norm", scale=2)
-        with gr.Row():
-            eps = gr.Dropdown(
-                eps_choices("Linf"),
-                value="4/255",
-                label="eps, of a list or your own",
-                allow_custom_value=True,
-                scale=2,
-            )
-            button = gr.Button("Attack", variant="primary", scale=1)
-        said = gr.Markdown(elem_id="verdict")
-        with gr.Row(elem_id="result"):
-            clean = gr.Image(label="Clean", height=260, buttons=[], interactive=False)
-            attacked = gr.Image(label="Attacked", height=260, buttons=[], interactive=False)
-            difference = gr.Image(label="Difference", height=260, buttons=[], interactive=False)
-        with gr.Row():
-            before = gr.Label(label="Prediction, clean", num_top_classes=5)
-            after = gr.Label(label="Prediction, attacked", num_top_classes=5)
-        with gr.Row():
-            moved = gr.Dataframe(
-                headers=["feature", "class", "before", "after"],
-                label="Features that moved most",
-                interactive=False,
-                column_widths=["46%", "22%", "16%", "16%"],
-                wrap=True,
-            )
-            drift = gr.Dataframe(
-                headers=["class", "share of the change", "random features of that energy"],
-                label="What moved, by class",
-                interactive=False,
-                wrap=True,
-            )
-        with gr.Accordion("Checks of this attack", open=False):
-            checks = gr.Dataframe(
-                headers=["check", "passed", "value", "at most", "what a failure means"],
-                show_label=False,
-                interactive=False,
-                wrap=True,
-            )
-        results = [said, before, after, clean, attacked, difference, moved, drift, checks]
-        button.click(
-            attack, [image, labels, kind, norm, eps], results, api_name="attack", **ONE_AT_A_TIME
+        image = picture_input(session.pictures[0][0], label="Picture", height=250)
+    with gr.Row():
+        labels = gr.Textbox(LABELS, label="Labels, by commas", scale=2)
+        kind = gr.Dropdown(
+            session.attacks(LABELS, "Linf"),
+            value=ATTACK,
+            label="Attack",
+            allow_custom_value=True,
+            scale=1,
         )
-        gallery.select(pick, None, image, api_visibility="private")
-        norm.change(sizes, norm, eps, api_visibility="private")
-        for changed in (labels.blur, labels.submit, norm.change):
-            changed(possible, [labels, norm, kind], kind, api_visibility="private")
+        norm = gr.Radio(NORM_NAMES, value=NORMS[0], label="Norm", scale=2)
+    with gr.Row():
+        eps = gr.Dropdown(
+            eps_choices("Linf"),
+            value="4/255",
+            label="eps, of a list or your own",
+            allow_custom_value=True,
+            scale=2,
+        )
+        button = gr.Button("Attack", variant="primary", scale=1)
+    said = gr.Markdown(elem_id="verdict")
+    with gr.Row(elem_id="robustness-result"):
+        clean = gr.Image(label="Clean", height=260, buttons=[], interactive=False)
+        attacked = gr.Image(label="Attacked", height=260, buttons=[], interactive=False)
+        difference = gr.Image(label="Difference", height=260, buttons=[], interactive=False)
+    with gr.Row():
+        before = gr.Label(label="Prediction, clean", num_top_classes=5)
+        after = gr.Label(label="Prediction, attacked", num_top_classes=5)
+    with gr.Row():
+        moved = gr.Dataframe(
+            headers=["feature", "class", "before", "after"],
+            label="Features that moved most",
+            interactive=False,
+            column_widths=["46%", "22%", "16%", "16%"],
+            wrap=True,
+        )
+        drift = gr.Dataframe(
+            headers=["class", "share of the change", "random features of that energy"],
+            label="What moved, by class",
+            interactive=False,
+            wrap=True,
+        )
+    with gr.Accordion("Checks of this attack", open=False):
+        checks = gr.Dataframe(
+            headers=["check", "passed", "value", "at most", "what a failure means"],
+            show_label=False,
+            interactive=False,
+            wrap=True,
+        )
+    results = [said, before, after, clean, attacked, difference, moved, drift, checks]
+    button.click(
+        attack, [image, labels, kind, norm, eps], results, api_name="attack", **ONE_AT_A_TIME
+    )
+    gallery.select(pick, None, image, api_visibility="private")
+    norm.change(sizes, norm, eps, api_visibility="private")
+    for changed in (labels.blur, labels.submit, norm.change):
+        changed(possible, [labels, norm, kind], kind, api_visibility="private")
+
+
+def build(session: Session) -> gr.Blocks:
+    """The page."""
+    with page("Robustness") as demo:
+        fill(session)
     return demo
 
 
-def eps_choices(norm: str) -> list[str]:
+def eps_choices(norm: Norm) -> list[str]:
     """Sizes to choose from."""
-    return [f"{e}/255" for e in LINF_EPS] if norm == "Linf" else [f"{e:g}" for e in L2_EPS]
+    return [readable_eps(eps) for eps in EPS[norm]]
 
 
 def verdict(found: PictureAttacked) -> str:
@@ -208,14 +217,11 @@ def check_rows(found: PictureAttacked) -> list[list[str]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = options(__doc__)
     parser.add_argument("--space", default="embedded", help="folder, hub id or embedded")
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--port", type=int)
     arguments = parser.parse_args()
-    launch(
-        build(Session.load(arguments.space, device=arguments.device)), port=arguments.port, css=CSS
-    )
+    session = Session.load(arguments.space, device=arguments.device)
+    launch(build(session), port=arguments.port, css=CSS)
 
 
 if __name__ == "__main__":

@@ -81,12 +81,19 @@ class Session:
         self.pictures = list(pictures)
 
     @classmethod
-    def load(cls, where: str = "embedded", *, device: str = "auto", seed: int = 0) -> Session:
+    def load(
+        cls, space: FeatureSpace | str = "embedded", *, device: str = "auto", seed: int = 0
+    ) -> Session:
         """A FeatureSpace with held-out pictures of the embedded world.
+
+        Args:
+            space: the FeatureSpace, or where it is.
 
         Raises:
             UserError: the FeatureSpace cannot be loaded.
         """
+        if isinstance(space, str):
+            space = FeatureSpace.load(space, device=device)
         source = EmbeddedPairs("heldout")
         generator = torch.Generator().manual_seed(seed)
         chosen = torch.randperm(source.total(), generator=generator)[:GALLERY].tolist()
@@ -94,7 +101,7 @@ class Session:
         pictures = [
             (pair.image, source.rows[n]["text"]) for pair, n in zip(pairs, chosen, strict=True)
         ]
-        return cls(FeatureSpace.load(where, device=device), pictures)
+        return cls(space, pictures)
 
     def attacks(self, labels: str, norm: Norm) -> list[str]:
         """The attacks that work for so many labels."""

@@ -64,7 +64,7 @@ def test_pick_attack_and_read_in_a_browser(address: str) -> None:
     from playwright.sync_api import expect
 
     with opened(address, height=1500) as page:
-        page.locator("#pictures button.thumbnail-item, #pictures .thumbnail-lg").nth(2).click()
+        page.locator("#robustness-pictures button.thumbnail-item, #robustness-pictures .thumbnail-lg").nth(2).click()
         page.get_by_label("eps, of a list or your own").fill("16/255")
         page.get_by_label("eps, of a list or your own").press("Enter")
         page.get_by_role("button", name="Attack", exact=True).click()

@@ -1,0 +1,59 @@
+"""All demos as tabs of one page, over the FeatureSpaces that ship with the package.
+
+python -m demos
+"""
+
+from __future__ import annotations
+
+import tempfile
+from functools import cache
+from pathlib import Path
+
+from demos import attributes, explorer, robustness, steering
+from demos.common import gr, launch, options, page
+from features.space import FeatureSpace
+from mms_apps.attributes.workbench import Workbench
+from mms_apps.robustness.session import Session
+from mms_apps.steering.generator import SteeredGenerator
+
+CSS = explorer.CSS + attributes.CSS + steering.CSS + robustness.CSS
+
+
+def build(device: str, work: Path) -> gr.Blocks:
+    """The page. Each FeatureSpace is loaded once; models are loaded when a tab first needs them.
+
+    Args:
+        work: folder for embeddings.
+    """
+    contrastive = FeatureSpace.load("embedded", device=device)
+    with_ssl = FeatureSpace.load("embedded-ssl", device=device)
+    workbench = Workbench(
+        contrastive,
+        attributes.TRAIN,
+        attributes.PAIRS,
+        attributes.ATTRIBUTES,
+        attributes.GROUPS,
+        work,
+        role=attributes.ROLE,
+    )
+    drawer = cache(lambda: SteeredGenerator.load("embedded", with_ssl, device))
+    with page("mms-apps") as demo:
+        with gr.Tab("Explorer"):
+            explorer.fill({"embedded": contrastive, "embedded-ssl": with_ssl})
+        with gr.Tab("Attributes") as tab:
+            attributes.fill(workbench, tab.select)
+        with gr.Tab("Steering"):
+            steering.fill(with_ssl, drawer)
+        with gr.Tab("Robustness"):
+            robustness.fill(Session.load(contrastive))
+    return demo
+
+
+def main() -> None:
+    arguments = options(__doc__).parse_args()
+    with tempfile.TemporaryDirectory() as work:
+        launch(build(arguments.device, Path(work)), port=arguments.port, css=CSS)
+
+
+if __name__ == "__main__":
+    main()
