@@ -9,13 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from features.space import FeatureSpace
 from mms_apps.attributes.model import AttributeModel
 
 
@@ -143,21 +141,3 @@ def probabilities_without(
         weights = weights @ model.space.dictionary.directions.detach().cpu().numpy().T
     logits = estimator.logits(model.inputs(embeddings))  # [n, classes]
     return softmax(logits - (activations * off) @ weights.T, axis=1)
-
-
-def exemplars(space: FeatureSpace, features: Collection[int], count: int) -> dict[int, list[dict]]:
-    """The `count` images that activate each of the features most: rows of the space's exemplars
-    (`features.space.EXEMPLAR_SCHEMA`) that have a thumbnail."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    table = space.exemplars
-    wanted = pc.and_(
-        pc.is_in(table["feature"], pa.array(sorted(features), pa.int64())),
-        pc.equal(table["modality"], "image"),
-    )
-    found: dict[int, list[dict[str, Any]]] = {feature: [] for feature in features}
-    for row in table.filter(wanted).sort_by("rank").to_pylist():
-        if row["thumbnail"] is not None and len(found[row["feature"]]) < count:
-            found[row["feature"]].append(row)
-    return found

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from features.browse import exemplars
 from features.files import write_whole
-from features.report import CLASS_NAMES
-from features.report import templates as shared_templates
+from features.report import CLASS_NAMES, templates
 from features.space import FeatureSpace, thumbnail
 from mms_apps.attributes.audit import Audit
 from mms_apps.attributes.debias import Choice, MethodRow
-from mms_apps.attributes.explain import Explanation, exemplars
+from mms_apps.attributes.explain import Explanation
 from mms_apps.attributes.model import ModelConfig
 from mms_apps.attributes.predict import PredictionSummary
 
@@ -125,14 +125,9 @@ def write_debias_report(
     )
 
 
-def templates() -> Environment:
-    """The features' templates and filters, and the app's own templates beside them."""
-    from jinja2 import ChoiceLoader, PackageLoader
-
-    environment = shared_templates()
-    own = PackageLoader("mms_apps.attributes")
-    assert environment.loader is not None
-    environment.loader = ChoiceLoader([own, environment.loader])
+def _environment() -> Environment:
+    """This package's templates with its filters and words."""
+    environment = templates("mms_apps.attributes")
     environment.filters["share"] = _share
     environment.globals.update(
         class_names=CLASS_NAMES,
@@ -145,7 +140,7 @@ def templates() -> Environment:
 
 def _write(template: str, out: Path, **context: Any) -> Path:
     out.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(out, templates().get_template(template).render(**context).encode())
+    write_whole(out, _environment().get_template(template).render(**context).encode())
     return out
 
 

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import torch
 
+from features.browse import exemplars
 from features.errors import UserError
 from features.space import FeatureSpace
 from features.store import ActivationStore, StoreConfig, sample_table, write_store
 from mms_apps.attributes import predict
 from mms_apps.attributes.explain import (
-    exemplars,
     explain,
     feature_contributions,
     probabilities_without,
