@@ -112,17 +112,21 @@ def train_generator(
     encoder: Annotated[
         str, typer.Option(help="Embedded encoder whose image embeddings condition it.")
     ] = "embedded-ssl",
+    steps: Annotated[
+        int, typer.Option(min=1, help="Of the denoiser; more than before trains on.")
+    ] = 10_000,
     seed: Annotated[int, typer.Option()] = 0,
     device: Annotated[str, typer.Option(help="cpu, cuda ...")] = "cpu",
 ) -> None:
     """Train the small image generator on the embedded world; run again to go on."""
     import logging
 
-    from mms_apps.steering.train_generator import GeneratorTraining
+    from mms_apps.steering.train_generator import DenoiserTraining, GeneratorTraining
     from mms_apps.steering.train_generator import train_generator as train
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    train(out, GeneratorTraining(encoder=encoder, seed=seed), device)
+    training = GeneratorTraining(encoder, denoiser=DenoiserTraining(steps=steps), seed=seed)
+    train(out, training, device)
     typer.echo(f"generator -> {out}; use it as --generator {out}")
 
 

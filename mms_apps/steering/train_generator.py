@@ -14,7 +14,7 @@ import logging
 import math
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,36 +37,68 @@ PROMPT_ALONE = 999
 TRAIN_TIMESTEPS = 1000
 CHECKPOINT_STEPS = 250
 SHOW_EVERY = 100
-SNR_CAP = 5.0
-"""Of the loss's weights (Hang et al. 2023, arXiv 2303.09556)."""
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class GeneratorTraining:
-    """What the generator is made of and how it is trained."""
+class AutoencoderTraining:
+    """Adam under a cosine, on images drawn afresh at every step.
 
-    encoder: str = "embedded-ssl"
-    vae_channels: tuple[int, ...] = (16, 32, 64)
-    latent_channels: int = 8
-    vae_steps: int = 1600
-    vae_batch: int = 32
-    vae_learning_rate: float = 2e-3
-    kl_weight: float = 1e-5
+    Attributes:
+        edge_weight: of the L1 distance of neighbouring pixels' differences.
+        kl_weight: of the latents' KL divergence, summed over an image; above 1e-6 it blurs.
+    """
+
+    channels: tuple[int, ...] = (16, 32, 64)
+    latent_channels: int = 12
+    steps: int = 3000
+    batch: int = 16
+    learning_rate: float = 1.5e-3
     edge_weight: float = 1.0
-    unet_channels: tuple[int, ...] = (48, 96, 128)
-    unet_layers: int = 1
-    unet_steps: int = 2800
-    unet_batch: int = 64
-    unet_learning_rate: float = 8e-4
+    kl_weight: float = 1e-6
+
+
+@dataclass(frozen=True)
+class DenoiserTraining:
+    """Adam at a constant rate; the weights' moving average is what generates.
+
+    Attributes:
+        steps: can be raised later; a training that was cut off or kept goes on.
+        draws: of each drawing's planted factors.
+        drop_both: share of examples without embedding and prompt.
+        drop_prompt: share of the prompts left out.
+        drop_image: share of embeddings drowned in noise.
+        noisy_image: share of embeddings under some noise.
+    """
+
+    channels: tuple[int, ...] = (64, 96, 128)
+    time_channels: int = 320
+    layers: int = 1
+    heads: int = 4
+    steps: int = 10_000
+    batch: int = 64
+    learning_rate: float = 6e-4
     average_decay: float = 0.999
     draws: int = 8
-    """Draws of each drawing's planted factors."""
-    prior_draws: int = 4
     drop_both: float = 0.1
-    drop_prompt: float = 0.2
-    drop_image: float = 0.2
-    noisy_image: float = 0.2
+    drop_prompt: float = 0.5
+    drop_image: float = 0.1
+    noisy_image: float = 0.1
+
+
+@dataclass(frozen=True)
+class GeneratorTraining:
+    """What the generator is made of and how it is trained.
+
+    Attributes:
+        encoder: the embedded encoder whose image embeddings condition it.
+        prior_draws: of each drawing's planted factors, for the prior.
+    """
+
+    encoder: str = "embedded-ssl"
+    autoencoder: AutoencoderTraining = AutoencoderTraining()
+    denoiser: DenoiserTraining = DenoiserTraining()
+    prior_draws: int = 4
     seed: int = 0
 
 
@@ -87,19 +119,20 @@ def train_generator(
 ) -> StableUnCLIPImg2ImgPipeline:
     """Train a generator and save it to the folder `out`.
 
-    A run that was cut off goes on from its last checkpoint in `out`.
+    It goes on from the last checkpoint in `out/checkpoints`, if a run was cut off or is to be
+    longer.
 
     Raises:
-        UserError: `out` holds an unfinished training with other settings.
+        UserError: `out` holds checkpoints of a training with other settings.
     """
-    out.mkdir(parents=True, exist_ok=True)
-    settings = json.dumps(dataclasses.asdict(training))
+    checkpoints = out / "checkpoints"
+    checkpoints.mkdir(parents=True, exist_ok=True)
     encoder = load_encoder(training.encoder, device=device)
     source = EmbeddedPairs("train")
-    vae = train_autoencoder(source, out, training, settings, device)
-    drawn = draw_images(source, training.draws, training.seed)
+    vae = train_autoencoder(source, checkpoints, training, device)
+    drawn = draw_images(source, training.denoiser.draws, training.seed)
     unet, normaliser, text_encoder, tokenizer = train_denoiser(
-        drawn, vae, encoder, out, training, settings, device
+        drawn, vae, encoder, checkpoints, training, device
     )
     pipeline = assemble(vae, unet, normaliser, text_encoder, tokenizer, encoder)
     pipeline.to(dtype=torch.float16)
@@ -110,8 +143,6 @@ def train_generator(
         out / "training.json",
         {**dataclasses.asdict(training), "pairs_fingerprint": source.fingerprint()},
     )
-    for name in ("vae", "unet"):
-        (out / f"{name}-checkpoint.safetensors").unlink(missing_ok=True)
     return pipeline
 
 
@@ -150,21 +181,22 @@ def scaled(pixels: Tensor) -> Tensor:
 
 
 def train_autoencoder(
-    source: EmbeddedPairs, out: Path, training: GeneratorTraining, settings: str, device: str
+    source: EmbeddedPairs, checkpoints: Path, training: GeneratorTraining, device: str
 ) -> AutoencoderKL:
     """An autoencoder of 64-pixel images, its latents scaled to unit variance."""
     from diffusers import AutoencoderKL
 
     torch.manual_seed(training.seed)
-    blocks = len(training.vae_channels)
+    recipe = training.autoencoder
+    blocks = len(recipe.channels)
     vae = AutoencoderKL(
         in_channels=3,
         out_channels=3,
         down_block_types=("DownEncoderBlock2D",) * blocks,
         up_block_types=("UpDecoderBlock2D",) * blocks,
-        block_out_channels=training.vae_channels,
+        block_out_channels=recipe.channels,
         layers_per_block=1,
-        latent_channels=training.latent_channels,
+        latent_channels=recipe.latent_channels,
         norm_num_groups=8,
         sample_size=64,
     ).to(device)
@@ -175,7 +207,7 @@ def train_autoencoder(
         rng = random.Random(f"{training.seed}/vae/{step}")
         images = [
             np.asarray(render(rng.choice(drawings), PlantedFactors.draw(rng)))
-            for _ in range(training.vae_batch)
+            for _ in range(recipe.batch)
         ]
         x = scaled(torch.from_numpy(np.stack(images))).to(device)
         generator = torch.Generator(device).manual_seed(step)
@@ -185,15 +217,15 @@ def train_autoencoder(
         difference = again.float() - x
         edges = sum(difference.diff(dim=axis).abs().mean() for axis in (2, 3))
         kl = posterior.kl().mean()
-        return difference.abs().mean() + training.edge_weight * edges + training.kl_weight * kl
+        return difference.abs().mean() + recipe.edge_weight * edges + recipe.kl_weight * kl
 
     optimise(
         {"vae": vae},
         loss,
-        out / "vae-checkpoint.safetensors",
-        training.vae_steps,
-        training.vae_learning_rate,
-        settings,
+        checkpoints / "vae.safetensors",
+        recipe.steps,
+        lambda step: recipe.learning_rate * 0.5 * (1 + math.cos(math.pi * step / recipe.steps)),
+        json.dumps([dataclasses.asdict(recipe), training.seed, source.fingerprint()]),
     )
     vae.eval().requires_grad_(False)
     latents = encode_latents(vae, draw_images(source, 1, training.seed).pixels, device)
@@ -206,21 +238,20 @@ def optimise(
     loss: Callable[[int], Tensor],
     checkpoint: Path,
     steps: int,
-    learning_rate: float,
+    learning_rate: Callable[[int], float],
     settings: str,
     after_step: Callable[[], None] = lambda: None,
 ) -> None:
-    """Adam on the first module with a warm-up and a cosine to zero, checkpointed."""
+    """Adam on the first module, its learning rate warmed up, checkpointed."""
     model = next(iter(modules.values()))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.01)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate(0), weight_decay=0.01)
     first = load_checkpoint(checkpoint, modules, optimizer, settings)
     model.train()
     running = 0.0
     for step in range(first, steps):
         warm = min(1.0, (step + 1) / 100)
-        rate = learning_rate * warm * 0.5 * (1 + math.cos(math.pi * step / steps))
         for group in optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = warm * learning_rate(step)
         value = loss(step)
         optimizer.zero_grad()
         value.backward()
@@ -255,13 +286,33 @@ def raw_embeddings(encoder: Encoder, pixels: Tensor) -> Tensor:
     return torch.cat(found)
 
 
+@torch.no_grad()
+def text_states(
+    text_encoder: nn.Module, tokenizer: Any, captions: list[str]
+) -> tuple[Tensor, Tensor]:
+    """The text encoder's last hidden states of the empty prompt and of each distinct caption:
+    fp16 `[distinct, tokens, width]`, and each caption's place there, `[n]`."""
+    distinct = {text: place for place, text in enumerate(dict.fromkeys(["", *captions]))}
+    texts = list(distinct)
+    device = next(text_encoder.parameters()).device
+    found = []
+    for start in range(0, len(texts), 256):
+        ids = tokenizer(
+            texts[start : start + 256],
+            padding="max_length",
+            truncation=True,
+            return_tensors="pt",
+        ).input_ids
+        found.append(text_encoder(ids.to(device)).last_hidden_state.half().cpu())
+    return torch.cat(found), torch.tensor([distinct[text] for text in captions])
+
+
 def train_denoiser(
     drawn: Drawn,
     vae: AutoencoderKL,
     encoder: Encoder,
-    out: Path,
+    checkpoints: Path,
     training: GeneratorTraining,
-    settings: str,
     device: str,
 ) -> tuple[UNet2DConditionModel, nn.Module, nn.Module, Any]:
     """The denoiser (its averaged weights), and the normaliser, text encoder and tokenizer that
@@ -276,6 +327,7 @@ def train_denoiser(
 
     from mms_apps.steering.text_encoder import clip_text_model
 
+    recipe = training.denoiser
     folder = ENCODERS / training.encoder
     text_cfg = json.loads((folder / "open_clip_config.json").read_text())["model_cfg"]["text_cfg"]
     tokenizer = CLIPTokenizer.from_pretrained(folder, model_max_length=text_cfg["context_length"])
@@ -288,50 +340,42 @@ def train_denoiser(
     standard = normaliser.scale(embeddings)  # [n, dim]
     latents = encode_latents(vae, drawn.pixels, device)
     scale = vae.config.scaling_factor
-    tokens = tokenizer(
-        drawn.captions,
-        padding="max_length",
-        truncation=True,
-        max_length=text_cfg["context_length"],
-        return_tensors="pt",
-    ).input_ids
-    nothing = tokenizer(
-        "", padding="max_length", max_length=text_cfg["context_length"], return_tensors="pt"
-    ).input_ids[0]
+    states, of_row = text_states(text_encoder, tokenizer, drawn.captions)
 
     torch.manual_seed(training.seed)
-    levels = len(training.unet_channels)
+    levels = len(recipe.channels)
     unet = UNet2DConditionModel(
         sample_size=latents.shape[-1],
-        in_channels=training.latent_channels,
-        out_channels=training.latent_channels,
-        block_out_channels=training.unet_channels,
-        layers_per_block=training.unet_layers,
-        down_block_types=("DownBlock2D", *["CrossAttnDownBlock2D"] * (levels - 1)),
-        up_block_types=(*["CrossAttnUpBlock2D"] * (levels - 1), "UpBlock2D"),
+        in_channels=vae.config.latent_channels,
+        out_channels=vae.config.latent_channels,
+        block_out_channels=recipe.channels,
+        layers_per_block=recipe.layers,
+        down_block_types=(*["DownBlock2D"] * (levels - 1), "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", *["UpBlock2D"] * (levels - 1)),
+        resnet_time_scale_shift="scale_shift",
+        time_embedding_dim=recipe.time_channels,
         cross_attention_dim=text_cfg["width"],
-        attention_head_dim=4,
+        attention_head_dim=recipe.heads,
         norm_num_groups=16,
         class_embed_type="projection",
         projection_class_embeddings_input_dim=2 * dim,
     ).to(device)
-    average = AveragedModel(unet, multi_avg_fn=get_ema_multi_avg_fn(training.average_decay))
+    average = AveragedModel(unet, multi_avg_fn=get_ema_multi_avg_fn(recipe.average_decay))
     schedule = DDPMScheduler(**noise_schedule())
-    signal = schedule.alphas_cumprod  # [timesteps]
     embedding_schedule = DDPMScheduler(**embedding_noise())
 
     def loss(step: int) -> Tensor:
         generator = torch.Generator().manual_seed(training.seed * 1_000_003 + step)
-        n = training.unet_batch
+        n = recipe.batch
         rows = torch.randint(len(latents), (n,), generator=generator)
         x = latents[rows].float() * scale
         noise = torch.randn(x.shape, generator=generator)
         times = torch.randint(TRAIN_TIMESTEPS, (n,), generator=generator)
         chance = torch.rand(3, n, generator=generator)
         level = torch.zeros(n, dtype=torch.long)
-        noisy = chance[0] < training.noisy_image
+        noisy = chance[0] < recipe.noisy_image
         level[noisy] = torch.randint(TRAIN_TIMESTEPS, (int(noisy.sum()),), generator=generator)
-        level[chance[0] > 1 - training.drop_image] = PROMPT_ALONE
+        level[chance[0] > 1 - recipe.drop_image] = PROMPT_ALONE
         embedding_noise_ = torch.randn(n, dim, generator=generator)
         seen = embedding_schedule.add_noise(standard[rows], embedding_noise_, level)
         labels = torch.cat(
@@ -341,33 +385,35 @@ def train_denoiser(
             ],
             dim=1,
         )  # [n, 2 * dim]
-        both = chance[2] < training.drop_both
+        both = chance[2] < recipe.drop_both
         labels[both] = 0
-        ids = tokens[rows].clone()
-        ids[both | (chance[1] < training.drop_prompt)] = nothing
-        with torch.no_grad():
-            states = text_encoder(ids.to(device)).last_hidden_state
+        which = of_row[rows].clone()
+        which[both | (chance[1] < recipe.drop_prompt)] = 0
         noised = schedule.add_noise(x, noise, times)
         with torch.autocast(torch.device(device).type, dtype=torch.bfloat16):
             predicted = unet(
                 noised.to(device),
                 times.to(device),
-                encoder_hidden_states=states,
+                encoder_hidden_states=states[which].float().to(device),
                 class_labels=labels.to(device),
             ).sample
         target = schedule.get_velocity(x, noise, times).to(device)
-        error = (predicted.float() - target).square().mean((1, 2, 3))  # [n]
-        snr = signal[times] / (1 - signal[times])
-        weight = snr.clamp(max=SNR_CAP) / (snr + 1)
-        return (weight.to(device) * error).mean()
+        return (predicted.float() - target).square().mean()
 
     optimise(
         {"unet": unet, "average": average},
         loss,
-        out / "unet-checkpoint.safetensors",
-        training.unet_steps,
-        training.unet_learning_rate,
-        settings,
+        checkpoints / "unet.safetensors",
+        recipe.steps,
+        lambda step: recipe.learning_rate,
+        json.dumps(
+            [
+                dataclasses.asdict(replace(recipe, steps=0)),
+                dataclasses.asdict(training.autoencoder),
+                training.encoder,
+                training.seed,
+            ]
+        ),
         after_step=lambda: average.update_parameters(unet),
     )
     return average.module.eval(), normaliser, text_encoder, tokenizer

@@ -10,18 +10,15 @@ from features.embedded.world import EmbeddedPairs
 from features.encoder import Encoder, load_encoder
 from mms_apps.steering import train_generator
 from mms_apps.steering.generator import SteeredGenerator
-from mms_apps.steering.train_generator import GeneratorTraining
+from mms_apps.steering.train_generator import (
+    AutoencoderTraining,
+    DenoiserTraining,
+    GeneratorTraining,
+)
 
 TINY = GeneratorTraining(
-    vae_channels=(8, 8, 8),
-    latent_channels=4,
-    vae_steps=3,
-    vae_batch=2,
-    unet_channels=(16, 16),
-    unet_layers=1,
-    unet_steps=4,
-    unet_batch=4,
-    draws=1,
+    autoencoder=AutoencoderTraining(channels=(8, 8, 8), latent_channels=4, steps=3, batch=2),
+    denoiser=DenoiserTraining(channels=(16, 16), time_channels=32, steps=4, batch=4, draws=1),
     prior_draws=2,
 )
 

@@ -11,7 +11,7 @@ import pytest
 from demos.common import launch
 from demos.steering import CSS, SLOTS, build
 from mms_apps.steering.generator import SteeredGenerator
-from tests.browser import needs_chromium, opened
+from tests.browser import assert_accessible, keep_picture, needs_chromium, opened
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +67,8 @@ def test_prompt_find_steer_save_reload_and_load_in_a_browser(address: str) -> No
         effect.wait_for(timeout=60_000)
         page.get_by_role("button", name="Put it on a slider").click()
         expect(page.locator("#edits")).to_contain_text('"feature": 400', timeout=60_000)
+        assert_accessible(page)
+        keep_picture(page, "steering")
         page.get_by_role("button", name="Save in this browser").click()
         expect(page.locator("#saved")).to_contain_text("Saved", timeout=30_000)
         page.reload()
