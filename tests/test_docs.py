@@ -1,0 +1,245 @@
+"""Every command and every piece of Python in the README and the documentation.
+
+Each `mms` command must parse. Those that finish quickly also run, page by page, in a folder with
+what a reader would have: pairs in `photos/`, earlier runs, a picture. What makes them small is
+replaced: encoders that would be downloaded, the size of the embedded world, the steps of training.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import importlib
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import click
+import pytest
+import typer
+
+from features.embedded.world import EmbeddedPairs
+from features.encoder import Encoder, load_encoder
+from features.space import FeatureSpace
+from mms_apps import cli
+from tests.conftest import draw_imagefolder, save_tiny_clip
+
+ROOT = Path(__file__).parents[1]
+PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+IN_TABLE = re.compile(r"\| `((?:mms|python|make) [^`]+)`")
+COMMANDS = ("mms", "python", "make", "pip", "accelerate", "torchrun", "git", "docker")
+ONLY_PARSED = ("steer", "robustness", "attributes audit", "attributes debias")
+"""Commands that take minutes; each has tests of its own."""
+NEEDS_NETWORK = ("from_pretrained(", "pipe(")
+OFFLINE = ("embedded", "embedded-ssl")
+
+
+def text_of(name: str) -> str:
+    return (ROOT / "docs" / name).read_text(encoding="utf-8")
+
+
+def page_name(page: Path) -> str:
+    return page.relative_to(ROOT).as_posix()
+
+
+def blocks(page: Path) -> Iterator[tuple[str, str]]:
+    """(language, content) of a page's fenced blocks, indented lines and tables' commands, in
+    order."""
+    language: str | None = None
+    lines: list[str] = []
+    for line in page.read_text(encoding="utf-8").splitlines():
+        if line.startswith("```") and language is None:
+            language, lines = line.removeprefix("```"), []
+        elif line.startswith("```") and language is not None:
+            yield language, "\n".join(lines)
+            language = None
+        elif language is not None:
+            lines.append(line)
+        elif line.startswith("    "):
+            yield "sh", line
+        else:
+            yield from (("sh", command) for command in IN_TABLE.findall(line))
+
+
+def commands(page: Path) -> list[list[str]]:
+    """The shell commands of a page, as words."""
+    found = []
+    for language, content in blocks(page):
+        if language == "yaml":
+            content = "\n".join(re.findall(r"- run: (.*)", content))
+        elif language != "sh":
+            continue
+        for line in content.replace("\\\n", " ").splitlines():
+            words = shlex.split(line.strip(), comments=True)
+            if words and words[0] in COMMANDS:
+                found.append(words)
+    return found
+
+
+def python_blocks(page: Path) -> list[str]:
+    return [content for language, content in blocks(page) if language == "python"]
+
+
+ALL = [(page_name(page), shlex.join(words)) for page in PAGES for words in commands(page)]
+
+
+@pytest.mark.parametrize(("page", "command"), ALL, ids=[f"{p}: {c}" for p, c in ALL])
+def test_commands_parse(page: str, command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    parse(shlex.split(command), monkeypatch)
+
+
+def parse(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fail where a command names what isn't there."""
+    program, *arguments = words
+    if program in ("accelerate", "torchrun"):
+        module = arguments.index("-m")
+        assert arguments[module + 1] == "mms_apps.cli"
+        program, arguments = "mms", arguments[module + 2 :]
+    if program == "mms":
+        group = typer.main.get_command(cli.app)
+        while isinstance(group, click.Group) or hasattr(group, "commands"):
+            group = group.commands[arguments[0]]  # type: ignore[union-attr]
+            arguments = arguments[1:]
+        group.make_context(group.name, list(arguments))
+    elif program == "make":
+        subprocess.run(["make", "-n", *arguments], cwd=ROOT, check=True, capture_output=True)
+    elif program == "python":
+        assert arguments[0] == "-m" and (ROOT / arguments[1].replace(".", "/")).parent.is_dir()
+        if arguments[1].startswith("benchmarks."):
+            parse_benchmark(arguments[1], arguments[2:], monkeypatch)
+    elif program == "pip":
+        assert arguments[0] == "install"
+        for word in arguments[1:]:
+            extra = re.search(r"\[(\w+)\]", word)
+            assert extra is None or f"\n{extra[1]} = [" in (ROOT / "pyproject.toml").read_text()
+            assert not word.endswith(".txt") or (ROOT / word).is_file()
+
+
+def parse_benchmark(module: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run a benchmark's `main` up to where it has read its arguments."""
+
+    class Read(Exception):
+        pass
+
+    read = argparse.ArgumentParser.parse_args
+
+    def stop(self: argparse.ArgumentParser, *_: Any) -> None:
+        read(self, arguments)
+        raise Read
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", stop)
+    with pytest.raises(Read):
+        importlib.import_module(module).main()
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with pairs, a picture, words, and the earlier runs that pages speak of."""
+    folder = tmp_path_factory.mktemp("reader")
+    draw_imagefolder(folder / "photos")
+    shutil.copy(folder / "photos" / "images" / "0001.png", folder / "photo.png")
+    (folder / "words.txt").write_text("red\nblue\ncircle\nsquare\n")
+    save_tiny_clip(folder / "tiny")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def done() -> set[str]:
+    return set()
+
+
+@pytest.fixture
+def small(workplace: Path, done: set[str], monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """What is replaced; `mms`, which runs a command, and `done`, those that ran."""
+    monkeypatch.chdir(workplace)
+
+    def load(encoder_id: str, device: str = "auto") -> Encoder:
+        if encoder_id in OFFLINE or encoder_id.startswith("local-dir:"):
+            return load_encoder(encoder_id, "cpu")
+        encoder = load_encoder(f"local-dir:{workplace / 'tiny'}", "cpu")
+        encoder.id = encoder_id
+        return encoder
+
+    for module in ("features.encoder", "features.space"):
+        monkeypatch.setattr(f"{module}.load_encoder", load)
+    every_row = EmbeddedPairs.rows.func
+    rows = property(lambda self: every_row(self)[::8])
+    monkeypatch.setattr(EmbeddedPairs, "rows", _cached(rows))
+    usual = cli._train_config
+    monkeypatch.setattr(
+        cli, "_train_config", lambda *options: dataclasses.replace(usual(*options), steps=20)
+    )
+
+    def mms(*arguments: str) -> int:
+        monkeypatch.setattr(sys, "argv", ["mms", *arguments])
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+        return int(stopped.value.code or 0)
+
+    if not (workplace / "runs").exists():
+        options = ["--pairs", "photos/", "--encoder", "ViT-B-32/laion2b_s34b_b79k"]
+        assert mms("run", *options, "--out", "runs/photos") == 0
+        for name in ("old", "new"):
+            shutil.copytree(workplace / "runs/photos", workplace / "runs" / name)
+    return SimpleNamespace(mms=mms, done=done)
+
+
+def _cached(rows: property) -> property:
+    kept: dict[int, tuple[EmbeddedPairs, list[dict]]] = {}
+
+    def get(self: EmbeddedPairs) -> list[dict]:
+        if id(self) not in kept:
+            kept[id(self)] = (self, rows.fget(self))  # type: ignore[misc]
+        return kept[id(self)][1]
+
+    return property(get)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=page_name)
+def test_commands_run(page: Path, small: SimpleNamespace) -> None:
+    for program, *arguments in commands(page):
+        line = shlex.join(arguments)
+        if program != "mms" or line.startswith(ONLY_PARSED) or line in small.done:
+            continue
+        small.done.add(line)
+        expected = (0, 1) if arguments[0] == "drift" else (0,)
+        assert small.mms(*arguments) in expected, line
+        out = arguments[arguments.index("--out") + 1]
+        assert Path(out).exists(), line
+
+
+@pytest.mark.parametrize("page", PAGES, ids=page_name)
+def test_python_runs(page: Path, small: SimpleNamespace) -> None:
+    names: dict[str, Any] = {}
+    for content in python_blocks(page):
+        code = compile(content, page.name, "exec")
+        if not any(word in content for word in NEEDS_NETWORK):
+            exec(code, names)
+
+
+def test_the_scale_page_has_all_figures() -> None:
+    record = json.loads((ROOT / "docs" / "figures" / "scale.json").read_text())
+    for row in record["results"]:
+        assert f"`{row['name']}`" in text_of("scale.md")
+
+
+def test_the_worked_example_names_features_as_they_ship() -> None:
+    space = FeatureSpace.load("embedded-ssl", device="cpu")
+    named = list(zip(*(space.features[c].to_pylist() for c in ("name", "mds")), strict=True))
+    rows = re.findall(r"\| `([^`]+)` \| (\d\.\d\d) \|$", text_of("decision.md"), re.MULTILINE)
+    assert len(rows) == 5
+    for name, mds in rows:
+        assert (name, mds) in [(other, f"{value:.2f}") for other, value in named]
+
+
+def test_links_lead_somewhere() -> None:
+    for page in PAGES:
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text(encoding="utf-8")):
+            assert (page.parent / target).is_file(), f"{page.name}: {target}"
