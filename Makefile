@@ -15,6 +15,15 @@ quickstart: install
 	$(BIN)/mms run --pairs embedded --encoder embedded --dictionary topk --out runs/quickstart
 	@echo "Open runs/quickstart/report.html in a browser."
 
+demo: install
+	$(BIN)/python -m demos
+
+# A folder to push to the Hugging Face hub as a Space.
+space:
+	mkdir -p runs/space
+	cp -r features mms_apps demos pyproject.toml LICENSE NOTICE runs/space
+	cp space/README.md space/Dockerfile runs/space
+
 test: install
 	$(BIN)/python -m pytest
 

@@ -87,6 +87,7 @@ def fill(session: Session) -> None:
             gallery = gr.Gallery(
                 session.pictures,
                 label="Held-out pictures",
+                show_label=False,
                 columns=6,
                 height=270,
                 allow_preview=False,

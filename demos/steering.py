@@ -200,7 +200,7 @@ def fill(space: FeatureSpace, drawer: Callable[[], SteeredGenerator]) -> None:
                 steered = gr.Image(label="Steered", height=SIDE + 40, buttons=["download"])
             said = gr.Markdown(HELP)
             more = gr.Button("Draw a strip over strengths", size="sm")
-            strip = gr.Image(label="Strip over strengths", buttons=["download"])
+            strip = gr.Image(label="Strip over strengths", height=170, buttons=["download"])
             strip_said = gr.Markdown()
     with gr.Accordion("Find features", open=True):
         with gr.Row():
@@ -215,7 +215,7 @@ def fill(space: FeatureSpace, drawer: Callable[[], SteeredGenerator]) -> None:
             allow_preview=False,
             buttons=[],
         )
-        effect = gr.Image(label="Its effect at strength -2, 0 and 2", buttons=[])
+        effect = gr.Image(label="Its effect at strength -2, 0 and 2", height=170, buttons=[])
         effect_said = gr.Markdown()
         use = gr.Button("Put it on a slider", size="sm")
     with gr.Accordion("Save, load, copy", open=True):

@@ -48,8 +48,8 @@ def contribution_figure(explanation: Explanation, off: list[str]) -> Figure:
     figure.update_yaxes(categoryorder="array", categoryarray=order)
     parts = f"constant {explanation.constant:+.2f}"
     if explanation.unexplained:
-        parts += f", not explained by features {explanation.unexplained:+.2f}"
-    title = f"added to the logit of “{explanation.label}” ({parts}; sum {explanation.total:+.2f})"
+        parts += f", unexplained {explanation.unexplained:+.2f}"
+    title = f"added to the logit of “{explanation.label}”<br>{parts}, sum {explanation.total:+.2f}"
     figure.update_xaxes(title=title, zeroline=True)
     figure.update_layout(showlegend=True)
     return _styled(figure, 130 + 30 * len(shown))
@@ -145,7 +145,7 @@ def _short(name: str, feature: int) -> str:
 def _styled(figure: Figure, height: int) -> Figure:
     figure.update_layout(
         height=height,
-        margin={"l": 10, "r": 20, "t": 46, "b": 46},
+        margin={"l": 10, "r": 20, "t": 46, "b": 60},
         legend={"orientation": "h", "y": 1.0, "yanchor": "bottom", "x": 0},
         template="plotly_white",
         font={"family": "system-ui, DejaVu Sans, sans-serif", "size": 13},

@@ -11,7 +11,7 @@ from demos.attributes import CSS, build
 from demos.common import launch
 from features.space import FeatureSpace
 from mms_apps.attributes.workbench import Workbench
-from tests.browser import needs_chromium, opened
+from tests.browser import assert_accessible, keep_picture, needs_chromium, opened
 from tests.conftest import draw_imagefolder
 
 
@@ -94,6 +94,9 @@ def test_in_a_browser_by_keyboard_and_without_other_machines(address: str) -> No
             timeout=60_000,
         )
 
+        assert_accessible(page)
+        keep_picture(page, "attributes")
+
         page.get_by_role("tab", name="Audit").focus()
         page.keyboard.press("Enter")
         start = page.get_by_role("button", name="Audit", exact=True)
@@ -105,3 +108,4 @@ def test_in_a_browser_by_keyboard_and_without_other_machines(address: str) -> No
             ".length >= 2",
             timeout=30_000,
         )
+        assert_accessible(page)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import pytest
 from demos.common import launch
 from demos.robustness import CSS, build
 from mms_apps.robustness.session import Session
-from tests.browser import needs_chromium, opened
+from tests.browser import assert_accessible, keep_picture, needs_chromium, opened
 
 
 @pytest.fixture(scope="module")
@@ -64,14 +63,14 @@ def test_pick_attack_and_read_in_a_browser(address: str) -> None:
     from playwright.sync_api import expect
 
     with opened(address, height=1500) as page:
-        page.locator("#robustness-pictures button.thumbnail-item, #robustness-pictures .thumbnail-lg").nth(2).click()
+        page.locator("#robustness-pictures button.thumbnail-item").nth(2).click()
         page.get_by_label("eps, of a list or your own").fill("16/255")
         page.get_by_label("eps, of a list or your own").press("Enter")
         page.get_by_role("button", name="Attack", exact=True).click()
         expect(page.locator("#verdict")).to_contain_text("Fooled", timeout=60_000)
         expect(page.get_by_role("gridcell", name="cross-modal").first).to_be_visible()
-        if shots := os.environ.get("SCREENSHOTS"):
-            page.screenshot(path=f"{shots}/robustness-demo.png", full_page=True)
+        assert_accessible(page)
+        keep_picture(page, "robustness")
         page.get_by_label("Labels, by commas").fill("only one")
         page.get_by_role("button", name="Attack", exact=True).click()
         page.get_by_text("give at least two").first.wait_for(timeout=30_000)

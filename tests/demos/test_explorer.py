@@ -1,0 +1,83 @@
+"""The Explorer through its API and in a browser, by mouse and by keyboard."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from demos.common import launch
+from demos.explorer import CSS, build
+from features.space import FeatureSpace
+from tests.browser import assert_accessible, keep_picture, needs_chromium, opened
+
+
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    names = ("embedded", "embedded-ssl")
+    demo = build({name: FeatureSpace.load(name, device="cpu") for name in names})
+    _, url, _ = launch(demo, css=CSS, prevent_thread_lock=True, quiet=True)
+    yield url
+    demo.close()
+
+
+def test_search_and_compare_through_the_api(address: str) -> None:
+    from gradio_client import Client
+
+    client = Client(address, verbose=False)
+    given = ("embedded", "woman", "ImgD", 0, "number", 0, 1)
+    chart, said, cards = client.predict(*given, api_name="/search")
+    assert "features" in said and "data-feature" in cards and "<svg" in chart
+    nothing = client.predict("embedded", "woman", "ImgD", 1, "number", 0, 1, api_name="/search")
+    assert "No feature is like this" in nothing[2]
+    with pytest.raises(Exception, match="the last feature is 511"):
+        client.predict("embedded", "512", "", 0, "number", 0, 1, api_name="/search")
+    words, charts, table = client.predict("embedded", "embedded-ssl", api_name="/compare")
+    assert "embedded-ssl has more" in words and charts.count("<svg") == 2 and "FVU" in table
+
+
+@needs_chromium
+def test_search_click_in_the_histogram_and_compare_in_a_browser(address: str) -> None:
+    from playwright.sync_api import expect
+
+    with opened(address) as page:
+        cards = page.locator("#explorer-cards [data-feature]")
+        picked = page.locator("#explorer-picked")
+        page.get_by_label("Words or number").fill("woman")
+        page.get_by_label("Words or number").press("Enter")
+        expect(cards.first).to_contain_text("woman")
+        words = page.get_by_label("MDS 0.9 to 1.0")
+        words.focus()
+        page.keyboard.press("Enter")
+        expect(page.get_by_label("MDS 0.9 to 1.0")).to_have_attribute("aria-pressed", "true")
+        expect(cards.first).to_contain_text("image-dominant")
+        page.get_by_role("button", name="Reset filters").click()
+        expect(page.get_by_text("512 of 512 features")).to_be_visible()
+
+        cards.nth(2).click()
+        first = cards.nth(2).locator("strong").inner_text()
+        expect(picked.get_by_role("heading", name=first)).to_be_visible()
+        assert all(image.get_attribute("alt") for image in picked.locator("img").all())
+        page.get_by_role("button", name="Compare with the next one picked").click()
+        expect(picked).to_contain_text("Now pick another feature")
+        cards.nth(5).click()
+        expect(picked.locator("article")).to_have_count(2)
+        expect(picked).to_contain_text("Cosine of the two directions")
+        assert_accessible(page)
+        keep_picture(page, "explorer")
+
+        page.get_by_label("embedded-ssl").click()
+        expect(picked.locator("article")).to_have_count(1)
+        page.get_by_role("tab", name="Two spaces").click()
+        page.get_by_role("button", name="Compare", exact=True).click()
+        expect(page.get_by_text("embedded-ssl has more").first).to_be_visible(timeout=30_000)
+        assert_accessible(page)
+
+
+@needs_chromium
+def test_dark_and_narrow(address: str) -> None:
+    with opened(address, width=375, height=800, scheme="dark") as page:
+        page.locator("#explorer-cards [data-feature]").first.wait_for()
+        assert page.evaluate("document.body.scrollWidth") <= 375
+        assert_accessible(page)
+        keep_picture(page, "explorer-narrow-dark")

@@ -1,0 +1,36 @@
+"""Twenty clients at once."""
+
+from __future__ import annotations
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+
+import psutil
+
+from demos.steering import SLOTS
+from tests.demos.conftest import Served
+
+CLIENTS = 20
+GROWTH = 64
+"""MiB that the server may grow by from the second round to the last."""
+
+
+def test_twenty_clients_lose_nothing_and_memory_stays_level(served: Served) -> None:
+    from gradio_client import Client
+
+    with ThreadPoolExecutor(CLIENTS) as pool:
+        clients = list(pool.map(lambda _: Client(served.address, verbose=False), range(CLIENTS)))
+
+        def ask(number: int) -> int:
+            """The feature in the answer to a client that edits the feature of its own number."""
+            slots = [number, *[None] * (SLOTS - 1), 1.0, *[0.0] * (SLOTS - 1)]
+            given = ("a woman", None, number, "", None, 0.0, 1.0, 60, *slots)
+            edits = clients[number].predict(*given, api_name="/draw")[-1]
+            return json.loads(edits)["edits"][0]["feature"]
+
+        server = psutil.Process(served.process)
+        used = []
+        for _ in range(3):
+            assert list(pool.map(ask, range(CLIENTS))) == list(range(CLIENTS))
+            used.append(server.memory_info().rss / 2**20)
+    assert used[-1] - used[1] < GROWTH, used
