@@ -1,1 +1,1 @@
-"""Gradio demos of the apps; they hold no logic: `python -m demos.attributes`."""
+"""Gradio demos: `python -m demos`, or one alone as `python -m demos.steering`."""

@@ -37,7 +37,7 @@ def build(device: str, work: Path) -> gr.Blocks:
         role=attributes.ROLE,
     )
     drawer = cache(lambda: SteeredGenerator.load("embedded", with_ssl, device))
-    with page("mms-apps") as demo:
+    with page("mms-apps") as demo, gr.Tabs(overflow_behavior="wrap"):
         with gr.Tab("Explorer"):
             explorer.fill({"embedded": contrastive, "embedded-ssl": with_ssl})
         with gr.Tab("Attributes") as tab:

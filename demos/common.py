@@ -34,6 +34,13 @@ CSS = """
 .dark { --ImgD: #f0955a; --CrossD: #ac98f0; --TextD: #6db3ee; --unscored: #a3afbd;
   --color-accent: var(--primary-400); }
 """
+# Gradio labels the place of a missing value, but gives it no role that may have a label.
+HEAD = """<script>
+new MutationObserver(() => {
+  for (const empty of document.querySelectorAll('div.empty[aria-label]:not([role])'))
+    empty.setAttribute('role', 'img');
+}).observe(document, {childList: true, subtree: true});
+</script>"""
 
 # Pillow refuses a picture of twice this, before it decodes it.
 PIL.Image.MAX_IMAGE_PIXELS = MEGAPIXELS * 1_000_000 // 2
@@ -107,6 +114,7 @@ def launch(demo: gr.Blocks, *, port: int | None = None, css: str = "", **given: 
     return demo.queue(max_size=QUEUE).launch(
         theme=theme(),
         css=CSS + css,
+        head=HEAD,
         server_port=port,
         max_file_size=UPLOAD,
         ssr_mode=False,

@@ -29,6 +29,8 @@ ORDERS = [
     ("Most text-dominant first", "text"),
     ("By number", "number"),
 ]
+Key = tuple[str, int]
+"""A space's name and the number of a feature in it."""
 INTRO = """
 # Explorer: what does each feature stand for?
 The **Modality Dominance Score (MDS)** is 0 where only texts drive a feature and 1 where only images
@@ -206,17 +208,13 @@ def fill(spaces: dict[str, FeatureSpace]) -> None:
     ).then(**again)
     space.input(first_of, [space, order], [detail, picked, kept, drop], **hidden).then(**again)
     more.click(show_more, [space, found, count], [cards, count, more], **hidden)
-    for pages in (cards, detail):
-        pages.select(pick, [space, kept], [detail, picked], **hidden)
+    for offered in (cards, detail):
+        offered.select(pick, [space, kept], [detail, picked], **hidden)
     hold.click(keep, picked, [detail, kept, drop], **hidden)
     drop.click(let_go, picked, [detail, kept, drop], **hidden)
     if len(spaces) > 1:
         with gr.Tab("Two spaces"):
             compare_page(spaces)
-
-
-Key = tuple[str, int]
-"""A space's name and the number of a feature in it."""
 
 
 def compare_page(spaces: dict[str, FeatureSpace]) -> None:
