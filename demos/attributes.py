@@ -51,7 +51,6 @@ which of these words a picture resembles; it does not say who a person is. Gende
 that can be seen in a picture of somebody: don't use this to sort, judge or serve people.
 """
 CSS = """
-#attribute-pictures .caption-label { display: none; }
 .exemplars { display: grid; gap: .5rem; }
 .exemplars figure { display: flex; gap: .4rem; align-items: center; margin: 0; flex-wrap: wrap; }
 .exemplars figcaption { flex: 1 1 11rem; font-size: .9rem; }
@@ -104,7 +103,7 @@ def fill(workbench: Workbench, shown: Any) -> None:
                     label="Pictures to pick from",
                     show_label=False,
                     elem_id="attribute-pictures",
-                    columns=6,
+                    elem_classes="gallery-of-pictures",
                     height=330,
                     allow_preview=False,
                     buttons=[],

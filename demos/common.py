@@ -30,6 +30,13 @@ FONT = ["system-ui", "DejaVu Sans", "sans-serif"]
 CSS = """
 .gradio-container { max-width: min(1180px, 100vw) !important; margin: 0 auto !important; }
 .gradio-container :is(.column, .row, .tabs, .tabitem) { min-width: 0; }
+.gradio-container table { font-family: inherit; }
+.gallery-of-pictures .grid-container {
+  grid-template-columns: repeat(auto-fill, minmax(72px, 1fr)) !important; }
+.gallery-of-pictures .caption-label { display: none; }
+@media (max-width: 600px) {
+  .gradio-container :is(th, td), .gradio-container :is(th, td) * { font-size: .75rem; }
+}
 :root { --ImgD: #b8500f; --CrossD: #6447b8; --TextD: #1a68a6; --unscored: #566271; }
 .dark { --ImgD: #f0955a; --CrossD: #ac98f0; --TextD: #6db3ee; --unscored: #a3afbd;
   --color-accent: var(--primary-400); }

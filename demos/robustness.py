@@ -27,7 +27,6 @@ LABELS = "man, woman"
 ATTACK = "apgd"
 NORM_NAMES = [("L-inf: the largest change of a pixel", "Linf"), ("L2: the length of all", "L2")]
 CSS = """
-#robustness-pictures .caption-label { display: none; }
 #robustness-result img { image-rendering: pixelated; }
 #verdict { font-size: 1.1rem; }
 """
@@ -88,10 +87,10 @@ def fill(session: Session) -> None:
                 session.pictures,
                 label="Held-out pictures",
                 show_label=False,
-                columns=6,
                 height=270,
                 allow_preview=False,
                 elem_id="robustness-pictures",
+                elem_classes="gallery-of-pictures",
                 buttons=[],
             )
         image = picture_input(session.pictures[0][0], label="Picture", height=250)
