@@ -1,9 +1,9 @@
 """Training a small image generator on the embedded world: a `StableUnCLIPImg2ImgPipeline` folder.
 
-First the autoencoder, then the denoiser on its latents, conditioned on an open_clip image embedding
-(noised as the pipeline does) and on the prompt. Each is left out at times: both, for guidance; the
-prompt, so that a reference alone works; the embedding, drowned in noise, so that a prompt alone
-works (`noise_level` of PROMPT_ALONE).
+First the autoencoder, then its decoder alone, then the denoiser on the latents, conditioned on an
+open_clip image embedding (noised as the pipeline does) and on the prompt. Each is left out at
+times: both, for guidance; the prompt, so that a reference alone works; the embedding, drowned in
+noise, so that a prompt alone works (`noise_level` of PROMPT_ALONE).
 """
 
 from __future__ import annotations
@@ -59,8 +59,20 @@ class AutoencoderTraining:
 
 
 @dataclass(frozen=True)
+class DecoderTraining:
+    """The decoder further, the encoder as it is: Adam under a cosine."""
+
+    steps: int = 4000
+    batch: int = 16
+    learning_rate: float = 1.5e-3
+
+
+@dataclass(frozen=True)
 class DenoiserTraining:
     """Adam at a constant rate; the weights' moving average is what generates.
+
+    Noisy timesteps come up more often, in proportion to the timestep: there the embedding decides
+    what is drawn.
 
     Attributes:
         steps: can be raised later; a training that was cut off or kept goes on.
@@ -97,6 +109,7 @@ class GeneratorTraining:
 
     encoder: str = "embedded-ssl"
     autoencoder: AutoencoderTraining = AutoencoderTraining()
+    decoder: DecoderTraining = DecoderTraining()
     denoiser: DenoiserTraining = DenoiserTraining()
     prior_draws: int = 4
     seed: int = 0
@@ -130,6 +143,7 @@ def train_generator(
     encoder = load_encoder(training.encoder, device=device)
     source = EmbeddedPairs("train")
     vae = train_autoencoder(source, checkpoints, training, device)
+    refine_decoder(vae, source, checkpoints, training, device)
     drawn = draw_images(source, training.denoiser.draws, training.seed)
     unet, normaliser, text_encoder, tokenizer = train_denoiser(
         drawn, vae, encoder, checkpoints, training, device
@@ -201,36 +215,93 @@ def train_autoencoder(
         sample_size=64,
     ).to(device)
     vae.to(memory_format=torch.channels_last)
-    drawings = [source.drawing(index) for index in range(len(source.rows))]
+    pictures = RandomPictures(source, f"{training.seed}/vae", recipe.batch)
 
     def loss(step: int) -> Tensor:
-        rng = random.Random(f"{training.seed}/vae/{step}")
-        images = [
-            np.asarray(render(rng.choice(drawings), PlantedFactors.draw(rng)))
-            for _ in range(recipe.batch)
-        ]
-        x = scaled(torch.from_numpy(np.stack(images))).to(device)
+        x = pictures.at(step).to(device)
         generator = torch.Generator(device).manual_seed(step)
         with torch.autocast(torch.device(device).type, dtype=torch.bfloat16):
             posterior = vae.encode(x).latent_dist
             again = vae.decode(posterior.sample(generator)).sample
-        difference = again.float() - x
-        edges = sum(difference.diff(dim=axis).abs().mean() for axis in (2, 3))
         kl = posterior.kl().mean()
-        return difference.abs().mean() + recipe.edge_weight * edges + recipe.kl_weight * kl
+        return unlikeness(again.float(), x, recipe.edge_weight) + recipe.kl_weight * kl
 
     optimise(
         {"vae": vae},
         loss,
         checkpoints / "vae.safetensors",
         recipe.steps,
-        lambda step: recipe.learning_rate * 0.5 * (1 + math.cos(math.pi * step / recipe.steps)),
+        lambda step: cosine(recipe.learning_rate, step, recipe.steps),
         json.dumps([dataclasses.asdict(recipe), training.seed, source.fingerprint()]),
     )
     vae.eval().requires_grad_(False)
     latents = encode_latents(vae, draw_images(source, 1, training.seed).pixels, device)
     vae.register_to_config(scaling_factor=float(1 / latents.float().std()))
     return vae
+
+
+def refine_decoder(
+    vae: AutoencoderKL,
+    source: EmbeddedPairs,
+    checkpoints: Path,
+    training: GeneratorTraining,
+    device: str,
+) -> None:
+    """Train the decoder on, in place."""
+    recipe = training.decoder
+    parts = nn.ModuleList([vae.post_quant_conv, vae.decoder]).requires_grad_(True)
+    pictures = RandomPictures(source, f"{training.seed}/decoder", recipe.batch)
+
+    def loss(step: int) -> Tensor:
+        x = pictures.at(step).to(device)
+        generator = torch.Generator(device).manual_seed(step)
+        with torch.autocast(torch.device(device).type, dtype=torch.bfloat16):
+            with torch.no_grad():
+                latents = vae.encode(x).latent_dist.sample(generator)
+            again = vae.decode(latents).sample
+        return unlikeness(again.float(), x, training.autoencoder.edge_weight)
+
+    optimise(
+        {"decoder": parts},
+        loss,
+        checkpoints / "decoder.safetensors",
+        recipe.steps,
+        lambda step: cosine(recipe.learning_rate, step, recipe.steps),
+        json.dumps(
+            [dataclasses.asdict(recipe), dataclasses.asdict(training.autoencoder), training.seed]
+        ),
+    )
+    vae.eval().requires_grad_(False)
+
+
+class RandomPictures:
+    """Drawings of a split under random planted factors, the same ones at the same step."""
+
+    def __init__(self, source: EmbeddedPairs, seed: str, batch: int) -> None:
+        self.drawings = [source.drawing(index) for index in range(len(source.rows))]
+        self.seed = seed
+        self.batch = batch
+
+    def at(self, step: int) -> Tensor:
+        """`[batch, 3, 64, 64]` in [-1, 1]."""
+        rng = random.Random(f"{self.seed}/{step}")
+        pictures = [
+            np.asarray(render(rng.choice(self.drawings), PlantedFactors.draw(rng)))
+            for _ in range(self.batch)
+        ]
+        return scaled(torch.from_numpy(np.stack(pictures)))
+
+
+def unlikeness(again: Tensor, x: Tensor, edge_weight: float) -> Tensor:
+    """L1 distance of images `[n, 3, h, w]`, and of their neighbouring pixels' differences."""
+    difference = again - x
+    edges = sum(difference.diff(dim=axis).abs().mean() for axis in (2, 3))
+    return difference.abs().mean() + edge_weight * edges
+
+
+def cosine(learning_rate: float, step: int, steps: int) -> float:
+    """A learning rate that falls to zero."""
+    return learning_rate * 0.5 * (1 + math.cos(math.pi * step / steps))
 
 
 def optimise(
@@ -370,7 +441,7 @@ def train_denoiser(
         rows = torch.randint(len(latents), (n,), generator=generator)
         x = latents[rows].float() * scale
         noise = torch.randn(x.shape, generator=generator)
-        times = torch.randint(TRAIN_TIMESTEPS, (n,), generator=generator)
+        times = (TRAIN_TIMESTEPS * torch.rand(n, generator=generator).sqrt()).long()
         chance = torch.rand(3, n, generator=generator)
         level = torch.zeros(n, dtype=torch.long)
         noisy = chance[0] < recipe.noisy_image

@@ -12,12 +12,14 @@ from mms_apps.steering import train_generator
 from mms_apps.steering.generator import SteeredGenerator
 from mms_apps.steering.train_generator import (
     AutoencoderTraining,
+    DecoderTraining,
     DenoiserTraining,
     GeneratorTraining,
 )
 
 TINY = GeneratorTraining(
     autoencoder=AutoencoderTraining(channels=(8, 8, 8), latent_channels=4, steps=3, batch=2),
+    decoder=DecoderTraining(steps=2, batch=2),
     denoiser=DenoiserTraining(channels=(16, 16), time_channels=32, steps=4, batch=4, draws=1),
     prior_draws=2,
 )
