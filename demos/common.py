@@ -30,13 +30,10 @@ FONT = ["system-ui", "DejaVu Sans", "sans-serif"]
 CSS = """
 .gradio-container { max-width: min(1180px, 100vw) !important; margin: 0 auto !important; }
 .gradio-container :is(.column, .row, .tabs, .tabitem) { min-width: 0; }
-.gradio-container table { font-family: inherit; }
+.gradio-container .table-wrap { --font-mono: var(--font); }
 .gallery-of-pictures .grid-container {
   grid-template-columns: repeat(auto-fill, minmax(72px, 1fr)) !important; }
 .gallery-of-pictures .caption-label { display: none; }
-@media (max-width: 600px) {
-  .gradio-container :is(th, td), .gradio-container :is(th, td) * { font-size: .75rem; }
-}
 :root { --ImgD: #b8500f; --CrossD: #6447b8; --TextD: #1a68a6; --unscored: #566271; }
 .dark { --ImgD: #f0955a; --CrossD: #ac98f0; --TextD: #6db3ee; --unscored: #a3afbd;
   --color-accent: var(--primary-400); }
@@ -60,7 +57,14 @@ def page(title: str) -> gr.Blocks:
 
 def picture_input(value: PIL.Image.Image | None = None, **options: Any) -> gr.Image:
     """A picture to upload; one that is too large or cannot be read is refused in words."""
-    given = gr.Image(value, type="pil", sources=["upload", "clipboard"], buttons=[], **options)
+    given = gr.Image(
+        value,
+        type="pil",
+        sources=["upload", "clipboard"],
+        buttons=[],
+        alt_text="The picture you gave",
+        **options,
+    )
     read = given.preprocess
 
     def preprocess(payload: Any) -> Any:

@@ -115,9 +115,9 @@ def fill(session: Session) -> None:
         button = gr.Button("Attack", variant="primary", scale=1)
     said = gr.Markdown(elem_id="verdict")
     with gr.Row(elem_id="robustness-result"):
-        clean = gr.Image(label="Clean", height=260, buttons=[], interactive=False)
-        attacked = gr.Image(label="Attacked", height=260, buttons=[], interactive=False)
-        difference = gr.Image(label="Difference", height=260, buttons=[], interactive=False)
+        clean = result_picture("Clean", "The picture before the attack")
+        attacked = result_picture("Attacked", "The picture after the attack")
+        difference = result_picture("Difference", "What the attack changed")
     with gr.Row():
         before = gr.Label(label="Prediction, clean", num_top_classes=5)
         after = gr.Label(label="Prediction, attacked", num_top_classes=5)
@@ -126,13 +126,14 @@ def fill(session: Session) -> None:
             headers=["feature", "class", "before", "after"],
             label="Features that moved most",
             interactive=False,
-            column_widths=["46%", "22%", "16%", "16%"],
+            column_widths=["190px", "130px", "80px", "80px"],
             wrap=True,
         )
         drift = gr.Dataframe(
             headers=["class", "share of the change", "random features of that energy"],
             label="What moved, by class",
             interactive=False,
+            column_widths=["140px", "120px", "160px"],
             wrap=True,
         )
     with gr.Accordion("Checks of this attack", open=False):
@@ -140,6 +141,7 @@ def fill(session: Session) -> None:
             headers=["check", "passed", "value", "at most", "what a failure means"],
             show_label=False,
             interactive=False,
+            column_widths=["220px", "90px", "90px", "90px", "420px"],
             wrap=True,
         )
     results = [said, before, after, clean, attacked, difference, moved, drift, checks]
@@ -157,6 +159,11 @@ def build(session: Session) -> gr.Blocks:
     with page("Robustness") as demo:
         fill(session)
     return demo
+
+
+def result_picture(label: str, said: str) -> gr.Image:
+    """A place for a picture, `said` for those who do not see it."""
+    return gr.Image(label=label, alt_text=said, height=260, buttons=[], interactive=False)
 
 
 def eps_choices(norm: Norm) -> list[str]:

@@ -38,7 +38,7 @@ PREVIEW = (-2.0, 0.0, 2.0)
 SHOWN = 12
 SIDE = 256
 CSS = """
-#found .caption-label { font-size: .8rem; }
+#found .caption-label { font-size: .75rem; white-space: normal; max-width: 94%; }
 """
 HELP = """
 A feature's strength is in units of its mean activation; 0 leaves it as it is. The unedited picture
@@ -196,11 +196,26 @@ def fill(space: FeatureSpace, drawer: Callable[[], SteeredGenerator]) -> None:
         with gr.Column(scale=3):
             go = gr.Button("Draw", variant="primary", elem_id="draw")
             with gr.Row():
-                plain = gr.Image(label="Unedited", height=SIDE + 40, buttons=[])
-                steered = gr.Image(label="Steered", height=SIDE + 40, buttons=["download"])
+                plain = gr.Image(
+                    label="Unedited",
+                    alt_text="The picture without edits",
+                    height=SIDE + 40,
+                    buttons=[],
+                )
+                steered = gr.Image(
+                    label="Steered",
+                    alt_text="The picture with the edits",
+                    height=SIDE + 40,
+                    buttons=["download"],
+                )
             said = gr.Markdown(HELP)
             more = gr.Button("Draw a strip over strengths", size="sm")
-            strip = gr.Image(label="Strip over strengths", height=170, buttons=["download"])
+            strip = gr.Image(
+                label="Strip over strengths",
+                alt_text="The picture at each strength, from left to right",
+                height=170,
+                buttons=["download"],
+            )
             strip_said = gr.Markdown()
     with gr.Accordion("Find features", open=True):
         with gr.Row():
@@ -209,13 +224,19 @@ def fill(space: FeatureSpace, drawer: Callable[[], SteeredGenerator]) -> None:
             look = gr.Button("Find", scale=0, min_width=120)
         found = gr.Gallery(
             label="Features, each with its top images",
+            show_label=False,
             elem_id="found",
             columns=6,
             height=420,
             allow_preview=False,
             buttons=[],
         )
-        effect = gr.Image(label="Its effect at strength -2, 0 and 2", height=170, buttons=[])
+        effect = gr.Image(
+            label="Its effect at strength -2, 0 and 2",
+            alt_text="The picture with the feature at strength -2, 0 and 2",
+            height=170,
+            buttons=[],
+        )
         effect_said = gr.Markdown()
         use = gr.Button("Put it on a slider", size="sm")
     with gr.Accordion("Save, load, copy", open=True):
