@@ -110,6 +110,7 @@ def theme() -> gr.themes.Base:
         block_title_text_color="*primary_700",
         block_label_text_color="*primary_700",
         body_text_color_subdued="*neutral_600",
+        body_text_color_subdued_dark="*neutral_300",
         button_primary_background_fill="*primary_600",
         button_primary_background_fill_hover="*primary_700",
         button_primary_background_fill_hover_dark="*primary_700",

@@ -10,8 +10,8 @@ import math
 from typing import Any
 
 from demos.common import errors_in_words, gr, launch, options, page, picture_html
-from features.browse import Described, Filter, describe, exemplars, find, similarities
-from features.compare import compare, markdown_table
+from features.browse import Described, Filter, describe, exemplars, find, rows_of, similarities
+from features.compare import FIGURES, Comparison, cell, compare
 from features.dominance import UNSCORED
 from features.report import CLASS_NAMES, MODALITY_CLASSES, histogram
 from features.space import FeatureSpace
@@ -82,7 +82,9 @@ CSS = """
 #explorer-picked .alike button { padding: .25rem .6rem; border-radius: 8px; font-size: .82rem;
   cursor: pointer; color: var(--body-text-color); background: none;
   border: 1px solid var(--border-color-primary); }
-#explorer-table table { display: block; overflow-x: auto; white-space: nowrap; }
+#explorer-table table { width: 100%; border-collapse: collapse; font-size: .9rem; }
+#explorer-table :is(th, td) { text-align: left; padding: .3rem .4rem;
+  border-bottom: 1px solid var(--border-color-primary); }
 #explorer-charts .two { display: grid; gap: 1.5rem;
   grid-template-columns: repeat(auto-fit, minmax(min(100%, 300px), 1fr)); }
 """
@@ -228,7 +230,7 @@ def compare_page(spaces: dict[str, FeatureSpace]) -> None:
         for name in (first, second):
             chart = chart_html(spaces[name], list(range(len(spaces[name]))))
             charts += f"<div><h3>{html.escape(name)}</h3>{chart}</div>"
-        return words, f'<div class="two">{charts}</div>', markdown_table(found)
+        return words, f'<div class="two">{charts}</div>', table_html(found)
 
     with gr.Row():
         first = gr.Dropdown(names, value=names[0], label="Space")
@@ -236,8 +238,23 @@ def compare_page(spaces: dict[str, FeatureSpace]) -> None:
         start = gr.Button("Compare", variant="primary", scale=0, min_width=160)
     words = gr.Markdown()
     charts = gr.HTML(elem_id="explorer-charts")
-    table = gr.Markdown(elem_id="explorer-table")
+    table = gr.HTML(elem_id="explorer-table")
     start.click(differences, [first, second], [words, charts, table], api_name="compare")
+
+
+def table_html(found: Comparison) -> str:
+    """The figures of the spaces with their intervals, a space a column."""
+    heads = "".join(f'<th scope="col">{html.escape(s.label)}</th>' for s in found.spaces)
+    rows = "".join(
+        f'<tr><th scope="row">{f.label}</th>'
+        + "".join(f"<td>{cell(s.estimates[f.key], f.percent)}</td>" for s in found.spaces)
+        + "</tr>"
+        for f in FIGURES
+    )
+    return (
+        '<table><caption class="sr-only">Figures with 95% intervals</caption><thead><tr>'
+        f"<td></td>{heads}</tr></thead><tbody>{rows}</tbody></table>"
+    )
 
 
 def what_is_left(found: list[int], shown: int) -> dict[str, Any]:
@@ -265,7 +282,7 @@ def zones_html(space: FeatureSpace, numbers: list[int], low: float, high: float)
 
 def chart_html(space: FeatureSpace, numbers: list[int], zones: str = "") -> str:
     """The MDS histogram of some features, with what lies over it."""
-    rows = space.features.take(numbers).to_pylist()
+    rows = rows_of(space, numbers)
     bars = "".join(
         f'<rect class="bar-{b.modality_class}" x="{1000 * b.x + 1.5:.1f}" y="{1000 * b.y:.1f}" '
         f'width="{1000 * b.width - 3:.1f}" height="{1000 * b.height:.1f}"></rect>'
@@ -285,7 +302,7 @@ def cards_html(space: FeatureSpace, numbers: list[int]) -> str:
     """Features to pick from."""
     if not numbers:
         return "<p>No feature is like this. Loosen a filter, or try another word.</p>"
-    rows = space.features.take(numbers).to_pylist()
+    rows = rows_of(space, numbers)
     images = exemplars(space, numbers, CARD_IMAGES)
     cards = "".join(
         f'<button type="button" data-feature="{row["feature"]}"><strong>{title(row)}</strong>'
@@ -335,7 +352,7 @@ def article_html(space: FeatureSpace, found: Described, name: str) -> str:
     )
     captions = list(dict.fromkeys(text["caption"] for text in found.texts))[:CAPTIONS]
     texts = "".join(f"<li>{html.escape(caption)}</li>" for caption in captions)
-    others = space.features.take([n for n, _ in found.alike]).to_pylist()
+    others = rows_of(space, [n for n, _ in found.alike])
     alike = "".join(
         f'<button type="button" data-feature="{other["feature"]}">{title(other)} ({cosine:.2f})'
         "</button>"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -92,6 +92,11 @@ def find(space: FeatureSpace, wanted: Filter, order: Order = "monosemanticity") 
     return [*found[named].tolist(), *found[captioned & ~named].tolist()]
 
 
+def rows_of(space: FeatureSpace, features: Sequence[int]) -> list[dict[str, Any]]:
+    """Rows of `features.parquet`, in the order of `features`."""
+    return space.features.take(pa.array(features, pa.int64())).to_pylist()
+
+
 def monosemanticity(space: FeatureSpace) -> np.ndarray:
     """MS in the modality that drives a feature, or the mean of both; 0 where it is undefined:
     `[features]`."""
@@ -114,7 +119,7 @@ def describe(space: FeatureSpace, feature: int, *, shown: int = 8, alike: int = 
     cosines = similarities(space, feature)
     order = [n for n in np.argsort(-cosines).tolist() if n != feature]
     return Described(
-        space.features.slice(feature, 1).to_pylist()[0],
+        rows_of(space, [feature])[0],
         float(monosemanticity(space)[feature]),
         exemplars(space, [feature], shown)[feature],
         exemplars(space, [feature], shown, "text")[feature],

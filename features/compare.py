@@ -165,12 +165,13 @@ def markdown_table(comparison: Comparison) -> str:
         "|---" * (len(FIGURES) + 1) + "|",
     ]
     for space in comparison.spaces:
-        cells = [_cell(space.estimates[figure.key], figure.percent) for figure in FIGURES]
+        cells = [cell(space.estimates[figure.key], figure.percent) for figure in FIGURES]
         lines.append(f"| {space.label} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 
-def _cell(estimate: Estimate, percent: bool) -> str:
+def cell(estimate: Estimate, percent: bool) -> str:
+    """A figure with its interval."""
     if not math.isfinite(estimate.low):
         return "-"
     if percent:
@@ -255,7 +256,7 @@ def _differences(
             if not (math.isfinite(one.low) and math.isfinite(two.low)):
                 continue
             differs = two.low > one.high or two.high < one.low
-            amount = f"{_cell(two, figure.percent)} against {_cell(one, figure.percent)}"
+            amount = f"{cell(two, figure.percent)} against {cell(one, figure.percent)}"
             low = two.value - one.value
         if differs:
             more, less = (other, first) if low > 0 else (first, other)
