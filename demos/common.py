@@ -38,11 +38,14 @@ CSS = """
 .dark { --ImgD: #f0955a; --CrossD: #ac98f0; --TextD: #6db3ee; --unscored: #a3afbd;
   --color-accent: var(--primary-400); }
 """
-# Gradio labels the place of a missing value, but gives it no role that may have a label.
+# Gradio labels the place of a missing value without a role that may have a label, and its tables
+# scroll where no key can reach them.
 HEAD = """<script>
 new MutationObserver(() => {
   for (const empty of document.querySelectorAll('div.empty[aria-label]:not([role])'))
     empty.setAttribute('role', 'img');
+  for (const head of document.querySelectorAll('[role=columnheader]:not([tabindex="0"])'))
+    head.tabIndex = 0;
 }).observe(document, {childList: true, subtree: true});
 </script>"""
 

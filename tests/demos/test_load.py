@@ -12,7 +12,7 @@ from tests.demos.conftest import Served
 
 CLIENTS = 20
 GROWTH = 64
-"""MiB that the server may grow by from the second round to the last."""
+"""MiB that the server may grow by from the first round to the second."""
 
 
 def test_twenty_clients_lose_nothing_and_memory_stays_level(served: Served) -> None:
@@ -30,7 +30,8 @@ def test_twenty_clients_lose_nothing_and_memory_stays_level(served: Served) -> N
 
         server = psutil.Process(served.process)
         used = []
-        for _ in range(3):
+        for _ in range(2):
             assert list(pool.map(ask, range(CLIENTS))) == list(range(CLIENTS))
             used.append(server.memory_info().rss / 2**20)
-    assert used[-1] - used[1] < GROWTH, used
+    print(f"server: {used[0]:.0f} MiB after the first round, {used[1]:.0f} after the second")
+    assert used[1] - used[0] < GROWTH
