@@ -4,7 +4,7 @@ the command line.
     python -m benchmarks.features --out runs/benchmark-features.json
 
 Retrieval, zero-shot, probes and planted ground truth are on the held-out combinations. `--peers`
-measures other libraries' speed too (`benchmarks.peers`).
+measures other libraries' speed too (`benchmarks.peers`); `--only` measures some sections.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ from features.evaluate import evaluate_encoder
 from features.extract import extract
 from features.intervals import bootstrap_interval
 from features.pairs import open_pairs
+
+SECTIONS = ("encoders", "extraction", "scale", "planted", "speed", "cli")
 
 
 def encoder_rows(encoders: dict[str, Encoder], seed: int) -> list[Result]:
@@ -97,21 +99,22 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--peers", help="Python of an environment that holds the other libraries")
+    parser.add_argument("--only", nargs="+", choices=SECTIONS, default=SECTIONS)
     arguments = parser.parse_args()
     encoders = {name: load_encoder(name, device=arguments.device) for name in ENCODER_NAMES}
     seed, results = arguments.seed, []
     with tempfile.TemporaryDirectory() as scratch:
         work = Path(scratch)
-        sections: tuple[Callable[[], list[Result]], ...] = (
-            lambda: encoder_rows(encoders, seed),
-            lambda: [extraction_row(encoders["embedded"], work / "extraction")],
-            lambda: scale_rows(work / "scale", seed),
-            lambda: planted_rows(encoders["embedded-ssl"], work / "planted", seed),
-            lambda: speed_rows(arguments.peers, work / "speed", seed),
-            lambda: [help_row()],
-        )
-        for section in sections:
-            results += section()
+        sections: dict[str, Callable[[], list[Result]]] = {
+            "encoders": lambda: encoder_rows(encoders, seed),
+            "extraction": lambda: [extraction_row(encoders["embedded"], work / "extraction")],
+            "scale": lambda: scale_rows(work / "scale", seed),
+            "planted": lambda: planted_rows(encoders["embedded-ssl"], work / "planted", seed),
+            "speed": lambda: speed_rows(arguments.peers, work / "speed", seed),
+            "cli": lambda: [help_row()],
+        }
+        for name in arguments.only:
+            results += sections[name]()
             write_results(arguments.out, results, seed=seed)
     print_results(results)
 

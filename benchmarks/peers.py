@@ -5,7 +5,7 @@ exclude each other):
 
     python3 -m venv peers
     peers/bin/pip install eai-sparsify overcomplete dictionary-learning sae-lens "matplotlib<3.9"
-    python -m benchmarks.features --peers peers/bin/python --out FILE
+    python -m benchmarks.features --only speed --peers peers/bin/python --out FILE
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def speed_rows(
-    peers: str | None, work: Path, seed: int, steps: int = 40, rounds: int = 3
+    peers: str | None, work: Path, seed: int, steps: int = 20, rounds: int = 3
 ) -> list[Result]:
     """Samples a second, ratios to the peers, FVU after the same number of samples, and the seconds
     until every library has reached the highest of those FVUs.
