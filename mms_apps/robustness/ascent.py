@@ -14,8 +14,6 @@ from torch import Tensor
 
 from mms_apps.robustness.distances import Norm, project, random_in_ball
 
-Progress = Callable[[float], None]
-"""Called with the share that is done, in (0, 1]."""
 STEP = 2.5
 """Steps together go this many times the radius (their section 5)."""
 
@@ -40,7 +38,6 @@ def pgd(
     steps: int = 40,
     restarts: int = 1,
     seed: int = 0,
-    progress: Progress | None = None,
 ) -> Ascent:
     """Climb a loss within eps of clean images; the best iterate of each image is kept.
 
@@ -76,8 +73,6 @@ def pgd(
                 images = project(
                     images.detach() + size * _uphill(gradient, norm), clean, radius, norm
                 )
-            if progress is not None:
-                progress((start * (steps + 1) + step + 1) / (restarts * (steps + 1)))
     return Ascent(best, highest, history)
 
 

@@ -20,10 +20,17 @@ import torch
 from torch import Tensor, nn
 
 from features.errors import UserError
-from mms_apps.robustness.ascent import STEP, Progress
+from mms_apps.robustness.ascent import STEP
 from mms_apps.robustness.distances import Norm, distances, read_norm, within
 from mms_apps.robustness.losses import cross_entropy, margin
-from mms_apps.robustness.models import BATCH, batched, correct, require_float32, undisturbed
+from mms_apps.robustness.models import (
+    BATCH,
+    Progress,
+    batched,
+    correct,
+    require_float32,
+    undisturbed,
+)
 
 BATCH_STEP = 16
 CW_CONSTANTS = (1.0, 10.0, 100.0)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from mms_apps.robustness.ascent import Progress, pgd
+from mms_apps.robustness.ascent import pgd
 from mms_apps.robustness.distances import Norm
 from mms_apps.robustness.models import ZeroShot, require_float32, undisturbed
 
@@ -23,7 +23,6 @@ def climb(
     steps: int,
     batch_size: int,
     seed: int,
-    progress: Progress | None,
 ) -> Tensor:
     """Images `[n, 3, height, width]` within eps whose loss is as high as was found.
 
@@ -37,16 +36,13 @@ def climb(
     """
     require_float32(model, pixels)
     found = []
-    batches = -(-len(pixels) // batch_size)
     with undisturbed(model, seed):
         pieces = zip(pixels.split(batch_size), goals.split(batch_size), strict=True)
-        for number, (images, goal) in enumerate(pieces):
+        for images, goal in pieces:
 
             def of_batch(x: Tensor, goal: Tensor = goal) -> Tensor:
                 return loss(x, goal)
 
             ascent = pgd(of_batch, images, eps, norm=norm, steps=steps, seed=seed)
             found.append(ascent.images)
-            if progress is not None:
-                progress((number + 1) / batches)
     return torch.cat(found)

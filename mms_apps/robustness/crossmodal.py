@@ -16,7 +16,6 @@ from torch import Tensor
 
 from features.encoder import Encoder
 from features.space import FeatureSpace
-from mms_apps.robustness.ascent import Progress
 from mms_apps.robustness.climb import climb
 from mms_apps.robustness.distances import Norm
 from mms_apps.robustness.groups import GROUPS, Control, controls
@@ -87,7 +86,6 @@ def push(
     steps: int = 60,
     batch_size: int = BATCH,
     seed: int = 0,
-    progress: Progress | None = None,
 ) -> Tensor:
     """Images whose embeddings, less a mean, are turned towards directions within eps.
 
@@ -113,7 +111,6 @@ def push(
         steps=steps,
         batch_size=batch_size,
         seed=seed,
-        progress=progress,
     )
 
 
@@ -155,13 +152,13 @@ class CrossModalStudy:
         """The clean images, scored like attacked ones."""
         return self._scored(self.pixels, self.space.select(GROUPS[2]))
 
-    def run(self, group: str, progress: Progress | None = None) -> CrossModal:
+    def run(self, group: str) -> CrossModal:
         """Push the features of a class, or of ALL."""
         features = None if group == ALL else self.space.select(group)
         wanted = direction(self.space, self.text[self.targets], features)
-        return self._scored(self._pushed(wanted, progress), features)
+        return self._scored(self._pushed(wanted), features)
 
-    def run_control(self, control: Control, progress: Progress | None = None) -> CrossModal:
+    def run_control(self, control: Control) -> CrossModal:
         """Push a control's features, or the text's part along its principal components."""
         target = self.text[self.targets]
         if control.features is not None:
@@ -171,13 +168,13 @@ class CrossModalStudy:
             centred = target - self.space.dictionary.mean("text")
             along = centred @ control.pca.components.T @ control.pca.components
             wanted = F.normalize(along, dim=1)
-        return self._scored(self._pushed(wanted, progress), control.features)
+        return self._scored(self._pushed(wanted), control.features)
 
     def controls(self, group: str, seeds: int) -> list[Control]:
         """The controls beside a class."""
         return list(controls(self.space, group, self.clean, seeds=seeds))
 
-    def _pushed(self, towards: Tensor, progress: Progress | None) -> Tensor:
+    def _pushed(self, towards: Tensor) -> Tensor:
         return push(
             self.model,
             self.pixels,
@@ -187,7 +184,6 @@ class CrossModalStudy:
             norm=self.norm,
             steps=self.steps,
             seed=self.seed,
-            progress=progress,
         )
 
     def _scored(self, images: Tensor, features: Tensor | None) -> CrossModal:

@@ -137,13 +137,6 @@ def keep_only(space: FeatureSpace, features: Tensor) -> GroupEdit:
     return _edit(space, weights, keep_error=False)
 
 
-def without(space: FeatureSpace, features: Tensor) -> GroupEdit:
-    """Embeddings without some features, `[selected]` int64."""
-    weights = torch.ones(len(space))
-    weights[features] = 0
-    return _edit(space, weights, keep_error=True)
-
-
 def _edit(space: FeatureSpace, weights: Tensor, *, keep_error: bool) -> GroupEdit:
     return GroupEdit(space.dictionary, weights.to(space.device), keep_error=keep_error)
 
@@ -256,7 +249,7 @@ def _share(part: Tensor, whole: Tensor) -> Tensor:
 def most_moved(
     space: FeatureSpace, clean: Tensor, attacked: Tensor, count: int = MOVED_FEATURES
 ) -> list[dict[str, object]]:
-    """The features with the largest mean change of activation, the largest first.
+    """The features with the largest mean change of activation, up or down, the largest first.
 
     Args:
         clean: unit image embeddings, `[n, dim]`.
@@ -274,6 +267,7 @@ def most_moved(
                 "feature": feature,
                 "name": table["name"][feature].as_py(),
                 "class": table["class"][feature].as_py(),
+                "change": float(change[feature]),
                 "before": float(before[:, feature].mean()),
                 "after": float(after[:, feature].mean()),
             }

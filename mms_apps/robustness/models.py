@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from features.encoder import Encoder
 from features.errors import UserError
 
+Progress = Callable[[float], None]
+"""Called with the share that is done, in (0, 1]."""
 BATCH = 128
 """Images at once: on a CPU no slower than more, and in less memory."""
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mms_apps.robustness.ascent import Progress
 from mms_apps.robustness.climb import climb
 from mms_apps.robustness.distances import Norm
 from mms_apps.robustness.models import BATCH, ZeroShot, batched
@@ -26,7 +25,6 @@ def text_to_image(
     steps: int = 40,
     batch_size: int = BATCH,
     seed: int = 0,
-    progress: Progress | None = None,
 ) -> Tensor:
     """Turn each image away from its own caption: images `[n, 3, height, width]` within eps.
 
@@ -52,7 +50,6 @@ def text_to_image(
         steps=steps,
         batch_size=batch_size,
         seed=seed,
-        progress=progress,
     )
 
 

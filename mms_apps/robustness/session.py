@@ -14,7 +14,6 @@ from features.embedded.world import EmbeddedPairs
 from features.errors import UserError
 from features.space import FeatureSpace
 from mms_apps.robustness import checks
-from mms_apps.robustness.ascent import Progress
 from mms_apps.robustness.attacks import (
     AttackConfig,
     Attacked,
@@ -25,7 +24,7 @@ from mms_apps.robustness.attacks import (
 from mms_apps.robustness.checks import Check, all_passed
 from mms_apps.robustness.distances import Norm
 from mms_apps.robustness.groups import GROUPS, controls, most_moved, shares
-from mms_apps.robustness.models import ZeroShot, pixels_of
+from mms_apps.robustness.models import Progress, ZeroShot, pixels_of
 from mms_apps.robustness.report import amplified, picture
 from mms_apps.robustness.tasks import TEMPLATES
 

@@ -16,7 +16,7 @@ from mms_apps.robustness import evaluation as evaluation_module
 from mms_apps.robustness.attacks import AttackConfig, offered, run_attack
 from mms_apps.robustness.distances import NORMS, read_eps, readable_eps, within
 from mms_apps.robustness.evaluation import evaluate
-from mms_apps.robustness.groups import Defence, controls, keep_only, shares, without
+from mms_apps.robustness.groups import Defence, controls, keep_only, shares
 from mms_apps.robustness.models import Squeezed, ZeroShot, correct, pixels_of
 from mms_apps.robustness.report import amplified, defence_words, write_robustness_report
 from mms_apps.robustness.results import EvaluationConfig, worst_case
@@ -119,6 +119,9 @@ def test_another_evaluation_in_the_folder_is_refused(
         evaluate(model, task.first(3), out, CONFIG, space=space)
     with pytest.raises(UserError, match="act on a FeatureSpace"):
         evaluate(model, task, out, CONFIG)
+    squeezed = model.with_defence(None, Squeezed(4, straight_through=True))
+    with pytest.raises(UserError, match=r"model.*differ"):
+        evaluate(squeezed, task, out, CONFIG, space=space)
 
 
 def test_a_quantised_model_is_marked_unreliable(
@@ -193,12 +196,12 @@ def test_group_edits(space: FeatureSpace, task: Task, model: ZeroShot) -> None:
     with torch.no_grad():
         embedding = model.plain(task.pixels)
     every = torch.arange(len(space))
-    nothing = torch.arange(0)
-    assert torch.allclose(without(space, nothing)(embedding), embedding, atol=1e-5)
+    as_it_is = Defence.parse("weight:ImgD=1").edit(space)
+    assert torch.allclose(as_it_is(embedding), embedding, atol=1e-5)
     kept = keep_only(space, every)(embedding)
     assert torch.allclose(kept, space.decode(space.encode_images(embedding), "image"), atol=1e-5)
-    text = without(space, space.select("TextD"))(embedding)
-    image = without(space, space.select("ImgD"))(embedding)
+    text = Defence.parse("remove:TextD").edit(space)(embedding)
+    image = Defence.parse("remove:ImgD").edit(space)(embedding)
     assert (text - embedding).norm() < (image - embedding).norm()
     attacked = torch.nn.functional.normalize(embedding + 0.1 * torch.randn_like(embedding), dim=1)
     drift = shares(space, embedding, attacked)
