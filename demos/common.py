@@ -30,9 +30,13 @@ FONT = ["system-ui", "DejaVu Sans", "sans-serif"]
 CSS = """
 .gradio-container { max-width: min(1180px, 100vw) !important; margin: 0 auto !important; }
 .gradio-container :is(.column, .row, .tabs, .tabitem) { min-width: 0; }
+.dark .js-plotly-plot .main-svg { background: transparent !important;
+  filter: invert(.92) hue-rotate(180deg); }
+.dark .js-plotly-plot .bg { fill-opacity: 0 !important; }
 .gradio-container .table-wrap { --font-mono: var(--font); }
 .gallery-of-pictures .grid-container {
   grid-template-columns: repeat(auto-fill, minmax(72px, 1fr)) !important; }
+.gallery-of-pictures .thumbnail-item { aspect-ratio: 1; height: auto; }
 .gallery-of-pictures .caption-label { display: none; }
 :root { --ImgD: #b8500f; --CrossD: #6447b8; --TextD: #1a68a6; --unscored: #566271; }
 .dark { --ImgD: #f0955a; --CrossD: #ac98f0; --TextD: #6db3ee; --unscored: #a3afbd;

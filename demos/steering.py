@@ -38,6 +38,7 @@ PREVIEW = (-2.0, 0.0, 2.0)
 SHOWN = 12
 SIDE = 256
 CSS = """
+#edits .cm-line span { color: inherit; }
 #found .caption-label { font-size: .75rem; white-space: normal; max-width: 94%; }
 """
 HELP = """
