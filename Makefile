@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
-.PHONY: install quickstart test lint docs
+.PHONY: install quickstart demo space test lint docs
 
 install: $(INSTALLED)
 
@@ -20,9 +20,10 @@ demo: install
 
 # A folder to push to the Hugging Face hub as a Space.
 space:
-	mkdir -p runs/space
+	rm -rf runs/space && mkdir -p runs/space
 	cp -r features mms_apps demos pyproject.toml LICENSE NOTICE runs/space
 	cp space/README.md space/Dockerfile runs/space
+	find runs/space -name __pycache__ -prune -exec rm -r {} +
 
 test: install
 	$(BIN)/python -m pytest
