@@ -74,12 +74,12 @@ def features_of(space: FeatureSpace, word: str) -> list[tuple[int, str]]:
     order of how well the name fits. Where no name has it, the features that the word's text
     activates more than texts usually do.
     """
-    named = space.select(name=word).tolist()
+    fit = space.features["name_score"].to_pylist()
+    terms = [_terms(name) for name in space.features["name"].to_pylist()]
+    exact = {feature for feature, found in enumerate(terms) if word.lower() in found}
+    named = exact | set(space.select(name=word).tolist())
     if named:
-        names, fit = space.features["name"], space.features["name_score"]
-        order = sorted(
-            named, key=lambda f: (word.lower() not in _terms(names[f].as_py()), -fit[f].as_py())
-        )
+        order = sorted(named, key=lambda feature: (feature not in exact, -fit[feature]))
         return [(feature, "name") for feature in order[:TAKEN]]
     density, mean = (
         torch.from_numpy(np.nan_to_num(space.features[f"text_{column}"].to_numpy())).float()
@@ -94,9 +94,14 @@ def features_of(space: FeatureSpace, word: str) -> list[tuple[int, str]]:
 
 
 def _terms(name: str) -> set[str]:
-    """The terms of a feature's name, and the values of those that are attributes."""
+    """The terms of a feature's name; those that are attributes by their values too, alone and with
+    the attribute: "skin_tone: dark" is "dark" and "dark skin tone"."""
     terms = {term.strip().lower() for term in name.split(", ")}
-    return terms | {term.partition(": ")[2] for term in terms if ": " in term}
+    for term in list(terms):
+        attribute, colon, value = term.partition(": ")
+        if colon:
+            terms |= {value, f"{value} {attribute.replace('_', ' ')}"}
+    return terms
 
 
 def between(

@@ -176,6 +176,8 @@ def test_words_choose_features_that_answer_to_them(embedded: FeatureSpace) -> No
     for best, how in features_of(embedded, "woman"):
         assert how == "name"
         assert activations[women, best].mean() > activations[~women, best].mean()
+    for feature, how in features_of(embedded, "light skin tone"):
+        assert how == "name" and "skin_tone: light" in embedded.features["name"][feature].as_py()
     [first, *_] = features_of(embedded, "zzz unheard of")
     assert first[1] == "text"
     with pytest.raises(UserError, match="no words"):
