@@ -256,8 +256,9 @@ def _differences(
             if not (math.isfinite(one.low) and math.isfinite(two.low)):
                 continue
             differs = two.low > one.high or two.high < one.low
-            amount = f"{cell(two, figure.percent)} against {cell(one, figure.percent)}"
             low = two.value - one.value
+            larger, smaller = (two, one) if low > 0 else (one, two)
+            amount = f"{cell(larger, figure.percent)} against {cell(smaller, figure.percent)}"
         if differs:
             more, less = (other, first) if low > 0 else (first, other)
             sentences.append(f"{more.label} {figure.more} than {less.label}: {amount}.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 from pathlib import Path
@@ -149,6 +150,23 @@ def test_the_comparison_says_what_differs_and_has_an_interval_for_each_figure(
     table = (tmp_path / "comparison.md").read_text()
     assert table == markdown_table(comparison)
     assert table.count("\n") == 4 and "100% (100% to 100%)" in table
+
+
+def test_the_larger_figure_comes_first(space: FeatureSpace) -> None:
+    def with_l0(value: float) -> FeatureSpace:
+        overall = {"l0": value, "l0_low": value - 1, "l0_high": value + 1}
+        dictionary = {**space.config.dictionary, "held_out": {"overall": overall}}
+        changed = copy.copy(space)
+        changed.config = dataclasses.replace(space.config, dictionary=dictionary)
+        return changed
+
+    few, many = with_l0(20.0), with_l0(60.0)
+    expected = (
+        "many has more features active for a sample (higher L0) than few: "
+        "60.0 (59.0 to 61.0) against 20.0 (19.0 to 21.0)."
+    )
+    assert expected in compare([few, many], ["few", "many"]).differences[0]
+    assert expected in compare([many, few], ["many", "few"]).differences[0]
 
 
 def kinds(drift: Drift) -> dict[str, int]:
