@@ -66,9 +66,13 @@ def keep_picture(page: Page, name: str) -> None:
 
 
 def assert_accessible(page: Page) -> None:
-    """axe-core finds nothing serious on what the page shows."""
+    """axe-core finds nothing serious on what the page shows, once nothing waits or fades."""
     from axe_playwright_python.sync_playwright import Axe
 
+    page.wait_for_function(
+        "() => !document.querySelector('.pending')"
+        " && !document.getAnimations().some(a => a instanceof CSSTransition)"
+    )
     serious = [
         f"{finding['id']}: {node['target']} {node['failureSummary']}"
         for finding in Axe().run(page).response["violations"]
