@@ -19,6 +19,7 @@ from demos.common import (
     launch,
     options,
     page,
+    picture_gallery,
     picture_html,
     picture_input,
 )
@@ -99,15 +100,7 @@ def fill(workbench: Workbench, shown: Any) -> None:
     with gr.Tab("Predict"):
         with gr.Row():
             with gr.Column(scale=2):
-                gallery = gr.Gallery(
-                    label="Pictures to pick from",
-                    show_label=False,
-                    elem_id="attribute-pictures",
-                    elem_classes="gallery-of-pictures",
-                    height=330,
-                    allow_preview=False,
-                    buttons=[],
-                )
+                gallery = picture_gallery(elem_id="attribute-pictures", height=330)
                 image = picture_input(label="Picked, or upload one", height=190)
             with gr.Column(scale=3):
                 off = gr.CheckboxGroup(classes, label="Switch features off")

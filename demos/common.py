@@ -86,6 +86,19 @@ def picture_input(value: PIL.Image.Image | None = None, **options: Any) -> gr.Im
     return given
 
 
+def picture_gallery(value: Any = None, **options: Any) -> gr.Gallery:
+    """Pictures to pick from."""
+    return gr.Gallery(
+        value,
+        label="Pictures to pick from",
+        show_label=False,
+        elem_classes="gallery-of-pictures",
+        allow_preview=False,
+        buttons=[],
+        **options,
+    )
+
+
 def picture_html(png: bytes, caption: str) -> str:
     """An image within a page, its caption as the text for those who do not see it."""
     said = html.escape(caption)

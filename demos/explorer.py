@@ -6,14 +6,13 @@ python -m demos.explorer
 from __future__ import annotations
 
 import html
-import math
 from typing import Any
 
 from demos.common import errors_in_words, gr, launch, options, page, picture_html
 from features.browse import Described, Filter, describe, exemplars, find, rows_of, similarities
 from features.compare import FIGURES, Comparison, cell, compare
 from features.dominance import UNSCORED
-from features.report import CLASS_NAMES, MODALITY_CLASSES, histogram
+from features.report import CLASS_NAMES, MODALITY_CLASSES, figure, histogram
 from features.space import FeatureSpace
 
 ZONES = 10
@@ -369,11 +368,6 @@ def article_html(space: FeatureSpace, found: Described, name: str) -> str:
 def title(row: dict[str, Any]) -> str:
     """A feature's name and number."""
     return f"{html.escape(row['name'] or 'unnamed')} · {row['feature']}"
-
-
-def figure(value: float) -> str:
-    """Two digits, or n/a."""
-    return f"{value:.2f}" if math.isfinite(value) else "n/a"
 
 
 def build(spaces: dict[str, FeatureSpace]) -> gr.Blocks:

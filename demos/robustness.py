@@ -17,6 +17,7 @@ from demos.common import (
     launch,
     options,
     page,
+    picture_gallery,
     picture_input,
 )
 from features.report import CLASS_NAMES
@@ -83,16 +84,7 @@ def fill(session: Session) -> None:
     gr.Markdown(INTRO)
     with gr.Row():
         with gr.Column(scale=2):
-            gallery = gr.Gallery(
-                session.pictures,
-                label="Held-out pictures",
-                show_label=False,
-                height=270,
-                allow_preview=False,
-                elem_id="robustness-pictures",
-                elem_classes="gallery-of-pictures",
-                buttons=[],
-            )
+            gallery = picture_gallery(session.pictures, elem_id="robustness-pictures", height=270)
         image = picture_input(session.pictures[0][0], label="Picture", height=250)
     with gr.Row():
         labels = gr.Textbox(LABELS, label="Labels, by commas", scale=2)

@@ -26,7 +26,7 @@ from demos.common import (
 from features.errors import UserError
 from features.report import CLASS_NAMES, MODALITY_CLASSES
 from features.space import FeatureSpace
-from mms_apps.steering.catalogue import Card, card, search, title
+from mms_apps.steering.catalogue import Card, cards, search, title
 from mms_apps.steering.choosing import choose
 from mms_apps.steering.edits import MAX_DRIFT, Blend, Edit, Steering
 from mms_apps.steering.generator import SteeredGenerator, side_by_side
@@ -104,8 +104,8 @@ def fill(space: FeatureSpace, drawer: Callable[[], SteeredGenerator]) -> None:
         with errors_in_words():
             given = {"prompt": prompt, "image": image, "seed": int(seed)}
             made = drawer().strip(Steering((Edit(feature, 1.0),)), PREVIEW, **given)
-        picked = card(space, feature)
-        captions = "; ".join(picked.captions[:4]) or "none"
+        (picked,) = cards(space, [feature])
+        captions = "; ".join(picked.captions) or "none"
         said = f"**{picked.title}**, at strength -2, 0 and 2. Top captions: {captions}"
         return side_by_side([enlarged(i, 128) for i in made.images]), said, feature
 
@@ -305,7 +305,7 @@ def enlarged(image: Image.Image, side: int = SIDE) -> Image.Image:
 
 def top_images(found: Card) -> Image.Image:
     """A feature's four top images in a square; white where it has none."""
-    images = [enlarged(image, 96) for image in found.images[:4]]
+    images = [enlarged(image, 96) for image in found.images]
     images += [Image.new("RGB", (96, 96), "white")] * (4 - len(images))
     square = Image.new("RGB", (192, 192))
     for place, image in enumerate(images):

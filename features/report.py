@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from features.browse import monosemanticity
 from features.dominance import CROSS_MODAL, IMAGE_DOMINANT, TEXT_DOMINANT, UNSCORED
 from features.files import write_whole
 from features.space import FeatureSpace
@@ -95,7 +96,7 @@ def templates(package: str = "features") -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["figure"] = _figure
+    environment.filters["figure"] = figure
     environment.filters["percent"] = _percent
     return environment
 
@@ -179,7 +180,8 @@ def _gallery(
     """The features of the gallery, the most monosemantic first and unscored ones last, and the
     thumbnails (PNG, base64) to which their images' `thumbnail` numbers point."""
     active = [f for f in features if f["active_pairs"] > 0]
-    active.sort(key=lambda f: (f["class"] == UNSCORED, -_quality(f)))
+    quality = monosemanticity(space)  # [features]
+    active.sort(key=lambda f: (f["class"] == UNSCORED, -quality[f["feature"]]))
     chosen = active[:GALLERY]
     exemplars = _exemplars(space, {f["feature"] for f in chosen})
     numbers: dict[bytes, int] = {}
@@ -209,19 +211,8 @@ def _exemplars(
     return found
 
 
-def _quality(feature: dict[str, Any]) -> float:
-    """MS in the modality that drives the feature, or the mean of both."""
-    image, text = (v if _known(v) else 0.0 for v in (feature["ms_image"], feature["ms_text"]))
-    if feature["class"] == IMAGE_DOMINANT:
-        return image
-    return text if feature["class"] == TEXT_DOMINANT else (image + text) / 2
-
-
-def _known(value: float | None) -> bool:
-    return value is not None and math.isfinite(value)
-
-
-def _figure(value: float | None, digits: int = 2) -> str:
+def figure(value: float | None, digits: int = 2) -> str:
+    """A number in words: n/a where it is undefined."""
     return f"{value:.{digits}f}" if value is not None and math.isfinite(value) else "n/a"
 
 

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from PIL import Image
 
+from features.browse import exemplars
 from features.errors import UserError
 from features.space import FeatureSpace
 from mms_apps.steering.choosing import features_of
 
 UNNAMED = "unnamed"
+SHOWN = 4
+"""Exemplars of each modality, at most."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +59,7 @@ def search(
         found = [feature for feature in found if feature in of_class]
     if not found:
         raise UserError(f"{query}: no feature found; try another word or class")
-    return [card(space, feature) for feature in found[:limit]]
+    return cards(space, found[:limit])
 
 
 def title(space: FeatureSpace, feature: int) -> str:
@@ -66,21 +70,18 @@ def title(space: FeatureSpace, feature: int) -> str:
     return f"{feature}: {name or UNNAMED} ({modality_class}, MDS {mds:.2f})"
 
 
-def card(space: FeatureSpace, feature: int) -> Card:
-    """The card of one feature."""
-    import pyarrow.compute as pc
-
-    rows = space.exemplars.filter(pc.equal(space.exemplars["feature"], feature)).to_pylist()
-    rows.sort(key=lambda row: row["rank"])
-    return Card(
-        feature,
-        title(space, feature),
-        space.features["name"][feature].as_py() or UNNAMED,
-        space.features["class"][feature].as_py(),
-        [
-            Image.open(io.BytesIO(r["thumbnail"])).convert("RGB")
-            for r in rows
-            if r["modality"] == "image" and r["thumbnail"]
-        ],
-        [r["caption"] for r in rows if r["modality"] == "text"],
-    )
+def cards(space: FeatureSpace, features: Sequence[int]) -> list[Card]:
+    """The cards of features, in their order."""
+    images = exemplars(space, features, SHOWN)
+    texts = exemplars(space, features, SHOWN, "text")
+    return [
+        Card(
+            feature,
+            title(space, feature),
+            space.features["name"][feature].as_py() or UNNAMED,
+            space.features["class"][feature].as_py(),
+            [Image.open(io.BytesIO(row["thumbnail"])).convert("RGB") for row in images[feature]],
+            [row["caption"] for row in texts[feature]],
+        )
+        for feature in features
+    ]
