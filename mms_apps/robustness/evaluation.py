@@ -94,7 +94,7 @@ def evaluate(
     }
     curves = {name: {eps: e.value for eps, e in c.items()} for name, c in accuracy.items()}
     minimal = run.minimal(worst, right)
-    found = run.checks(curves, by_attack, worst)
+    found = run.checks(curves, by_attack, worst, right)
     groups: list[GroupResult] = []
     moved: list[dict[str, Any]] = []
     drift_attack = next((n for n in ("pgd", *config.attacks) if _drifts(n, by_attack)), None)

@@ -229,15 +229,13 @@ def _components(embeddings: Tensor, rank: int, generator: torch.Generator) -> Pc
     return PcaEdit(mean, directions[:rank])
 
 
-def shares(space: FeatureSpace, clean: Tensor, attacked: Tensor) -> dict[str, Tensor]:
+def shares(space: FeatureSpace, moved: Tensor) -> dict[str, Tensor]:
     """Of what an attack moved, each image's share that lies in a group's features: `[n]` by group,
     of the squared changes of activations; NaN where nothing moved.
 
     Args:
-        clean: unit image embeddings, `[n, dim]`.
-        attacked: of the same images, attacked.
+        moved: change of the activations, `[n, features]`.
     """
-    moved = space.encode_images(attacked) - space.encode_images(clean)  # [n, features]
     whole = moved.square().sum(1)
     return {g: _share(moved[:, space.select(g)].square().sum(1), whole) for g in GROUPS}
 

@@ -143,7 +143,8 @@ class Session:
             rounded = model((found.images * 255).round() / 255)
             clean, attacked = model.plain(pixels), model.plain(found.images)
         difference, gain = amplified(pixels, found.images)
-        drift = shares(self.space, clean, attacked)
+        moved = self.space.encode_images(attacked) - self.space.encode_images(clean)
+        drift = shares(self.space, moved)
         return PictureAttacked(
             clean=picture(pixels[0], SIDE),
             adversarial=picture(found.images[0], SIDE),
@@ -154,7 +155,7 @@ class Session:
             rounded=names[int(rounded.argmax())],
             moved=most_moved(self.space, clean, attacked, FEATURES),
             drift={group: float(share) for group, share in drift.items()},
-            control=self._control(clean, attacked),
+            control=self._control(moved),
             checks=self._checks(model, pixels, found, eps, config),
         )
 
@@ -173,8 +174,8 @@ class Session:
             if len(self.space.select(group))
         }
 
-    def _control(self, clean: Tensor, attacked: Tensor) -> dict[str, tuple[float, float]]:
-        moved = self.space.encode_images(attacked) - self.space.encode_images(clean)
+    def _control(self, moved: Tensor) -> dict[str, tuple[float, float]]:
+        """By class, the range of the shares of `_controls`; `moved` is `[1, features]`."""
         whole = float(moved.square().sum())
         found = {}
         for group, drawn in self._controls.items():

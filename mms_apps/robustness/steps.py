@@ -6,6 +6,7 @@ import dataclasses
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +106,7 @@ class Steps:
         self.steps = len(config.attacks) * len(config.eps) + extra
         self.done = 0
 
-    @property
+    @cached_property
     def clean_embedding(self) -> Tensor:
         """Of the clean images, before any edit: `[n, dim]`."""
         assert isinstance(self.model, ZeroShot)
@@ -151,6 +152,7 @@ class Steps:
         curves: dict[str, dict[float, float]],
         by_attack: dict[str, dict[float, Part]],
         worst: dict[float, Tensor],
+        right: Tensor,
     ) -> list[Check]:
         """All checks that every model gets."""
         path = self.folder / "checks.json"
@@ -164,8 +166,7 @@ class Steps:
         parts = [part for curve in by_attack.values() for part in curve.values()]
         largest = max(worst)
         rounded = worst_case(
-            {n: {e: p.rounded for e, p in parts.items()} for n, parts in by_attack.items()},
-            correct(self.model, self.task.pixels, self.task.labels).cpu(),
+            {n: {e: p.rounded for e, p in parts.items()} for n, parts in by_attack.items()}, right
         )
         masks = {n: {e: p.withstood for e, p in c.items()} for n, c in by_attack.items()}
         found = [
@@ -217,7 +218,7 @@ class Steps:
         activations = space.encode_images(clean)
         moved = space.encode_images(attacked) - activations
         energies = energy(activations).cpu()
-        by_group = shares(space, clean, attacked)
+        by_group = shares(space, moved)
         results, drawn = [], []
         for group in GROUPS:
             own = space.select(group)
