@@ -18,7 +18,7 @@ from features.embedded.build_pairs import GENDER_WORDS, SKIN_TONES
 from features.embedded.world import REGISTERS, EmbeddedPairs
 from features.encoder import Encoder, load_encoder
 from features.files import write_json
-from features.intervals import bootstrap_interval
+from features.intervals import mean_estimate
 
 GENDERS = ("man", "woman")
 
@@ -145,11 +145,11 @@ def write_evaluation(folder: Path, *, device: str = "cpu", seed: int = 0) -> dic
     encoder = load_encoder(f"local-dir:{folder}", device=device)
     record = {}
     for measure, hits in evaluate_encoder(encoder).items():
-        low, high = bootstrap_interval(hits.astype(float), seed=seed)
+        share = mean_estimate(hits.astype(float), seed=seed)
         record[measure] = {
-            "value": round(float(hits.mean()), 4),
-            "ci_low": round(low, 4),
-            "ci_high": round(high, 4),
+            "value": round(share.value, 4),
+            "ci_low": round(share.low, 4),
+            "ci_high": round(share.high, 4),
             "n": len(hits),
         }
     write_json(folder / "held_out.json", record)

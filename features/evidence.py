@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from features.dominance import CROSS_MODAL, IMAGE_DOMINANT, TEXT_DOMINANT
-from features.intervals import bootstrap_interval
+from features.intervals import mean_estimate
 from features.monosemanticity import (
     NOBODY,
     Monosemanticity,
@@ -121,7 +121,7 @@ def class_means(
     for measure in measures:
         for name in (IMAGE_DOMINANT, CROSS_MODAL, TEXT_DOMINANT):
             values = measure.values[(classes == name) & np.isfinite(measure.values)]
-            low, high = bootstrap_interval(values, seed=seed)
+            mean = mean_estimate(values, seed=seed)
             records.append(
                 {
                     "measure": measure.name,
@@ -129,9 +129,9 @@ def class_means(
                     "m": measure.m,
                     "class": name,
                     "n": len(values),
-                    "mean": float(values.mean()) if len(values) else None,
-                    "ci_low": _finite(low),
-                    "ci_high": _finite(high),
+                    "mean": _finite(mean.value),
+                    "ci_low": _finite(mean.low),
+                    "ci_high": _finite(mean.high),
                     "floor": _finite(measure.floor),
                 }
             )

@@ -178,15 +178,14 @@ def run(
         fitted = fit_dictionary(store, config, out / "dictionary", device=device)
     if scored_before is not None and scored_before.config.store_fingerprint == store.fingerprint:
         typer.echo("Finished before with these settings: nothing is computed again.")
-        scored, new = scored_before, False
+        scored = scored_before
     else:
         scored = score_features(
             store, fitted, judge_store, source, terms=terms, seed=seed, device=str(model.device)
         )
-        new = True
 
     def finish() -> None:
-        if new:
+        if scored is not scored_before:
             scored.save(out / "space")
             write_json(out / RUN_SETTINGS, settings)
         write_report(scored, out / "report.html")

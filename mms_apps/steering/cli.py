@@ -113,8 +113,11 @@ def train_generator(
         str, typer.Option(help="Embedded encoder whose image embeddings condition it.")
     ] = "embedded-ssl",
     steps: Annotated[
-        int, typer.Option(min=1, help="Of the denoiser; more than before trains on.")
-    ] = 10_000,
+        int | None,
+        typer.Option(
+            min=1, help="Of the denoiser; more than before trains on [default: the recipe's]."
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option()] = 0,
     device: Annotated[str, typer.Option(help="cpu, cuda ...")] = "cpu",
 ) -> None:
@@ -125,7 +128,8 @@ def train_generator(
     from mms_apps.steering.train_generator import train_generator as train
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    training = GeneratorTraining(encoder, denoiser=DenoiserTraining(steps=steps), seed=seed)
+    denoiser = DenoiserTraining() if steps is None else DenoiserTraining(steps=steps)
+    training = GeneratorTraining(encoder, denoiser=denoiser, seed=seed)
     train(out, training, device)
     typer.echo(f"generator -> {out}; use it as --generator {out}")
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import nullcontext
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -97,7 +98,8 @@ class SteeredGenerator:
         name = str(folder) if folder.is_dir() else where
         dtype = torch.float16 if target.type == "cuda" else torch.float32
         try:
-            pipe = StableUnCLIPImg2ImgPipeline.from_pretrained(name, dtype=dtype)
+            with _own_encoder_expected():
+                pipe = StableUnCLIPImg2ImgPipeline.from_pretrained(name, dtype=dtype)
         except Exception as error:  # diffusers and huggingface_hub each raise their own
             raise UserError(
                 f"{where}: is no Stable unCLIP pipeline ({first_line(error)}); give "
@@ -214,6 +216,21 @@ def side_by_side(images: Sequence[Image.Image]) -> Image.Image:
     for place, image in enumerate(images):
         row.paste(image, (place * width, 0))
     return row
+
+
+@contextmanager
+def _own_encoder_expected() -> Iterator[None]:
+    """Leaves out diffusers' warning that the image encoder is of no class of its own."""
+
+    def wanted(record: logging.LogRecord) -> bool:
+        return not record.getMessage().startswith("Expected types for image_encoder")
+
+    logger = logging.getLogger("diffusers.pipelines.pipeline_utils")
+    logger.addFilter(wanted)
+    try:
+        yield
+    finally:
+        logger.removeFilter(wanted)
 
 
 def _probe() -> Image.Image:

@@ -13,13 +13,14 @@ import json
 import logging
 import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from features.checkpoint import load_checkpoint, save_checkpoint
@@ -87,7 +88,7 @@ class DenoiserTraining:
     time_channels: int = 320
     layers: int = 1
     heads: int = 4
-    steps: int = 10_000
+    steps: int = 14_250
     batch: int = 64
     learning_rate: float = 6e-4
     average_decay: float = 0.999
@@ -142,8 +143,9 @@ def train_generator(
     checkpoints.mkdir(parents=True, exist_ok=True)
     encoder = load_encoder(training.encoder, device=device)
     source = EmbeddedPairs("train")
-    vae = train_autoencoder(source, checkpoints, training, device)
-    refine_decoder(vae, source, checkpoints, training, device)
+    drawings = [source.drawing(index) for index in range(len(source.rows))]
+    vae = train_autoencoder(source, drawings, checkpoints, training, device)
+    refine_decoder(vae, source, drawings, checkpoints, training, device)
     drawn = draw_images(source, training.denoiser.draws, training.seed)
     unet, normaliser, text_encoder, tokenizer = train_denoiser(
         drawn, vae, encoder, checkpoints, training, device
@@ -195,7 +197,11 @@ def scaled(pixels: Tensor) -> Tensor:
 
 
 def train_autoencoder(
-    source: EmbeddedPairs, checkpoints: Path, training: GeneratorTraining, device: str
+    source: EmbeddedPairs,
+    drawings: Sequence[Image.Image],
+    checkpoints: Path,
+    training: GeneratorTraining,
+    device: str,
 ) -> AutoencoderKL:
     """An autoencoder of 64-pixel images, its latents scaled to unit variance."""
     from diffusers import AutoencoderKL
@@ -215,10 +221,9 @@ def train_autoencoder(
         sample_size=64,
     ).to(device)
     vae.to(memory_format=torch.channels_last)
-    pictures = RandomPictures(source, f"{training.seed}/vae", recipe.batch)
 
     def loss(step: int) -> Tensor:
-        x = pictures.at(step).to(device)
+        x = random_pictures(drawings, f"{training.seed}/vae/{step}", recipe.batch).to(device)
         generator = torch.Generator(device).manual_seed(step)
         with torch.autocast(torch.device(device).type, dtype=torch.bfloat16):
             posterior = vae.encode(x).latent_dist
@@ -243,6 +248,7 @@ def train_autoencoder(
 def refine_decoder(
     vae: AutoencoderKL,
     source: EmbeddedPairs,
+    drawings: Sequence[Image.Image],
     checkpoints: Path,
     training: GeneratorTraining,
     device: str,
@@ -250,10 +256,9 @@ def refine_decoder(
     """Train the decoder on, in place."""
     recipe = training.decoder
     parts = nn.ModuleList([vae.post_quant_conv, vae.decoder]).requires_grad_(True)
-    pictures = RandomPictures(source, f"{training.seed}/decoder", recipe.batch)
 
     def loss(step: int) -> Tensor:
-        x = pictures.at(step).to(device)
+        x = random_pictures(drawings, f"{training.seed}/decoder/{step}", recipe.batch).to(device)
         generator = torch.Generator(device).manual_seed(step)
         with torch.autocast(torch.device(device).type, dtype=torch.bfloat16):
             with torch.no_grad():
@@ -274,22 +279,14 @@ def refine_decoder(
     vae.eval().requires_grad_(False)
 
 
-class RandomPictures:
-    """Drawings of a split under random planted factors, the same ones at the same step."""
-
-    def __init__(self, source: EmbeddedPairs, seed: str, batch: int) -> None:
-        self.drawings = [source.drawing(index) for index in range(len(source.rows))]
-        self.seed = seed
-        self.batch = batch
-
-    def at(self, step: int) -> Tensor:
-        """`[batch, 3, 64, 64]` in [-1, 1]."""
-        rng = random.Random(f"{self.seed}/{step}")
-        pictures = [
-            np.asarray(render(rng.choice(self.drawings), PlantedFactors.draw(rng)))
-            for _ in range(self.batch)
-        ]
-        return scaled(torch.from_numpy(np.stack(pictures)))
+def random_pictures(drawings: Sequence[Image.Image], key: str, batch: int) -> Tensor:
+    """Drawings under random planted factors, the same ones for the same key:
+    `[batch, 3, 64, 64]` in [-1, 1]."""
+    rng = random.Random(key)
+    pictures = [
+        np.asarray(render(rng.choice(drawings), PlantedFactors.draw(rng))) for _ in range(batch)
+    ]
+    return scaled(torch.from_numpy(np.stack(pictures)))
 
 
 def unlikeness(again: Tensor, x: Tensor, edge_weight: float) -> Tensor:
