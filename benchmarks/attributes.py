@@ -13,11 +13,9 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import re
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -27,7 +25,15 @@ import numpy as np
 import torch
 from rich.progress import track
 
-from benchmarks.common import Result, estimate_row, mean_row, print_results, write_results
+from benchmarks.common import (
+    PeakMemory,
+    Result,
+    estimate_row,
+    mean_row,
+    options,
+    print_results,
+    write_results,
+)
 from features.embedded.build_pairs import SKIN_TONES
 from features.embedded.world import REGISTERS, EmbeddedPairs, render
 from features.evaluate import GENDERS, embed_pairs, gender_prompts, skin_tone_prompts
@@ -51,7 +57,7 @@ from mms_apps.attributes.measures import (
     estimate,
     weighted_mean,
 )
-from mms_apps.attributes.model import METHODS, fit_model
+from mms_apps.attributes.model import METHODS, AttributeModel, fit_model
 
 TEST_DRAWS = range(1, 5)
 """Draws of the planted factors under which each held-out drawing is tested."""
@@ -197,8 +203,6 @@ def planted(space: FeatureSpace, seed: int) -> list[MethodRow]:
     unrelated = fit_model(
         space, None, "skin_tone", SKIN_TONES, "zero_shot", prompts=prompts_of("skin_tone")
     )
-    groups = cells(*(validation.columns[name].astype(str) for name in ("gender", "background")))
-    choice, edit = choose_edit(model, validation, "background", groups)
     template = REGISTERS["plain"][0]
     first, second = TIES.values()
     projection = prompt_projection(
@@ -212,26 +216,59 @@ def planted(space: FeatureSpace, seed: int) -> list[MethodRow]:
             for gender in GENDERS
         ],
     )
-    edits: dict[str, Sequence[Edit]] = {
-        "none": [Edit()],
-        "features": [edit],
-        "debias_vl": [projection],
-        "random": random_edits(choice, edit, validation, seed=seed),
-        "mean_difference": [mean_difference(validation, "gender", "background")],
-    }
-    found = compare_methods(
+    return compared(
         model,
-        edits,
+        validation,
         test,
         "background",
-        cells(*(test.columns[name].astype(str) for name in ("gender", "background"))),
+        lambda samples: cells(*(samples.columns[c].astype(str) for c in ("gender", "background"))),
+        projection,
         probe_samples=balanced,
         unrelated=unrelated,
         seed=seed,
     )
-    names = space.features["name"].to_pylist()
-    print("planted:", choice.how, [(f, names[f]) for f in choice.features])
-    return found
+
+
+def compared(
+    model: AttributeModel,
+    choosing: Samples,
+    test: Samples,
+    factor: str,
+    groups: Callable[[Samples], np.ndarray],
+    projection: Project,
+    *,
+    probe_samples: Samples,
+    unrelated: AttributeModel,
+    seed: int,
+) -> list[MethodRow]:
+    """All methods on a test set; says which features were taken out.
+
+    Args:
+        choosing: samples on which edits are chosen.
+        groups: of samples, `[n]`.
+        projection: debias_vl's.
+        probe_samples, unrelated: as `compare_methods` takes them.
+    """
+    choice, edit = choose_edit(model, choosing, factor, groups(choosing))
+    names = model.space.features["name"].to_pylist()
+    print(f"{factor}: {choice.how}", [(f, names[f]) for f in choice.features])
+    edits: dict[str, Sequence[Edit]] = {
+        "none": [Edit()],
+        "features": [edit],
+        "debias_vl": [projection],
+        "random": random_edits(choice, edit, choosing, seed=seed),
+        "mean_difference": [mean_difference(choosing, model.config.attribute, factor)],
+    }
+    return compare_methods(
+        model,
+        edits,
+        test,
+        factor,
+        groups(test),
+        probe_samples=probe_samples,
+        unrelated=unrelated,
+        seed=seed,
+    )
 
 
 def mean_difference(samples: Samples, attribute: str, factor: str) -> Project:
@@ -267,8 +304,6 @@ def real_rows(space: FeatureSpace, seed: int) -> list[Result]:
     unrelated = fit_model(
         space, None, "skin_tone", SKIN_TONES, "zero_shot", prompts=prompts_of("skin_tone")
     )
-    groups = gendered.columns["gender"].astype(str)
-    choice, edit = choose_edit(model, gendered, "gender", groups)
     projection = prompt_projection(
         model,
         [template.format(gender) for gender in GENDERS],
@@ -277,25 +312,17 @@ def real_rows(space: FeatureSpace, seed: int) -> list[Result]:
             for role in roles
         ],
     )
-    edits: dict[str, Sequence[Edit]] = {
-        "none": [Edit()],
-        "features": [edit],
-        "debias_vl": [projection],
-        "random": random_edits(choice, edit, gendered, seed=seed),
-        "mean_difference": [mean_difference(gendered, "role", "gender")],
-    }
-    found = compare_methods(
+    found = compared(
         model,
-        edits,
+        gendered,
         test,
         "gender",
-        test.columns["gender"].astype(str),
+        lambda samples: samples.columns["gender"].astype(str),
+        projection,
         probe_samples=gendered,
         unrelated=unrelated,
         seed=seed,
     )
-    names = space.features["name"].to_pylist()
-    print("real:", choice.how, [(f, names[f]) for f in choice.features])
     return method_rows(found, "real/")
 
 
@@ -381,26 +408,8 @@ def stream(pairs: int, work: Path, seed: int) -> None:
     print(json.dumps({"seconds": seconds, "peak_memory": memory.peak}))
 
 
-class PeakMemory(threading.Thread):
-    """Watches how much memory this process holds of its own, in MiB: not the pages of the store's
-    files that are mapped, which the system takes back when it wants them."""
-
-    def __init__(self) -> None:
-        super().__init__(daemon=True)
-        self.peak = 0.0
-
-    def run(self) -> None:
-        while True:
-            status = Path("/proc/self/status").read_text(encoding="utf-8")
-            found = re.search(r"RssAnon:\s+(\d+) kB", status)
-            self.peak = max(self.peak, int(found[1]) / 1024 if found else float("nan"))
-            time.sleep(0.02)
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--seed", type=int, default=0)
+    parser = options(__doc__)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--stream", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()

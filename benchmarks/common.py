@@ -1,10 +1,14 @@
-"""What all benchmarks share: result rows, the machine, printing and writing."""
+"""What all benchmarks share: options, result rows, peak memory, printing and writing."""
 
 from __future__ import annotations
 
+import argparse
 import os
 import platform
+import re
 import statistics
+import threading
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -44,6 +48,30 @@ def mean_row(name: str, values: np.ndarray, unit: str, seed: int) -> Result:
 def median_row(name: str, values: Sequence[float], unit: str) -> Result:
     """The median of repeats with their range."""
     return Result(name, statistics.median(values), min(values), max(values), len(values), unit)
+
+
+class PeakMemory(threading.Thread):
+    """Watches how much memory this process holds of its own, in MiB: not the pages of the store's
+    files that are mapped, which the system takes back when it wants them."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.peak = 0.0
+
+    def run(self) -> None:
+        while True:
+            status = Path("/proc/self/status").read_text(encoding="utf-8")
+            found = re.search(r"RssAnon:\s+(\d+) kB", status)
+            self.peak = max(self.peak, int(found[1]) / 1024 if found else float("nan"))
+            time.sleep(0.02)
+
+
+def options(doc: str) -> argparse.ArgumentParser:
+    """The options that all benchmarks take; the help is the first line of `doc`."""
+    parser = argparse.ArgumentParser(description=doc.splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True, help="JSON file for the results")
+    parser.add_argument("--seed", type=int, default=0)
+    return parser
 
 
 def machine() -> dict[str, Any]:

@@ -11,13 +11,12 @@ after an interruption.
 
 from __future__ import annotations
 
-import argparse
 import math
 from pathlib import Path
 
 import numpy as np
 
-from benchmarks.common import Result, mean_row, print_results, write_results
+from benchmarks.common import Result, mean_row, options, print_results, write_results
 from features.compare import compare, markdown_table, write_comparison
 from features.dictionary import (
     DICTIONARIES,
@@ -70,9 +69,7 @@ def held_out_rows(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--seed", type=int, default=0)
+    parser = options(__doc__)
     parser.add_argument("--device", default="auto")
     arguments = parser.parse_args()
     out, seed = arguments.out, arguments.seed

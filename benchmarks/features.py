@@ -9,7 +9,6 @@ measures other libraries' speed too (`benchmarks.peers`); `--only` measures some
 
 from __future__ import annotations
 
-import argparse
 import subprocess
 import sys
 import tempfile
@@ -19,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.common import Result, median_row, print_results, write_results
+from benchmarks.common import Result, mean_row, median_row, options, print_results, write_results
 from benchmarks.peers import speed_rows
 from benchmarks.planted import planted_rows
 from benchmarks.scale import scale_rows
@@ -28,7 +27,6 @@ from features.embedded.world import EmbeddedPairs
 from features.encoder import Encoder, load_encoder
 from features.evaluate import evaluate_encoder
 from features.extract import extract
-from features.intervals import bootstrap_interval
 from features.pairs import open_pairs
 
 SECTIONS = ("encoders", "extraction", "scale", "planted", "speed", "cli")
@@ -43,8 +41,7 @@ def encoder_rows(encoders: dict[str, Encoder], seed: int) -> list[Result]:
         for measure, hits in evaluate_encoder(encoder).items():
             plain = "embedded-ssl" if measure.startswith("probe/") else "embedded"
             row = measure if name == plain else f"{name}/{measure}"
-            low, high = bootstrap_interval(hits.astype(float), seed=seed)
-            rows.append(Result(row, float(hits.mean()), low, high, len(hits), "share"))
+            rows.append(mean_row(row, hits.astype(float), "share", seed))
     return rows
 
 
@@ -94,9 +91,7 @@ def help_row(repeats: int = 5) -> Result:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--seed", type=int, default=0)
+    parser = options(__doc__)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--peers", help="Python of an environment that holds the other libraries")
     parser.add_argument("--only", nargs="+", choices=SECTIONS, default=SECTIONS)

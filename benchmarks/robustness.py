@@ -19,7 +19,6 @@ Intervals are bootstrapped over images; those of controls are the range over see
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 import time
 from collections.abc import Callable
@@ -35,6 +34,7 @@ from benchmarks.common import (
     estimate_row,
     mean_row,
     median_row,
+    options,
     print_results,
     write_results,
 )
@@ -309,9 +309,7 @@ def _range(name: str, values: list[float]) -> Result:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--seed", type=int, default=0)
+    parser = options(__doc__)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--count", type=int, default=300, help="held-out images")
     parser.add_argument("--work", type=Path, help="folder to go on in after an interruption")

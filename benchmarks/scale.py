@@ -22,8 +22,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from benchmarks.attributes import PeakMemory
-from benchmarks.common import Result, median_row, print_results, write_results
+from benchmarks.common import PeakMemory, Result, median_row, options, print_results, write_results
 from features.dictionary import DictionaryConfig, TopKDictionary
 from features.files import write_json
 from features.monosemanticity import MonosemanticityStatistics
@@ -170,10 +169,8 @@ def double_loop(activations: np.ndarray, embeddings: np.ndarray) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, required=True)
+    parser = options(__doc__)
     parser.add_argument("--pairs", type=int, default=MILLION)
-    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--store", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.store is not None:

@@ -7,12 +7,16 @@ import os
 import random
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image, ImageDraw
 
+from mms_apps import cli
+
+Mms = Callable[..., tuple[int, str, str]]
 COLOURS = ("red", "green", "blue", "yellow", "purple")
 SHAPES = ("circle", "square", "line")
 IMAGE_SIZE = 32
@@ -112,6 +116,20 @@ def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def imagefolder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """40 drawn PNGs with metadata.jsonl; don't change it."""
     return draw_imagefolder(tmp_path_factory.mktemp("pairs") / "shapes")
+
+
+@pytest.fixture
+def mms(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Mms:
+    """Run the command in this process: (exit code, stdout, stderr)."""
+
+    def call(*arguments: str | Path) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["mms", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+        out, err = capsys.readouterr()
+        return int(stopped.value.code or 0), out, err
+
+    return call
 
 
 def launch(processes: int, *arguments: str | Path) -> None:

@@ -17,25 +17,10 @@ import pytest
 
 from features.dictionary import DICTIONARIES
 from mms_apps import cli
-from tests.conftest import draw_imagefolder, save_tiny_clip
+from tests.conftest import Mms, draw_imagefolder, save_tiny_clip
 
-Mms = Callable[..., tuple[int, str, str]]
 ON_THE_CPU = ("--device", "cpu", "--workers", "0")
 SMALL = ("--features", "24", "--k", "4", *ON_THE_CPU)
-
-
-@pytest.fixture
-def mms(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Mms:
-    """Run the command in this process: (exit code, stdout, stderr)."""
-
-    def call(*arguments: str | Path) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["mms", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stopped:
-            cli.main()
-        out, err = capsys.readouterr()
-        return int(stopped.value.code or 0), out, err
-
-    return call
 
 
 @pytest.fixture(scope="module")

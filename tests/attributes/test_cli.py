@@ -6,35 +6,20 @@ import csv
 import json
 import re
 import shutil
-import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from mms_apps import cli
-from tests.conftest import draw_imagefolder
-
-Mms = Callable[..., tuple[int, str, str]]
+from tests.conftest import Mms, draw_imagefolder
 
 
 @pytest.fixture
-def mms(
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    space_folder: Path,
-    clip_folder: Path,
-) -> Mms:
+def attributes(mms: Mms, space_folder: Path, clip_folder: Path) -> Mms:
     """Run `mms attributes` over the tiny space: (exit code, stdout, stderr)."""
 
     def call(command: str, *arguments: str | Path) -> tuple[int, str, str]:
         where = ("--space", space_folder, "--encoder", f"local-dir:{clip_folder}")
-        words = ["mms", "attributes", command, *where, *arguments, "--device", "cpu"]
-        monkeypatch.setattr(sys, "argv", [str(word) for word in words])
-        with pytest.raises(SystemExit) as stopped:
-            cli.main()
-        out, err = capsys.readouterr()
-        return int(stopped.value.code or 0), out, err
+        return mms("attributes", command, *where, *arguments, "--device", "cpu")
 
     return call
 
@@ -68,10 +53,12 @@ def assert_needs_no_network(page: Path) -> None:
     assert not re.search(r"(src|href)=\"(?!data:)", text)
 
 
-def test_predict_audit_and_edit(folders: tuple[Path, Path], tmp_path: Path, mms: Mms) -> None:
+def test_predict_audit_and_edit(
+    folders: tuple[Path, Path], tmp_path: Path, attributes: Mms
+) -> None:
     train, test = folders
     shape = ("--attribute", "shape", "--pairs", test)
-    code, out, _ = mms("predict", *shape, "--train", train, "--out", tmp_path / "p")
+    code, out, _ = attributes("predict", *shape, "--train", train, "--out", tmp_path / "p")
     assert code == 0
     assert "60 predictions" in out
     with (tmp_path / "p" / "predictions.csv").open() as file:
@@ -85,7 +72,7 @@ def test_predict_audit_and_edit(folders: tuple[Path, Path], tmp_path: Path, mms:
     assert "say nothing about who a person is" in (tmp_path / "p" / "predictions.html").read_text()
 
     saved = ("--model", tmp_path / "p" / "model")
-    code, out, _ = mms("audit", *shape, *saved, "--group", "place", "--out", tmp_path / "a")
+    code, out, _ = attributes("audit", *shape, *saved, "--group", "place", "--out", tmp_path / "a")
     assert code == 0
     assert "smallest group alone (1 samples)" in out.replace("\n", " ")
     record = json.loads((tmp_path / "a" / "audit.json").read_text())
@@ -98,13 +85,15 @@ def test_predict_audit_and_edit(folders: tuple[Path, Path], tmp_path: Path, mms:
 
 
 def test_debias_leaves_an_edit_that_predict_takes(
-    folders: tuple[Path, Path], tmp_path: Path, mms: Mms
+    folders: tuple[Path, Path], tmp_path: Path, attributes: Mms
 ) -> None:
     train, test = folders
     names = ("--attribute", "shape", "--value", "circle", "--value", "square")
     factor = ("--factor", "place", "--factor-value", "x", "--factor-value", "y")
     unrelated = ("--unrelated", "colour", "--out", tmp_path / "d")
-    code, out, _ = mms("debias", "--train", train, "--pairs", test, *names, *factor, *unrelated)
+    code, out, _ = attributes(
+        "debias", "--train", train, "--pairs", test, *names, *factor, *unrelated
+    )
     assert code == 0
     for method in ("none", "features", "debias_vl", "random"):
         assert f"{method}: accuracy" in out
@@ -113,25 +102,27 @@ def test_debias_leaves_an_edit_that_predict_takes(
     assert_needs_no_network(tmp_path / "d" / "debias.html")
     edited = ("--model", tmp_path / "d" / "model", "--edit", tmp_path / "d" / "edit")
     shape = ("--attribute", "shape", "--pairs", test)
-    assert mms("predict", *shape, *edited, "--out", tmp_path / "p", "--explain", "0")[0] == 0
+    assert attributes("predict", *shape, *edited, "--out", tmp_path / "p", "--explain", "0")[0] == 0
 
 
-def test_texts_and_zero_shot_prompts(folders: tuple[Path, Path], tmp_path: Path, mms: Mms) -> None:
+def test_texts_and_zero_shot_prompts(
+    folders: tuple[Path, Path], tmp_path: Path, attributes: Mms
+) -> None:
     prompts = tmp_path / "prompts.json"
     prompts.write_text(json.dumps({"circle": ["a circle"], "square": ["a square", "a drawing"]}))
     common = ("--pairs", folders[1], "--attribute", "shape", "--method", "zero_shot")
     options = ("--prompts", prompts, "--modality", "text", "--explain", "2")
-    assert mms("predict", *common, *options, "--out", tmp_path / "out")[0] == 0
+    assert attributes("predict", *common, *options, "--out", tmp_path / "out")[0] == 0
     config = json.loads((tmp_path / "out" / "model" / "config.json").read_text())
     assert config["prompts"]["square"] == ["a square", "a drawing"]
     assert config["modality"] == "text"
     prompts.write_text('{"circle": "a circle", "square": []}')
-    code, _, err = mms("predict", *common, *options, "--out", tmp_path / "again")
+    code, _, err = attributes("predict", *common, *options, "--out", tmp_path / "again")
     assert code == 2
     assert "not prompts by value" in one_error(err)
 
 
-def test_mistakes_are_one_line(folders: tuple[Path, Path], tmp_path: Path, mms: Mms) -> None:
+def test_mistakes_are_one_line(folders: tuple[Path, Path], tmp_path: Path, attributes: Mms) -> None:
     train, test = folders
     out = ("--out", tmp_path / "out")
     fit = ("--method", "linear_probe", "--pairs", test, "--train", train, *out)
@@ -145,19 +136,19 @@ def test_mistakes_are_one_line(folders: tuple[Path, Path], tmp_path: Path, mms: 
         ("predict", ("--attribute", "shape", "--modality", "sound", *fit), "sound: unknown"),
         ("predict", ("--attribute", "shape", "--model", test, "--pairs", test, *out), "no attrib"),
     ):
-        code, _, err = mms(command, *arguments)
+        code, _, err = attributes(command, *arguments)
         assert code == 2
         assert re.search(expected, one_error(err)), err
 
 
 def test_an_image_that_cannot_be_read_is_skipped_and_counted(
-    folders: tuple[Path, Path], tmp_path: Path, mms: Mms
+    folders: tuple[Path, Path], tmp_path: Path, attributes: Mms
 ) -> None:
     broken = tmp_path / "broken"
     shutil.copytree(folders[1], broken)
     (broken / "images" / "0003.png").write_bytes(b"not an image")
     options = ("--pairs", broken, "--attribute", "shape", "--method", "zero_shot")
-    code, out, err = mms("predict", *options, "--out", tmp_path / "out", "--explain", "3")
+    code, out, err = attributes("predict", *options, "--out", tmp_path / "out", "--explain", "3")
     assert code == 0
     assert "59 predictions" in out
     assert "1 pairs skipped" in err
@@ -166,11 +157,11 @@ def test_an_image_that_cannot_be_read_is_skipped_and_counted(
 
 
 def test_fitted_pairs_are_left_out_of_an_audit(
-    folders: tuple[Path, Path], tmp_path: Path, mms: Mms
+    folders: tuple[Path, Path], tmp_path: Path, attributes: Mms
 ) -> None:
     both = ("--pairs", folders[0], "--train", folders[0], "--method", "linear_probe")
     audited = ("--attribute", "colour", "--group", "place", "--out", tmp_path / "out")
-    code, _, err = mms("audit", *both, *audited)
+    code, _, err = attributes("audit", *both, *audited)
     assert code == 2
     assert "150 pairs left out" in err
     assert "0 group" in one_error(err)

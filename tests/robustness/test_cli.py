@@ -10,26 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from mms_apps import cli
-
 QUICK = (
     "--count", "6", "--attack", "noise", "--attack", "pgd", "--eps", "8/255", "--eps", "16/255",
     "--pgd-steps", "12", "--steps", "8", "--queries", "20", "--device", "cpu",
 )  # fmt: skip
-
-
-@pytest.fixture
-def mms(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
-    """Run the command in this process: (exit code, stdout, stderr)."""
-
-    def call(*arguments: str | Path) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["mms", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stopped:
-            cli.main()
-        out, err = capsys.readouterr()
-        return int(stopped.value.code or 0), out, err
-
-    return call
 
 
 def test_it_leaves_json_and_a_report_and_goes_on(mms, tmp_path: Path) -> None:
