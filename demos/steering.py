@@ -39,6 +39,8 @@ SHOWN = 12
 SIDE = 256
 CSS = """
 #edits .cm-line span { color: inherit; }
+#found .grid-container { grid-template-columns: repeat(auto-fill, minmax(150px, 1fr)); }
+#found .thumbnail-item { aspect-ratio: 1; height: auto; }
 #found .caption-label { font-size: .75rem; white-space: normal; max-width: 94%; }
 """
 HELP = """
