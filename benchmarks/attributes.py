@@ -329,6 +329,7 @@ def real_rows(space: FeatureSpace, seed: int) -> list[Result]:
 def method_rows(
     found: Sequence[MethodRow], prefix: str, measures: Sequence[str] = MEASURES
 ) -> list[Result]:
+    """One row a measure and method."""
     return [
         estimate_row(
             f"{prefix}{measure}/{method.method}", getattr(method, measure), method.samples, "share"

@@ -358,6 +358,7 @@ def speed_rows(bench: Bench, repeats: int = 9) -> list[Result]:
 
 
 def seconds(call: Callable[[int], None], count: int) -> float:
+    """That one call takes."""
     start = time.perf_counter()
     call(count)
     return time.perf_counter() - start

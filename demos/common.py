@@ -34,6 +34,7 @@ CSS = """
   filter: invert(.92) hue-rotate(180deg); }
 .dark .js-plotly-plot .bg { fill-opacity: 0 !important; }
 .gradio-container .table-wrap { --font-mono: var(--font); }
+.gradio-container .secondary-wrap input { padding-right: 1.7rem; text-overflow: ellipsis; }
 .gallery-of-pictures .grid-container {
   grid-template-columns: repeat(auto-fill, minmax(72px, 1fr)) !important; }
 .gallery-of-pictures .thumbnail-item { aspect-ratio: 1; height: auto; }

@@ -47,7 +47,6 @@ REGISTERS: dict[str, tuple[str, ...]] = {
 }
 PLANTED_IMAGE = ("background", "pattern", "scale")
 PLANTED_TEXT = ("register", "wording")
-SHARED = ("gender", "skin_tone", "role", "group")
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,6 @@ from mms_apps.robustness.models import (
 
 ALL = "all"
 """Every feature of the target text."""
-NOTHING = "no attack"
 
 
 @dataclass(frozen=True)
