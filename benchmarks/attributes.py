@@ -3,7 +3,8 @@
     python -m benchmarks.attributes --out runs/benchmark-attributes.json
 
 Probes are fitted, and everything is chosen, on the training pairs; all figures are on the held-out
-combinations under several draws of the planted factors, with intervals over drawings. The rows
+combinations under several draws of the planted factors, with intervals over drawings. `--spaces`
+takes FeatureSpaces of other dictionaries too, such as `benchmarks.dictionaries` leaves. The rows
 `fresh/...` repeat the planted case on seeds that played no part when its rule was settled; their
 means have intervals over seeds.
 """
@@ -59,6 +60,7 @@ from mms_apps.attributes.measures import (
 )
 from mms_apps.attributes.model import METHODS, AttributeModel, fit_model
 
+SECTIONS = ("probes", "planted", "real", "classes", "stream")
 TEST_DRAWS = range(1, 5)
 """Draws of the planted factors under which each held-out drawing is tested."""
 TIED = 0.95
@@ -412,6 +414,10 @@ def stream(pairs: int, work: Path, seed: int) -> None:
 def main() -> None:
     parser = options(__doc__)
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--only", nargs="+", choices=SECTIONS, default=SECTIONS)
+    parser.add_argument(
+        "--spaces", type=Path, help="folder of FeatureSpaces to fit probes on as well"
+    )
     parser.add_argument("--stream", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.stream is not None:
@@ -420,18 +426,26 @@ def main() -> None:
     seed, results = arguments.seed, []
     plain = FeatureSpace.load("embedded", device=arguments.device)
     ssl = FeatureSpace.load("embedded-ssl", device=arguments.device)
+    folders = sorted(arguments.spaces.iterdir()) if arguments.spaces else []
+    spaces = [FeatureSpace.load(folder, device=arguments.device) for folder in folders]
     with tempfile.TemporaryDirectory() as scratch:
-        sections: tuple[Callable[[], list[Result]], ...] = (
-            lambda: accuracy_rows(plain, "", seed),
-            lambda: accuracy_rows(ssl, "embedded-ssl/", seed),
-            lambda: planted_rows(ssl, seed),
-            lambda: fresh_rows(ssl),
-            lambda: real_rows(plain, seed),
-            lambda: class_rows(ssl, seed),
-            lambda: stream_rows(Path(scratch), seed),
-        )
-        for section in sections:
-            results += section()
+        sections: dict[str, Callable[[], list[Result]]] = {
+            "probes": lambda: [
+                *accuracy_rows(plain, "", seed),
+                *accuracy_rows(ssl, "embedded-ssl/", seed),
+                *(
+                    row
+                    for folder, space in zip(folders, spaces, strict=True)
+                    for row in accuracy_rows(space, f"spaces/{folder.name}/", seed)
+                ),
+            ],
+            "planted": lambda: [*planted_rows(ssl, seed), *fresh_rows(ssl)],
+            "real": lambda: real_rows(plain, seed),
+            "classes": lambda: class_rows(ssl, seed),
+            "stream": lambda: stream_rows(Path(scratch), seed),
+        }
+        for name in arguments.only:
+            results += sections[name]()
             write_results(arguments.out, results, seed=seed)
     print_results(results)
 
