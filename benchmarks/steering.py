@@ -404,7 +404,11 @@ def plot(results: list[Result]) -> str:
     figure.update_yaxes(range=[-0.03, 1.05])
     figure.update_yaxes(title_text="success", row=1, col=1)
     figure.update_layout(
-        width=1100, height=380, template="simple_white", legend={"orientation": "h", "y": -0.25}
+        width=1100,
+        height=330,
+        margin={"t": 40},
+        template="simple_white",
+        legend={"orientation": "h", "y": -0.3},
     )
     return figure.to_html(include_plotlyjs=True)
 
