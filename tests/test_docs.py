@@ -35,8 +35,14 @@ ROOT = Path(__file__).parents[1]
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 IN_TABLE = re.compile(r"\| `((?:mms|python|make) [^`]+)`")
 COMMANDS = ("mms", "python", "make", "pip", "accelerate", "torchrun", "git", "docker")
-ONLY_PARSED = ("steer", "robustness", "attributes audit", "attributes debias")
-"""Commands that take minutes; each has tests of its own."""
+ONLY_PARSED = (
+    "steer",
+    "train-generator",
+    "robustness",
+    "attributes audit",
+    "attributes debias",
+)
+"""Commands that take minutes or hours; each has tests of its own."""
 NEEDS_NETWORK = ("from_pretrained(", "pipe(")
 OFFLINE = ("embedded", "embedded-ssl")
 
