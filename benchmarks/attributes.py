@@ -32,8 +32,7 @@ from benchmarks.common import (
     estimate_row,
     mean_row,
     options,
-    print_results,
-    write_results,
+    run_sections,
 )
 from features.embedded.build_pairs import SKIN_TONES
 from features.embedded.world import REGISTERS, EmbeddedPairs, render
@@ -168,6 +167,15 @@ def accuracy_rows(space: FeatureSpace, prefix: str, seed: int) -> list[Result]:
         rows.append(Result(name, used, used, used, 1, "features"))
         name = f"{prefix}explain/{attribute}/largest_error"
         rows.append(Result(name, error, error, error, 200 * len(METHODS), "logit"))
+    return rows
+
+
+def space_rows(folders: Sequence[Path], device: str, seed: int) -> list[Result]:
+    """The same of other FeatureSpaces, loaded one after the other."""
+    rows = []
+    for folder in folders:
+        space = FeatureSpace.load(folder, device=device)
+        rows += accuracy_rows(space, f"spaces/{folder.name}/", seed)
     return rows
 
 
@@ -423,31 +431,23 @@ def main() -> None:
     if arguments.stream is not None:
         stream(arguments.stream, arguments.out, arguments.seed)
         return
-    seed, results = arguments.seed, []
+    seed = arguments.seed
     plain = FeatureSpace.load("embedded", device=arguments.device)
     ssl = FeatureSpace.load("embedded-ssl", device=arguments.device)
     folders = sorted(arguments.spaces.iterdir()) if arguments.spaces else []
-    spaces = [FeatureSpace.load(folder, device=arguments.device) for folder in folders]
     with tempfile.TemporaryDirectory() as scratch:
         sections: dict[str, Callable[[], list[Result]]] = {
             "probes": lambda: [
                 *accuracy_rows(plain, "", seed),
                 *accuracy_rows(ssl, "embedded-ssl/", seed),
-                *(
-                    row
-                    for folder, space in zip(folders, spaces, strict=True)
-                    for row in accuracy_rows(space, f"spaces/{folder.name}/", seed)
-                ),
+                *space_rows(folders, arguments.device, seed),
             ],
             "planted": lambda: [*planted_rows(ssl, seed), *fresh_rows(ssl)],
             "real": lambda: real_rows(plain, seed),
             "classes": lambda: class_rows(ssl, seed),
             "stream": lambda: stream_rows(Path(scratch), seed),
         }
-        for name in arguments.only:
-            results += sections[name]()
-            write_results(arguments.out, results, seed=seed)
-    print_results(results)
+        run_sections([sections[name] for name in arguments.only], arguments.out, seed=seed)
 
 
 if __name__ == "__main__":

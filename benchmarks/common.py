@@ -9,7 +9,7 @@ import re
 import statistics
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -72,6 +72,18 @@ def options(doc: str) -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, required=True, help="JSON file for the results")
     parser.add_argument("--seed", type=int, default=0)
     return parser
+
+
+def run_sections(
+    sections: Iterable[Callable[[], list[Result]]], out: Path, *, seed: int
+) -> list[Result]:
+    """Measure sections in turn; what there is is written after each, and printed in the end."""
+    results: list[Result] = []
+    for section in sections:
+        results += section()
+        write_results(out, results, seed=seed)
+    print_results(results)
+    return results
 
 
 def machine() -> dict[str, Any]:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.common import Result, mean_row, median_row, options, print_results, write_results
+from benchmarks.common import Result, mean_row, median_row, options, run_sections
 from benchmarks.peers import speed_rows
 from benchmarks.planted import planted_rows
 from benchmarks.scale import scale_rows
@@ -97,7 +97,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=SECTIONS, default=SECTIONS)
     arguments = parser.parse_args()
     encoders = {name: load_encoder(name, device=arguments.device) for name in ENCODER_NAMES}
-    seed, results = arguments.seed, []
+    seed = arguments.seed
     with tempfile.TemporaryDirectory() as scratch:
         work = Path(scratch)
         sections: dict[str, Callable[[], list[Result]]] = {
@@ -108,10 +108,7 @@ def main() -> None:
             "speed": lambda: speed_rows(arguments.peers, work / "speed", seed),
             "cli": lambda: [help_row()],
         }
-        for name in arguments.only:
-            results += sections[name]()
-            write_results(arguments.out, results, seed=seed)
-    print_results(results)
+        run_sections([sections[name] for name in arguments.only], arguments.out, seed=seed)
 
 
 if __name__ == "__main__":

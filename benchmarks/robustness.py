@@ -35,8 +35,7 @@ from benchmarks.common import (
     mean_row,
     median_row,
     options,
-    print_results,
-    write_results,
+    run_sections,
 )
 from benchmarks.robustness_peers import PEERS, withstood_by_peer, write_data
 from features.encoder import Encoder, load_encoder
@@ -315,7 +314,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, help="folder to go on in after an interruption")
     parser.add_argument("--peers", help="Python of an environment that holds the other libraries")
     arguments = parser.parse_args()
-    seed, results = arguments.seed, []
+    seed = arguments.seed
     space = FeatureSpace.load("embedded", device=arguments.device)
     other = load_encoder("embedded-ssl", device=arguments.device)
     task = load_task(
@@ -332,10 +331,7 @@ def main() -> None:
             lambda: two_class_rows(space, seed),
             lambda: parity_rows(space, task, arguments.peers, work / "parity", seed),
         )
-        for section in sections:
-            results += section()
-            write_results(arguments.out, results, seed=seed)
-    print_results(results)
+        run_sections(sections, arguments.out, seed=seed)
 
 
 if __name__ == "__main__":

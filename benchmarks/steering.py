@@ -36,7 +36,7 @@ from scipy.linalg import sqrtm
 from scipy.stats import spearmanr
 from torch import Tensor
 
-from benchmarks.common import Result, mean_row, median_row, options, print_results, write_results
+from benchmarks.common import Result, mean_row, median_row, options, run_sections
 from benchmarks.evaluator import ATTRIBUTES, Evaluator, load_evaluator
 from features.embedded.world import EmbeddedPairs
 from features.files import write_whole
@@ -427,19 +427,15 @@ def main() -> None:
     source = EmbeddedPairs("heldout", draw_seed=seed)
     held_out = [source.pair(index) for index in people_of(source)]
     count = arguments.references
-    results: list[Result] = []
     sections: dict[str, Callable[[], list[Result]]] = {
         "generator": lambda: generator_rows(bench, held_out),
         "speed": lambda: speed_rows(bench),
         "methods": lambda: method_rows(bench, held_out, count),
         "classes": lambda: class_rows(bench, held_out, min(2 * count, len(held_out) // 2)),
     }
-    for name in arguments.only:
-        results += sections[name]()
-        write_results(out, results, seed=seed)
+    results = run_sections([sections[name] for name in arguments.only], out, seed=seed)
     if "methods" in arguments.only:
         write_whole(out.with_suffix(".html"), plot(results).encode())
-    print_results(results)
 
 
 if __name__ == "__main__":
