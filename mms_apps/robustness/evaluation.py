@@ -101,7 +101,8 @@ def evaluate(
     if space is not None and isinstance(model, ZeroShot) and drift_attack is not None:
         attacked = by_attack[drift_attack][config.middle].embedding
         groups, drawn, energies = run.groups(attacked)
-        moved = most_moved(space, run.clean_embedding, attacked.to(space.device))
+        before = space.encode_images(run.clean_embedding)
+        moved = most_moved(space, before, space.encode_images(attacked.to(space.device)))
         found.append(checks.against_controls(energies, [c.described for c in drawn]))
     results = run.defences(defences, by_attack, right)
     if results:

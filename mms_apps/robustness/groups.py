@@ -245,15 +245,14 @@ def _share(part: Tensor, whole: Tensor) -> Tensor:
 
 
 def most_moved(
-    space: FeatureSpace, clean: Tensor, attacked: Tensor, count: int = MOVED_FEATURES
+    space: FeatureSpace, before: Tensor, after: Tensor, count: int = MOVED_FEATURES
 ) -> list[dict[str, object]]:
     """The features with the largest mean change of activation, up or down, the largest first.
 
     Args:
-        clean: unit image embeddings, `[n, dim]`.
-        attacked: of the same images, attacked.
+        before: activations of images, `[n, features]`.
+        after: of the same images, attacked.
     """
-    before, after = space.encode_images(clean), space.encode_images(attacked)
     change = (after - before).abs().mean(0)  # [features]
     table = space.features
     rows: list[dict[str, object]] = []

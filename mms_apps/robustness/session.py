@@ -143,7 +143,8 @@ class Session:
             rounded = model((found.images * 255).round() / 255)
             clean, attacked = model.plain(pixels), model.plain(found.images)
         difference, gain = amplified(pixels, found.images)
-        moved = self.space.encode_images(attacked) - self.space.encode_images(clean)
+        active_before, active_after = map(self.space.encode_images, (clean, attacked))
+        moved = active_after - active_before
         drift = shares(self.space, moved)
         return PictureAttacked(
             clean=picture(pixels[0], SIDE),
@@ -153,7 +154,7 @@ class Session:
             before=_probabilities(names, before),
             after=_probabilities(names, after),
             rounded=names[int(rounded.argmax())],
-            moved=most_moved(self.space, clean, attacked, FEATURES),
+            moved=most_moved(self.space, active_before, active_after, FEATURES),
             drift={group: float(share) for group, share in drift.items()},
             control=self._control(moved),
             checks=self._checks(model, pixels, found, eps, config),

@@ -145,7 +145,7 @@ def train_generator(
     source = EmbeddedPairs("train")
     drawings = [source.drawing(index) for index in range(len(source.rows))]
     vae = train_autoencoder(source, drawings, checkpoints, training, device)
-    refine_decoder(vae, source, drawings, checkpoints, training, device)
+    refine_decoder(vae, drawings, checkpoints, training, device)
     drawn = draw_images(source, training.denoiser.draws, training.seed)
     unet, normaliser, text_encoder, tokenizer = train_denoiser(
         drawn, vae, encoder, checkpoints, training, device
@@ -247,7 +247,6 @@ def train_autoencoder(
 
 def refine_decoder(
     vae: AutoencoderKL,
-    source: EmbeddedPairs,
     drawings: Sequence[Image.Image],
     checkpoints: Path,
     training: GeneratorTraining,
