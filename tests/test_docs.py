@@ -15,7 +15,6 @@ import re
 import shlex
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -29,7 +28,7 @@ from features.embedded.world import EmbeddedPairs
 from features.encoder import Encoder, load_encoder
 from features.space import FeatureSpace
 from mms_apps import cli
-from tests.conftest import draw_imagefolder, save_tiny_clip
+from tests.conftest import Mms, draw_imagefolder, save_tiny_clip
 
 ROOT = Path(__file__).parents[1]
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
@@ -162,7 +161,9 @@ def done() -> set[str]:
 
 
 @pytest.fixture
-def small(workplace: Path, done: set[str], monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+def small(
+    workplace: Path, done: set[str], monkeypatch: pytest.MonkeyPatch, mms: Mms
+) -> SimpleNamespace:
     """What is replaced; `mms`, which runs a command, and `done`, those that ran."""
     monkeypatch.chdir(workplace)
 
@@ -183,15 +184,10 @@ def small(workplace: Path, done: set[str], monkeypatch: pytest.MonkeyPatch) -> S
         cli, "_train_config", lambda *options: dataclasses.replace(usual(*options), steps=20)
     )
 
-    def mms(*arguments: str) -> int:
-        monkeypatch.setattr(sys, "argv", ["mms", *arguments])
-        with pytest.raises(SystemExit) as stopped:
-            cli.main()
-        return int(stopped.value.code or 0)
-
     if not (workplace / "runs").exists():
         options = ["--pairs", "photos/", "--encoder", "ViT-B-32/laion2b_s34b_b79k"]
-        assert mms("run", *options, "--out", "runs/photos") == 0
+        code, _, error = mms("run", *options, "--out", "runs/photos")
+        assert code == 0, error
         for name in ("old", "new"):
             shutil.copytree(workplace / "runs/photos", workplace / "runs" / name)
     return SimpleNamespace(mms=mms, done=done)
@@ -216,7 +212,8 @@ def test_commands_run(page: Path, small: SimpleNamespace) -> None:
             continue
         small.done.add(line)
         expected = (0, 1) if arguments[0] == "drift" else (0,)
-        assert small.mms(*arguments) in expected, line
+        code, _, error = small.mms(*arguments)
+        assert code in expected, f"{line}\n{error}"
         out = arguments[arguments.index("--out") + 1]
         assert Path(out).exists(), line
 
