@@ -35,9 +35,9 @@ from benchmarks.common import (
     run_sections,
 )
 from features.embedded.build_pairs import SKIN_TONES
+from features.embedded.evaluate import GENDERS, embed_pairs, gender_prompts, skin_tone_prompts
 from features.embedded.world import REGISTERS, EmbeddedPairs, render
-from features.evaluate import GENDERS, embed_pairs, gender_prompts, skin_tone_prompts
-from features.space import FeatureSpace
+from features.space.space import FeatureSpace
 from mms_apps.attributes.audit import class_effects
 from mms_apps.attributes.debias import (
     VALIDATION,
@@ -386,7 +386,8 @@ def stream_rows(work: Path, seed: int) -> list[Result]:
 
 def stream(pairs: int, work: Path, seed: int) -> None:
     """Predict random embeddings with a sparse probe's weights; print seconds and peak memory."""
-    from features.store import ActivationStore, StoreConfig, finish_store, sample_table, write_part
+    from features.store.store import ActivationStore, StoreConfig
+    from features.store.write import finish_store, sample_table, write_part
     from mms_apps.attributes.predict import write_predictions
 
     space = FeatureSpace.load("embedded", device="cpu")

@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
+from features.bootstrap import Estimate, mean_estimate
 from features.files import plain, write_json
-from features.intervals import Estimate, mean_estimate
 
 VERSIONS = ("torch", "open_clip_torch", "diffusers", "accelerate", "torchattacks", "scikit-learn")
 

@@ -17,7 +17,8 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.common import Result, mean_row, options, print_results, write_results
-from features.compare import compare, markdown_table, write_comparison
+from features.analysis.compare import compare
+from features.analysis.matching import match_features
 from features.dictionary import (
     DICTIONARIES,
     Dictionary,
@@ -27,12 +28,13 @@ from features.dictionary import (
 )
 from features.embedded import ENCODER_NAMES
 from features.embedded.world import EmbeddedPairs
-from features.encoder import load_encoder
-from features.extract import extract
+from features.encoders.load import load_encoder
 from features.files import write_whole
-from features.matching import match_features
-from features.space import FeatureSpace, score
-from features.store import ActivationStore
+from features.reports.comparison import markdown_table, write_comparison
+from features.space.score import score
+from features.space.space import FeatureSpace
+from features.store.extract import extract
+from features.store.store import ActivationStore
 
 SPLITS = {"train": "train", "all": None, "held-out": "heldout"}
 

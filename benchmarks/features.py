@@ -23,11 +23,12 @@ from benchmarks.peers import speed_rows
 from benchmarks.planted import planted_rows
 from benchmarks.scale import scale_rows
 from features.embedded import ENCODER_NAMES
+from features.embedded.evaluate import evaluate_encoder
 from features.embedded.world import EmbeddedPairs
-from features.encoder import Encoder, load_encoder
-from features.evaluate import evaluate_encoder
-from features.extract import extract
-from features.pairs import open_pairs
+from features.encoders.encoder import Encoder
+from features.encoders.load import load_encoder
+from features.pairs.open import open_pairs
+from features.store.extract import extract
 
 SECTIONS = ("encoders", "extraction", "scale", "planted", "speed", "cli")
 

@@ -20,11 +20,12 @@ from torch import Tensor
 
 from benchmarks.common import Result, mean_row
 from features.dictionary import DICTIONARIES, Dictionary, TrainConfig, fit_dictionary
-from features.dominance import FIXED_BOUNDS, DominanceStatistics
+from features.embedded.evaluate import embed_pairs
 from features.embedded.world import PLANTED_IMAGE, PLANTED_TEXT, EmbeddedPairs
-from features.encoder import Encoder
-from features.evaluate import embed_pairs
-from features.extract import extract
+from features.encoders.encoder import Encoder
+from features.modality import FIXED_BOUNDS
+from features.scores.dominance import DominanceStatistics
+from features.store.extract import extract
 
 ALIGNED = 0.75
 """A feature is aligned with a factor's value when its activation finds the value at this AUROC."""

@@ -38,9 +38,10 @@ from benchmarks.common import (
     run_sections,
 )
 from benchmarks.robustness_peers import PEERS, withstood_by_peer, write_data
-from features.encoder import Encoder, load_encoder
-from features.intervals import Estimate
-from features.space import FeatureSpace
+from features.bootstrap import Estimate
+from features.encoders.encoder import Encoder
+from features.encoders.load import load_encoder
+from features.space.space import FeatureSpace
 from mms_apps.robustness import checks
 from mms_apps.robustness.attacks import AttackConfig, offered, run_attack
 from mms_apps.robustness.crossmodal import ALL, CrossModal, CrossModalStudy

@@ -23,7 +23,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from features.encoder import load_encoder
+from features.encoders.load import load_encoder
 from mms_apps.robustness.models import ZeroShot, undisturbed
 
 PGD_STEPS, APGD_STEPS, STEP = 40, 100, 2.5

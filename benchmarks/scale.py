@@ -24,11 +24,13 @@ import torch.nn.functional as F
 
 from benchmarks.common import PeakMemory, Result, median_row, options, print_results, write_results
 from features.dictionary import DictionaryConfig, TopKDictionary
+from features.distributed import this_process
 from features.files import write_json
-from features.monosemanticity import MonosemanticityStatistics
-from features.processes import this_process
-from features.space import FeatureSpace, score
-from features.store import ActivationStore, StoreConfig, finish_store, sample_table, write_part
+from features.scores.monosemanticity import MonosemanticityStatistics
+from features.space.score import score
+from features.space.space import FeatureSpace
+from features.store.store import ActivationStore, StoreConfig
+from features.store.write import finish_store, sample_table, write_part
 
 DIM, FEATURES, K, PAIRS = 128, 512, 16, 20_000
 MILLION = 1_000_000

@@ -40,9 +40,9 @@ from benchmarks.common import Result, mean_row, median_row, options, run_section
 from benchmarks.evaluator import ATTRIBUTES, Evaluator, load_evaluator
 from features.embedded.world import EmbeddedPairs
 from features.files import write_whole
-from features.pairs import Pair
-from features.report import MODALITY_CLASSES
-from features.space import FeatureSpace
+from features.pairs.base import Pair
+from features.reports.page import MODALITY_CLASSES
+from features.space.space import FeatureSpace
 from mms_apps.steering.choosing import between
 from mms_apps.steering.edits import Steering
 from mms_apps.steering.generator import SteeredGenerator

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from demos import attributes, explorer, robustness, steering
 from demos.common import gr, launch, options, page
-from features.space import FeatureSpace
+from features.space.space import FeatureSpace
 from mms_apps.attributes.workbench import Workbench
 from mms_apps.robustness.session import Session
 from mms_apps.steering.generator import SteeredGenerator

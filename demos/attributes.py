@@ -23,8 +23,8 @@ from demos.common import (
     picture_html,
     picture_input,
 )
-from features.report import CLASS_NAMES, MODALITY_CLASSES
-from features.space import FeatureSpace
+from features.reports.page import CLASS_NAMES, MODALITY_CLASSES
+from features.space.space import FeatureSpace
 from mms_apps.attributes.model import METHODS
 from mms_apps.attributes.plots import (
     class_figure,

@@ -9,11 +9,19 @@ import html
 from typing import Any
 
 from demos.common import errors_in_words, gr, launch, options, page, picture_html
-from features.browse import Described, Filter, describe, exemplars, find, rows_of, similarities
-from features.compare import FIGURES, Comparison, cell, compare
-from features.dominance import UNSCORED
-from features.report import CLASS_NAMES, MODALITY_CLASSES, figure, histogram
-from features.space import FeatureSpace
+from features.analysis.compare import FIGURES, Comparison, cell, compare
+from features.analysis.search import (
+    Described,
+    Filter,
+    describe,
+    exemplars,
+    find,
+    rows_of,
+    similarities,
+)
+from features.modality import UNSCORED
+from features.reports.page import CLASS_NAMES, MODALITY_CLASSES, figure, histogram
+from features.space.space import FeatureSpace
 
 ZONES = 10
 """Parts of the histogram that can be clicked."""

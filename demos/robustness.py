@@ -20,7 +20,7 @@ from demos.common import (
     picture_gallery,
     picture_input,
 )
-from features.report import CLASS_NAMES
+from features.reports.page import CLASS_NAMES
 from mms_apps.robustness.distances import EPS, NORMS, Norm, read_eps, readable_eps
 from mms_apps.robustness.session import PictureAttacked, Session
 

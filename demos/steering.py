@@ -24,8 +24,8 @@ from demos.common import (
     picture_input,
 )
 from features.errors import UserError
-from features.report import CLASS_NAMES, MODALITY_CLASSES
-from features.space import FeatureSpace
+from features.reports.page import CLASS_NAMES, MODALITY_CLASSES
+from features.space.space import FeatureSpace
 from mms_apps.steering.catalogue import Card, cards, search, title
 from mms_apps.steering.choosing import choose
 from mms_apps.steering.edits import MAX_DRIFT, Blend, Edit, Steering

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from features.dictionary import TrainConfig, fit_dictionary, load_dictionary
-    from features.encoder import load_encoder
+    from features.encoders.load import load_encoder
     from features.errors import UserError
-    from features.pairs import open_pairs
-    from features.space import FeatureSpace, score
-    from features.store import ActivationStore
+    from features.pairs.open import open_pairs
+    from features.space.score import score
+    from features.space.space import FeatureSpace
+    from features.store.store import ActivationStore
 
 __all__ = [
     "ActivationStore",
@@ -29,15 +30,15 @@ __all__ = [
 ]
 
 _MODULES = {
-    "ActivationStore": "features.store",
-    "FeatureSpace": "features.space",
+    "ActivationStore": "features.store.store",
+    "FeatureSpace": "features.space.space",
     "TrainConfig": "features.dictionary",
     "UserError": "features.errors",
     "fit_dictionary": "features.dictionary",
     "load_dictionary": "features.dictionary",
-    "load_encoder": "features.encoder",
-    "open_pairs": "features.pairs",
-    "score": "features.space",
+    "load_encoder": "features.encoders.load",
+    "open_pairs": "features.pairs.open",
+    "score": "features.space.score",
 }
 
 

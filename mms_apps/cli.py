@@ -23,8 +23,8 @@ from mms_apps.steering.cli import steer, train_generator
 
 if TYPE_CHECKING:
     from features.dictionary import TrainConfig
-    from features.space import FeatureSpace
-    from features.store import ActivationStore
+    from features.space.space import FeatureSpace
+    from features.store.store import ActivationStore
 
 # Threads that wait for work sleep: spinning starves what else runs on the machine.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -127,14 +127,14 @@ def run(
 ) -> None:
     """All of it: extract, fit, score and report. Run it again to go on after an interruption."""
     from features.dictionary import fit_dictionary
-    from features.encoder import load_encoder
-    from features.extract import extract as extract_pairs
-    from features.naming import read_vocabulary
-    from features.pairs import open_pairs
-    from features.processes import from_main_process
-    from features.report import write_report
-    from features.space import FeatureSpace
-    from features.space import score as score_features
+    from features.distributed import from_main_process
+    from features.encoders.load import load_encoder
+    from features.pairs.open import open_pairs
+    from features.reports.report import write_report
+    from features.scores.naming import read_vocabulary
+    from features.space.score import score as score_features
+    from features.space.space import FeatureSpace
+    from features.store.extract import extract as extract_pairs
 
     config = _train_config(dictionary, features, k, modality_bias, seed)
     source = open_pairs(pairs)
@@ -205,9 +205,9 @@ def extract(
     strict: Strict = False,
 ) -> None:
     """Encode pairs into an activation store."""
-    from features.encoder import load_encoder
-    from features.extract import extract as extract_pairs
-    from features.pairs import open_pairs
+    from features.encoders.load import load_encoder
+    from features.pairs.open import open_pairs
+    from features.store.extract import extract as extract_pairs
 
     source = open_pairs(pairs)
     model = load_encoder(encoder, device=device)
@@ -229,7 +229,7 @@ def fit(
 ) -> None:
     """Fit a dictionary on an activation store."""
     from features.dictionary import fit_dictionary
-    from features.store import ActivationStore
+    from features.store.store import ActivationStore
 
     config = _train_config(dictionary, features, k, modality_bias, seed)
     opened = ActivationStore.open(store)
@@ -255,11 +255,11 @@ def score(
 ) -> None:
     """Score, name and illustrate a dictionary's features; write the FeatureSpace."""
     from features.dictionary import load_dictionary
-    from features.naming import read_vocabulary
-    from features.pairs import open_pairs
-    from features.processes import from_main_process
-    from features.space import score as score_features
-    from features.store import ActivationStore
+    from features.distributed import from_main_process
+    from features.pairs.open import open_pairs
+    from features.scores.naming import read_vocabulary
+    from features.space.score import score as score_features
+    from features.store.store import ActivationStore
 
     opened = ActivationStore.open(store)
     judge = None if judge_store is None else ActivationStore.open(judge_store)
@@ -284,8 +284,8 @@ def report(
     out: Annotated[Path, typer.Option(help="The HTML file to write.")],
 ) -> None:
     """Write a FeatureSpace's report, one HTML file."""
-    from features.report import write_report
-    from features.space import FeatureSpace
+    from features.reports.report import write_report
+    from features.space.space import FeatureSpace
 
     write_report(FeatureSpace.load(space, device="cpu"), out)
     typer.echo(f"report -> {out}")
@@ -310,9 +310,9 @@ def compare(
     seed: Seed = 0,
 ) -> None:
     """Compare FeatureSpaces with the first of them: a table, histograms, matched features."""
-    from features.compare import compare as compare_spaces
-    from features.compare import write_comparison
-    from features.matching import match_features
+    from features.analysis.compare import compare as compare_spaces
+    from features.analysis.matching import match_features
+    from features.reports.comparison import write_comparison
 
     if len(spaces) < 2:
         raise UserError(f"{len(spaces)} space given; a comparison needs at least two")
@@ -358,8 +358,8 @@ def drift(
     seed: Seed = 0,
 ) -> None:
     """What changed in the features when a model or the data were updated."""
-    from features.drift import find_drift, same_dictionary
-    from features.matching import match_features
+    from features.analysis.drift import find_drift, same_dictionary
+    from features.analysis.matching import match_features
 
     before, after = _load_spaces([old, new], encoder, device)
     matching = None
@@ -403,8 +403,9 @@ def concepts(
     seed: Seed = 0,
 ) -> None:
     """Which modality supports each concept, and where better data would help most."""
-    from features.concepts import attribute_concepts, concept_support, write_concepts
-    from features.naming import read_vocabulary
+    from features.analysis.concepts import attribute_concepts, concept_support
+    from features.reports.concepts import write_concepts
+    from features.scores.naming import read_vocabulary
 
     if concepts is None and not attribute:
         raise UserError("name concepts: --concepts FILE, --attribute NAME, or both")
@@ -434,10 +435,10 @@ def train_encoder(
     """Train a small open_clip encoder on pairs; of `embedded`, name the split: embedded:train."""
     import logging
 
-    from features.evaluate import write_evaluation
-    from features.pairs import open_pairs
-    from features.train_encoder import EncoderTraining
-    from features.train_encoder import train_encoder as train
+    from features.embedded.evaluate import write_evaluation
+    from features.encoders.train_encoder import EncoderTraining
+    from features.encoders.train_encoder import train_encoder as train
+    from features.pairs.open import open_pairs
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     training = EncoderTraining(ssl=ssl, steps=steps, batch_size=batch_size, seed=seed)
@@ -461,7 +462,7 @@ def _scored_before(out: Path, settings: dict[str, Any]) -> FeatureSpace | None:
     Raises:
         UserError: the earlier run had other settings.
     """
-    from features.space import FeatureSpace
+    from features.space.space import FeatureSpace
 
     if not (out / RUN_SETTINGS).is_file():
         if out.is_dir() and any(out.iterdir()):
@@ -486,8 +487,8 @@ def _load_spaces(names: list[str], encoders: list[str] | None, device: str) -> l
     Raises:
         UserError: a space or an encoder cannot be loaded, or an encoder belongs to no space.
     """
-    from features.encoder import load_encoder
-    from features.space import FeatureSpace
+    from features.encoders.load import load_encoder
+    from features.space.space import FeatureSpace
 
     models = {name: load_encoder(name, device=device) for name in encoders or []}
     spaces = []
@@ -506,8 +507,8 @@ def _load_spaces(names: list[str], encoders: list[str] | None, device: str) -> l
 
 def _store_for(space: FeatureSpace, pairs: str, out: Path) -> ActivationStore:
     """The pairs encoded by a space's encoder, one store an encoder, in `out`."""
-    from features.extract import extract as extract_pairs
-    from features.pairs import open_pairs
+    from features.pairs.open import open_pairs
+    from features.store.extract import extract as extract_pairs
 
     folder = out / f"store-{space.config.encoder_fingerprint[:12]}"
     return extract_pairs(open_pairs(pairs), space.encoder, folder)

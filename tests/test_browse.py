@@ -5,9 +5,16 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from features.browse import Filter, describe, exemplars, find, monosemanticity, similarities
+from features.analysis.search import (
+    Filter,
+    describe,
+    exemplars,
+    find,
+    monosemanticity,
+    similarities,
+)
 from features.errors import UserError
-from features.space import FeatureSpace
+from features.space.space import FeatureSpace
 
 
 @pytest.fixture(scope="module")

@@ -287,7 +287,7 @@ def test_an_interruption_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch, mms:
     def interrupt(spec: str) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("features.pairs.open_pairs", interrupt)
+    monkeypatch.setattr("features.pairs.open.open_pairs", interrupt)
     code, _, err = mms("run", "--pairs", "embedded", "--out", "unused")
     assert code == 130
     assert "run the same command again" in err

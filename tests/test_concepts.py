@@ -12,15 +12,13 @@ import torch.nn.functional as F
 from scipy.sparse import csr_matrix
 from sklearn.metrics import roc_auc_score
 
-from features.concepts import (
-    attribute_concepts,
-    concept_support,
-    feature_auroc,
-    write_concepts,
-)
+from features.analysis.concepts import attribute_concepts, concept_support, feature_auroc
 from features.errors import UserError
-from features.space import FeatureSpace, score
-from features.store import ActivationStore, StoreConfig, sample_table, write_store
+from features.reports.concepts import write_concepts
+from features.space.score import score
+from features.space.space import FeatureSpace
+from features.store.store import ActivationStore, StoreConfig
+from features.store.write import sample_table, write_store
 from tests.test_space import axes
 
 PAIRS, DIM = 200, 16

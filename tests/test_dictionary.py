@@ -25,7 +25,8 @@ from features.dictionary import (
     trainer,
 )
 from features.errors import UserError
-from features.store import ActivationStore, StoreConfig, sample_table, write_store
+from features.store.store import ActivationStore, StoreConfig
+from features.store.write import sample_table, write_store
 
 DIM = 16
 SMALL = TrainConfig(features=48, k=4, batch_size=64, steps=60, checkpoint_steps=25, dead_steps=10)

@@ -24,7 +24,7 @@ from features.dictionary.group import PENALTY, group_norms
 from features.dictionary.matryoshka import nested_fvu
 from features.dictionary.ncl import TEMPERATURE, NCLDictionary, relu_with_gelu_gradient
 from features.dictionary.sparse import ActivePlaces
-from features.store import ActivationStore
+from features.store.store import ActivationStore
 from tests.test_dictionary import DIM, SMALL, make_store, unit
 
 TRAINED = [kind for kind in DICTIONARIES if kind != "identity"]

@@ -25,8 +25,9 @@ import pytest
 import typer
 
 from features.embedded.world import EmbeddedPairs
-from features.encoder import Encoder, load_encoder
-from features.space import FeatureSpace
+from features.encoders.encoder import Encoder
+from features.encoders.load import load_encoder
+from features.space.space import FeatureSpace
 from mms_apps import cli
 from tests.conftest import Mms, draw_imagefolder, save_tiny_clip
 
@@ -174,7 +175,7 @@ def small(
         encoder.id = encoder_id
         return encoder
 
-    for module in ("features.encoder", "features.space"):
+    for module in ("features.encoders.load", "features.space.space"):
         monkeypatch.setattr(f"{module}.load_encoder", load)
     every_row = EmbeddedPairs.rows.func
     rows = property(lambda self: every_row(self)[::8])

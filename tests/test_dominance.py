@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from features.dominance import Dominance, DominanceStatistics, classify, poisson_weights
+from features.bootstrap import poisson_weights
 from features.errors import UserError
+from features.scores.dominance import Dominance, DominanceStatistics, classify
 
 FIELDS = tuple(Dominance.__dataclass_fields__)
 

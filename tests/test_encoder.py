@@ -10,7 +10,8 @@ from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 from torchvision.transforms import Compose, PILToTensor
 
-from features.encoder import Preprocessing, load_encoder
+from features.encoders.encoder import Preprocessing
+from features.encoders.load import load_encoder
 from features.errors import UserError
 from tests.conftest import save_tiny_clip
 

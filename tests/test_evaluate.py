@@ -7,7 +7,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from features.evaluate import (
+from features.bootstrap import bootstrap_interval
+from features.embedded.evaluate import (
     class_vectors,
     gender_prompts,
     probe_hits,
@@ -15,7 +16,6 @@ from features.evaluate import (
     skin_tone_prompts,
     zero_shot_hits,
 )
-from features.intervals import bootstrap_interval
 
 
 def test_retrieval_against_a_double_loop() -> None:

@@ -10,11 +10,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from features.encoder import Encoder, load_encoder
+from features.encoders.encoder import Encoder
+from features.encoders.load import load_encoder
 from features.errors import UserError
-from features.extract import default_workers, extract, resolve_precision
-from features.pairs import FilePairs, PairSource, open_pairs
-from features.store import ActivationStore, shard_name
+from features.pairs.base import PairSource
+from features.pairs.open import open_pairs
+from features.pairs.tables import FilePairs
+from features.store.extract import default_workers, extract, resolve_precision
+from features.store.store import ActivationStore, shard_name
 from tests.conftest import draw_imagefolder, launch, save_tiny_clip
 
 ROOT = Path(__file__).parents[1]
@@ -24,10 +27,10 @@ import time
 sys.path.insert(0, {root!r})
 import torch
 torch.set_num_threads(1)
-import features.pairs
-features.pairs.PART_RECORDS = 8
-from features.encoder import load_encoder
-from features.extract import extract
+import features.pairs.open
+features.pairs.base.PART_RECORDS = features.pairs.tables.PART_RECORDS = 8
+from features.encoders.load import load_encoder
+from features.store.extract import extract
 
 if __name__ == "__main__":
     pairs, encoder, out, delay = sys.argv[1:]
@@ -37,13 +40,15 @@ if __name__ == "__main__":
         time.sleep(float(delay))
         return encode(pixels)
     encoder.encode_image_tensors = slow
-    extract(features.pairs.open_pairs(pairs), encoder, out, batch_size=4, workers=1, progress=False)
+    source = features.pairs.open.open_pairs(pairs)
+    extract(source, encoder, out, batch_size=4, workers=1, progress=False)
 """
 
 
 @pytest.fixture(autouse=True)
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("features.pairs.PART_RECORDS", 8)
+    for module in ("base", "tables"):
+        monkeypatch.setattr(f"features.pairs.{module}.PART_RECORDS", 8)
 
 
 @pytest.fixture(scope="module")
@@ -161,7 +166,7 @@ def test_killed_at_the_end_it_completes(source, encoder, tmp_path, monkeypatch, 
         if name.startswith("part"):
             patch.setattr(Path, "unlink", dies(Path.unlink))
         else:
-            patch.setattr("features.store.os.replace", dies(os.replace))
+            patch.setattr("features.store.write.os.replace", dies(os.replace))
         with pytest.raises(Killed):
             extract(source, encoder, tmp_path / "s", workers=0, progress=False)
     store = extract(source, encoder, tmp_path / "s", workers=0, progress=False)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from features.intervals import auroc_interval, bootstrap_interval
+from features.bootstrap import auroc_interval, bootstrap_interval
 
 
 def test_auroc_interval_is_the_literal_bootstraps() -> None:

@@ -10,12 +10,12 @@ import pytest
 import torch
 from PIL import Image
 
-from features.encoder import load_encoder
+from features.encoders.load import load_encoder
 from features.errors import UserError
-from features.extract import extract
-from features.pairs import open_pairs
-from features.space import score
-from features.store import ActivationStore
+from features.pairs.open import open_pairs
+from features.space.score import score
+from features.store.extract import extract
+from features.store.store import ActivationStore
 from tests.test_space import axes, make_store
 
 

@@ -14,13 +14,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from features.compare import FIGURES, compare, markdown_table, write_comparison
-from features.drift import Drift, find_drift
+from features.analysis.compare import FIGURES, compare
+from features.analysis.drift import Drift, find_drift
+from features.analysis.matching import CorrelationStatistics, Matching, match_features
+from features.bootstrap import difference_interval
 from features.errors import UserError
-from features.intervals import difference_interval
-from features.matching import CorrelationStatistics, Matching, match_features
-from features.space import FeatureSpace, score
-from features.store import ActivationStore
+from features.reports.comparison import markdown_table, write_comparison
+from features.space.score import score
+from features.space.space import FeatureSpace
+from features.store.store import ActivationStore
 from tests.test_space import ColouredSquares, axes, make_store
 
 DIM = 16

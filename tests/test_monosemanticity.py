@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from features.monosemanticity import (
+from features.scores.monosemanticity import (
     NOBODY,
     MonosemanticityStatistics,
     TopSamples,

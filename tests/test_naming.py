@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from features.naming import NamingStatistics, name_features, pair_terms, vocabulary
-from features.store import sample_table
+from features.scores.naming import NamingStatistics, name_features, pair_terms, vocabulary
+from features.store.write import sample_table
 
 PAIRS = 80
 

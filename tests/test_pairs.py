@@ -12,7 +12,9 @@ import pytest
 from PIL import Image
 
 from features.errors import UserError
-from features.pairs import Pair, PairSource, Skipped, UnreadableImage, decode_image, open_pairs
+from features.pairs.base import Pair, PairSource, Skipped
+from features.pairs.images import UnreadableImage, decode_image
+from features.pairs.open import open_pairs
 from tests.conftest import draw_imagefolder
 
 
@@ -257,5 +259,5 @@ def test_user_errors_name_the_cause(tmp_path: Path) -> None:
 
 
 def test_importing_needs_no_torch() -> None:
-    code = "import sys, features.pairs; sys.exit('torch' in sys.modules)"
+    code = "import sys, features.pairs.open; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1])

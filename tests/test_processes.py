@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from features.dictionary import TrainConfig, fit_dictionary, load_dictionary
-from features.processes import from_main_process, this_process
+from features.distributed import from_main_process, this_process
 from tests.conftest import launch
 from tests.served import SHARDS, serving, write_shards
 from tests.test_dictionary import make_store
@@ -20,7 +20,7 @@ SCRIPT = """
 import sys
 import torch
 from features.dictionary import fit_dictionary
-from features.processes import broadcast, this_process
+from features.distributed import broadcast, this_process
 from features.store import ActivationStore
 from tests.test_processes import CONFIG
 

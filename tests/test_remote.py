@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from features import remote
-from features.encoder import load_encoder
+from features.encoders.load import load_encoder
 from features.errors import UserError
-from features.extract import extract
-from features.pairs import Pair, open_pairs
+from features.pairs import remote
+from features.pairs.base import Pair
+from features.pairs.open import open_pairs
+from features.store.extract import extract
 from tests.served import serving, write_shards
 
 

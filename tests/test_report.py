@@ -14,10 +14,13 @@ import torch
 import torch.nn.functional as F
 
 from features.dictionary import TrainConfig, fit_dictionary
-from features.pairs import open_pairs
-from features.report import BINS, _count_axis, histogram, write_report
-from features.space import FeatureSpace, score
-from features.store import StoreConfig, sample_table, write_store
+from features.pairs.open import open_pairs
+from features.reports.page import BINS, count_axis, histogram
+from features.reports.report import write_report
+from features.space.score import score
+from features.space.space import FeatureSpace
+from features.store.store import StoreConfig
+from features.store.write import sample_table, write_store
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +134,7 @@ def test_images_that_are_not_at_hand_are_not_called_inactive(
 def test_the_gallery_is_bounded(
     space: FeatureSpace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("features.report.GALLERY", 3)
+    monkeypatch.setattr("features.reports.report.GALLERY", 3)
     html = write_report(space, tmp_path / "report.html").read_text()
     assert html.count("<article ") == 3
     assert f"The gallery holds 3 of {len(space)} features" in html
@@ -141,9 +144,9 @@ def test_the_gallery_is_bounded(
     ("most", "top", "ticks"),
     [(0, 1, [0, 1]), (1, 1, [0, 1]), (4, 4, [0, 1, 2, 3, 4]), (14, 15, [0, 5, 10, 15])],
 )
-def test_the_count_axis_ends_at_a_round_number(most: int, top: int, ticks: list[int]) -> None:
+def test_thecount_axis_ends_at_a_round_number(most: int, top: int, ticks: list[int]) -> None:
     features = [{"class": "CrossD", "mds": 0.5}] * most
-    assert _count_axis(features) == (top, ticks)
+    assert count_axis(features) == (top, ticks)
 
 
 def test_images_have_captions_as_alternatives(page: Path) -> None:

@@ -11,9 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from features.dictionary import load_dictionary
-from features.scoring import ScoringStatistics
-from features.space import FeatureSpace, score
-from features.store import ActivationStore, sample_table
+from features.scores.collect import ScoringStatistics
+from features.space.score import score
+from features.space.space import FeatureSpace
+from features.store.store import ActivationStore
+from features.store.write import sample_table
 from tests.conftest import launch
 from tests.test_space import axes, make_store
 
@@ -69,14 +71,14 @@ def test_merged_scores_are_those_of_one_pass(cut: int, seed: int, batch: int) ->
 SCRIPT = """
 import sys
 from features.dictionary import load_dictionary
-from features.space import score
+from features.space.score import score
 from features.store import ActivationStore
 store, judge, dictionary, out = sys.argv[1:]
 space = score(
     ActivationStore.open(store), load_dictionary(dictionary), ActivationStore.open(judge),
     batch_size=16, progress=False,
 )
-from features.processes import this_process
+from features.distributed import this_process
 assert this_process().num_processes == 2
 if this_process().is_main_process:
     space.save(out)

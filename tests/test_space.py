@@ -16,15 +16,18 @@ import torch.nn.functional as F
 from PIL import Image
 
 import features
-from features import space as space_module
 from features.dictionary import Dictionary, DictionaryConfig, TopKDictionary, TrainConfig
 from features.dictionary.identity import IdentityDictionary
 from features.dictionary.trainer import new_dictionary
-from features.encoder import load_encoder
+from features.encoders.load import load_encoder
 from features.errors import UserError
-from features.pairs import Pair, PairSource, Part, Skipped
-from features.space import EXEMPLAR_SCHEMA, FEATURE_COLUMNS, FeatureSpace, score
-from features.store import ActivationStore, StoreConfig, sample_table, write_store
+from features.pairs.base import Pair, PairSource, Part, Skipped
+from features.space import score as score_module
+from features.space.score import score
+from features.space.space import FeatureSpace
+from features.space.tables import EXEMPLAR_SCHEMA, FEATURE_COLUMNS
+from features.store.store import ActivationStore, StoreConfig
+from features.store.write import sample_table, write_store
 
 PAIRS, DIM = 120, 16
 COLOURS = ("red", "green", "blue", "yellow")
@@ -321,7 +324,7 @@ def test_dead_features_are_unscored_and_unnamed(store: ActivationStore) -> None:
 
 def test_names_of_the_package_are_lazy() -> None:
     assert features.FeatureSpace is FeatureSpace
-    assert features.score is space_module.score
+    assert features.score is score_module.score
     assert "open_pairs" in dir(features)
     with pytest.raises(AttributeError):
         features.nothing  # noqa: B018

@@ -8,17 +8,9 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from features.errors import UserError
-from features.pairs import Skipped
-from features.store import (
-    ActivationStore,
-    StoreConfig,
-    finish_store,
-    part_finished,
-    sample_table,
-    shard_name,
-    write_part,
-    write_store,
-)
+from features.pairs.base import Skipped
+from features.store.store import ActivationStore, StoreConfig, shard_name
+from features.store.write import finish_store, part_finished, sample_table, write_part, write_store
 
 DIM = 6
 CONFIG = StoreConfig("tiny", "e" * 64, "drawn", "p" * 64, DIM)
@@ -51,7 +43,7 @@ def test_batches_cover_shards_in_order(tmp_path_factory, n: int, shard: int, bat
 
 @pytest.mark.parametrize("buffer", [512, 65_536])
 def test_shuffled_batches_give_every_pair_once(tmp_path, monkeypatch, buffer: int) -> None:
-    monkeypatch.setattr("features.store.SHUFFLE_BUFFER", buffer)
+    monkeypatch.setattr("features.store.store.SHUFFLE_BUFFER", buffer)
     store = make(tmp_path / "s", 1500, 700)
     batches = list(store.shuffled_batches(64, torch.Generator().manual_seed(3)))
     assert [len(image) for image, _ in batches] == [64] * 23 + [28]

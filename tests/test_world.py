@@ -16,7 +16,7 @@ from features.embedded.world import (
     render,
 )
 from features.errors import UserError
-from features.pairs import open_pairs
+from features.pairs.open import open_pairs
 
 
 @pytest.fixture(scope="module")

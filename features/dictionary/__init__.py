@@ -4,7 +4,6 @@ from features.dictionary.base import (
     DICTIONARIES,
     Dictionary,
     DictionaryConfig,
-    Modality,
     SparseCode,
     load_dictionary,
     register,
@@ -14,8 +13,10 @@ from features.dictionary.group import GroupDictionary
 from features.dictionary.identity import IdentityDictionary
 from features.dictionary.matryoshka import MatryoshkaDictionary
 from features.dictionary.ncl import NCLDictionary
+from features.dictionary.reconstruction import reconstruction_figures
 from features.dictionary.topk import TopKDictionary
-from features.dictionary.trainer import TrainConfig, fit_dictionary, reconstruction_figures
+from features.dictionary.trainer import TrainConfig, fit_dictionary
+from features.modality import Modality
 
 __all__ = [
     "DICTIONARIES",

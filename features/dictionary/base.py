@@ -8,7 +8,7 @@ import json
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -16,11 +16,10 @@ from torch import Tensor, nn
 
 from features.errors import UserError, first_line
 from features.files import replacing, write_json
+from features.modality import MODALITIES, Modality
 
 SCHEMA = 1
 WEIGHTS = "dictionary.safetensors"
-Modality = Literal["image", "text"]
-MODALITIES: tuple[Modality, Modality] = ("image", "text")
 
 
 @dataclass(frozen=True)

@@ -6,13 +6,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from features.dictionary.base import (
-    Dictionary,
-    DictionaryConfig,
-    Modality,
-    SparseCode,
-    register,
-)
+from features.dictionary.base import Dictionary, DictionaryConfig, SparseCode, register
+from features.modality import Modality
 
 
 @register

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from features.dictionary.base import (
     Dictionary,
     DictionaryConfig,
-    Modality,
     SparseCode,
     TrainingStep,
     register,
 )
 from features.dictionary.batchtopk import at_least
+from features.modality import Modality
 
 TEMPERATURE = 0.05
 

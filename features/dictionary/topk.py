@@ -9,12 +9,12 @@ from torch import Tensor, nn
 from features.dictionary.base import (
     Dictionary,
     DictionaryConfig,
-    Modality,
     SparseCode,
     TrainingStep,
     register,
 )
 from features.dictionary.sparse import ActivePlaces, active_outputs, weighted_rows
+from features.modality import Modality
 
 AUX_WEIGHT = 1 / 32
 """Weight of the auxiliary loss (their appendix A.2)."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -15,18 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from features.checkpoint import load_checkpoint, save_checkpoint
-from features.dictionary.base import (
-    MODALITIES,
-    Dictionary,
-    DictionaryConfig,
-    Modality,
-    dictionary_class,
-    load_dictionary,
-)
-from features.dominance import FIXED_BOUNDS, poisson_weights
+from features.dictionary.base import Dictionary, DictionaryConfig, dictionary_class, load_dictionary
+from features.dictionary.reconstruction import reconstruction_figures
+from features.distributed import this_process
 from features.errors import UserError
-from features.processes import this_process
-from features.store import ActivationStore
+from features.modality import FIXED_BOUNDS, MODALITIES
+from features.store.store import ActivationStore
 
 EVALUATION_BATCH = 1024
 HELD_OUT_ONE_IN = 10
@@ -34,18 +28,6 @@ HASHED_DIMS = 16
 DECAY_SHARE = 0.2
 SHOW_EVERY = 20
 SHOWN_PAIRS = 64
-REPLICATES = 200
-"""Of the bootstrap behind the intervals of the reconstruction."""
-RECONSTRUCTION_FIGURES = (
-    "fvu",
-    "fvu_low",
-    "fvu_high",
-    "l0",
-    "l0_low",
-    "l0_high",
-    "dead",
-    "samples",
-)
 
 
 @dataclass(frozen=True)
@@ -169,105 +151,6 @@ def is_held_out(image: Tensor) -> Tensor:
         state = (state ^ (column & 0xFFFF)) * 0x100000001B3
         state = state ^ ((state >> 29) & 0x7FFFFFFFF)
     return (state & 0x7FFFFFFF) % HELD_OUT_ONE_IN == 0
-
-
-@torch.no_grad()
-def reconstruction_figures(
-    dictionary: Dictionary, batches: Iterable[tuple[Tensor, Tensor]]
-) -> dict[str, dict[str, float | None]]:
-    """How well a dictionary reconstructs, by "image", "text" and "overall", in one pass.
-
-    - fvu: sum ||x - x_hat||^2 / sum ||x - mu||^2, one ratio over all samples, mu their mean vector
-      (of the modality, or of both together for "overall"); explained variance is 1 - fvu.
-    - l0: mean count of non-zero activations a sample.
-    - fvu_low, fvu_high, l0_low, l0_high: 95% percentile intervals from a Poisson bootstrap over
-      the pairs.
-    - dead: share of the features that are active for none of the samples.
-    - samples: their number.
-
-    fvu is None where the samples don't vary, and all but `samples` where there are none.
-
-    Args:
-        batches: (image, text), each `[n, dim]`.
-    """
-    totals = {m: _Totals.empty(dictionary.config) for m in MODALITIES}
-    for image, text in batches:
-        start = totals["image"].count
-        weights = poisson_weights(0, "reconstruction", start, len(image), REPLICATES).double()
-        weights = torch.cat([torch.ones(len(image), 1, dtype=torch.float64), weights], dim=1)
-        totals["image"].add(dictionary, "image", image, weights)
-        totals["text"].add(dictionary, "text", text, weights)
-    both = totals["image"].plus(totals["text"])
-    return {m: totals[m].figures() for m in MODALITIES} | {"overall": both.figures()}
-
-
-@dataclass
-class _Totals:
-    """float64 sums over samples, as they are (first) and under the bootstrap's weights."""
-
-    count: int
-    weight: Tensor
-    """`[1 + replicates]`"""
-    total: Tensor
-    """sum x: `[1 + replicates, dim]`"""
-    squares: Tensor
-    """sum ||x||^2: `[1 + replicates]`"""
-    error: Tensor
-    """sum ||x - x_hat||^2: `[1 + replicates]`"""
-    nonzero: Tensor
-    """`[1 + replicates]`"""
-    active: Tensor
-    """Features that were active: `[features]` bool."""
-
-    @classmethod
-    def empty(cls, config: DictionaryConfig) -> _Totals:
-        zeros = torch.zeros(1 + REPLICATES, dtype=torch.float64)
-        total = torch.zeros(1 + REPLICATES, config.dim, dtype=torch.float64)
-        return cls(0, zeros, total, zeros, zeros, zeros, torch.zeros(config.features).bool())
-
-    def add(self, dictionary: Dictionary, modality: Modality, x: Tensor, weights: Tensor) -> None:
-        """`weights`: `[n, 1 + replicates]`."""
-        code = dictionary.encode_sparse(x, modality)
-        error = (x - dictionary.decode_sparse(code, modality)).double()
-        nonzero = code.values != 0  # [n, k]
-        weights = weights.T  # [1 + replicates, n]
-        self.count += len(x)
-        self.weight = self.weight + weights.sum(1)
-        self.total = self.total + weights @ x.double()
-        self.squares = self.squares + weights @ x.double().square().sum(1)
-        self.error = self.error + weights @ error.square().sum(1)
-        self.nonzero = self.nonzero + weights @ nonzero.sum(1).double()
-        self.active[code.indices[nonzero]] = True
-
-    def plus(self, other: _Totals) -> _Totals:
-        return _Totals(
-            self.count + other.count,
-            self.weight + other.weight,
-            self.total + other.total,
-            self.squares + other.squares,
-            self.error + other.error,
-            self.nonzero + other.nonzero,
-            self.active | other.active,
-        )
-
-    def figures(self) -> dict[str, float | None]:
-        if self.count == 0:
-            return dict.fromkeys(RECONSTRUCTION_FIGURES) | {"samples": 0}
-        variance = self.squares - self.total.square().sum(1) / self.weight  # [1 + replicates]
-        fvu = torch.where(variance > 1e-9 * self.squares, self.error / variance, torch.nan)
-        return {
-            **_with_interval("fvu", fvu),
-            **_with_interval("l0", self.nonzero / self.weight),
-            "dead": 1 - float(self.active.double().mean()),
-            "samples": self.count,
-        }
-
-
-def _with_interval(name: str, values: Tensor) -> dict[str, float | None]:
-    """A figure `[1 + replicates]` and its 95% percentile interval; None where it is undefined."""
-    low, high = values[1:].nanquantile(torch.tensor([0.025, 0.975]).to(values)).tolist()
-    found = {name: float(values[0]), f"{name}_low": low, f"{name}_high": high}
-    return {key: None if math.isnan(value) else value for key, value in found.items()}
 
 
 class _Activity(nn.Module):

@@ -20,7 +20,7 @@ from PIL import Image
 
 from features.embedded import EMOJI
 from features.errors import UserError
-from features.pairs import Pair, PairSource, Part, Skipped
+from features.pairs.base import Pair, PairSource, Part, Skipped
 
 SIZE = 64
 PART_RECORDS = 512

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from features.dominance import CROSS_MODAL, IMAGE_DOMINANT, TEXT_DOMINANT
+from features.bootstrap import NOT_KNOWN, Estimate
 from features.errors import UserError
-from features.intervals import NOT_KNOWN, Estimate
+from features.modality import CROSS_MODAL, IMAGE_DOMINANT, TEXT_DOMINANT
 from mms_apps.attributes.edits import (
     Edit,
     KeepFeatures,

@@ -11,10 +11,10 @@ import typer
 from features.errors import UserError
 
 if TYPE_CHECKING:
-    from features.dictionary.base import Modality as ModalityName
-    from features.pairs import PairSource
-    from features.space import FeatureSpace
-    from features.store import ActivationStore
+    from features.modality import Modality as ModalityName
+    from features.pairs.base import PairSource
+    from features.space.space import FeatureSpace
+    from features.store.store import ActivationStore
     from mms_apps.attributes.edits import Edit
     from mms_apps.attributes.explain import Explanation
     from mms_apps.attributes.labels import Samples
@@ -237,7 +237,7 @@ def debias(
 
 
 def _space(space: str, encoder: str | None, device: str) -> FeatureSpace:
-    from features.space import FeatureSpace
+    from features.space.space import FeatureSpace
 
     return FeatureSpace.load(space, device=device, encoder=encoder)
 
@@ -248,8 +248,8 @@ def _store(space: FeatureSpace, pairs: str, folder: Path) -> tuple[PairSource, A
     Raises:
         UserError: none of them could be read.
     """
-    from features.extract import extract
-    from features.pairs import open_pairs
+    from features.pairs.open import open_pairs
+    from features.store.extract import extract
 
     source = open_pairs(pairs)
     store = extract(source, space.encoder, folder)
@@ -317,7 +317,7 @@ def _not_fitted_on(samples: Samples, train: Path | None, model: AttributeModel) 
     better than it is."""
     import numpy as np
 
-    from features.store import ActivationStore
+    from features.store.store import ActivationStore
     from mms_apps.attributes.labels import read_samples
 
     if train is None or model.config.samples == 0:
@@ -341,7 +341,7 @@ def _method(name: str) -> MethodName:
 
 
 def _modality(name: str) -> ModalityName:
-    from features.dictionary.base import MODALITIES
+    from features.modality import MODALITIES
 
     for modality in MODALITIES:
         if modality == name:
@@ -386,8 +386,8 @@ def _explained(
     """Explanations of `count` pairs, spread evenly over the store."""
     import numpy as np
 
-    from features.dictionary.base import MODALITIES
-    from features.store import ATTRIBUTE
+    from features.modality import MODALITIES
+    from features.store.store import ATTRIBUTE
     from mms_apps.attributes.explain import explain
     from mms_apps.attributes.report import Explained
 

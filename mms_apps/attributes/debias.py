@@ -17,12 +17,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from features.concepts import feature_auroc
-from features.dictionary.base import Modality
+from features.analysis.concepts import feature_auroc
+from features.bootstrap import Estimate
 from features.errors import UserError
 from features.files import replacing, write_json
-from features.intervals import Estimate
-from features.space import FeatureSpace
+from features.modality import Modality
+from features.space.space import FeatureSpace
 from mms_apps.attributes.edits import (
     WAYS,
     Edit,

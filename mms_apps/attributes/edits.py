@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from features.dictionary.base import Modality
-from features.space import FeatureSpace
+from features.modality import Modality
+from features.space.space import FeatureSpace
 
 How = Literal["mask", "subtract", "project"]
 WAYS: tuple[How, ...] = ("mask", "subtract", "project")

@@ -16,10 +16,10 @@ from sklearn.pipeline import make_pipeline
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from features.dictionary.base import Modality
-from features.encoder import Encoder
-from features.evaluate import class_vectors
-from features.space import FeatureSpace
+from features.embedded.evaluate import class_vectors
+from features.encoders.encoder import Encoder
+from features.modality import Modality
+from features.space.space import FeatureSpace
 
 STRENGTHS = (0.001, 0.01, 0.1, 1.0, 10.0)
 """Inverse strengths of the L2 penalty among which cross-validation chooses, the inputs being scaled

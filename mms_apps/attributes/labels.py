@@ -11,10 +11,10 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from features.dictionary.base import MODALITIES, Modality
 from features.errors import UserError
-from features.space import FeatureSpace
-from features.store import ATTRIBUTE, SAMPLE_BATCH, ActivationStore
+from features.modality import MODALITIES, Modality
+from features.space.space import FeatureSpace
+from features.store.store import ATTRIBUTE, SAMPLE_BATCH, ActivationStore
 
 MAX_SAMPLES = 20_000
 """Of more samples a random part is taken to fit or audit on, which bounds the memory."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from features.intervals import NOT_KNOWN, Estimate, percentile_interval, weighted_auroc
+from features.bootstrap import NOT_KNOWN, Estimate, percentile_interval, weighted_auroc
 
 MIN_GROUP = 5
 """A smaller group is listed, but says too little for a gap or a difference."""

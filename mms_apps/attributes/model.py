@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from features.dictionary.base import Modality
 from features.errors import UserError, first_line
 from features.files import replacing, write_json
+from features.modality import Modality
 from mms_apps.attributes.estimators import (
     Activations,
     LinearClassifier,
@@ -29,7 +29,7 @@ from mms_apps.attributes.labels import Samples
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from features.space import FeatureSpace
+    from features.space.space import FeatureSpace
 
 SCHEMA = 1
 WEIGHTS = "attribute.safetensors"

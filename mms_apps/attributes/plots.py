@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from features.dominance import CROSS_MODAL, IMAGE_DOMINANT, TEXT_DOMINANT, UNSCORED
-from features.report import CLASS_NAMES
+from features.modality import CROSS_MODAL, IMAGE_DOMINANT, TEXT_DOMINANT, UNSCORED
+from features.reports.page import CLASS_NAMES
 from mms_apps.attributes.audit import Audit
 from mms_apps.attributes.explain import Explanation
 

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
-from features.dictionary.base import MODALITIES
 from features.files import replacing
-from features.store import ATTRIBUTE, SAMPLE_BATCH, ActivationStore
+from features.modality import MODALITIES
+from features.store.store import ATTRIBUTE, SAMPLE_BATCH, ActivationStore
 from mms_apps.attributes.labels import require_encoder
 from mms_apps.attributes.model import AttributeModel
 

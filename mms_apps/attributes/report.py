@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from features.browse import exemplars
+from features.analysis.search import exemplars
 from features.files import write_whole
-from features.report import CLASS_NAMES, templates
-from features.space import FeatureSpace, thumbnail
+from features.reports.page import CLASS_NAMES, templates
+from features.space.space import FeatureSpace
+from features.space.tables import thumbnail
 from mms_apps.attributes.audit import Audit
 from mms_apps.attributes.debias import Choice, MethodRow
 from mms_apps.attributes.explain import Explanation

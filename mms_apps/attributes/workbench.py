@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from features.browse import exemplars
+from features.analysis.search import exemplars
 from features.errors import UserError
-from features.extract import extract
-from features.pairs import open_pairs
-from features.space import FeatureSpace
+from features.pairs.open import open_pairs
+from features.space.space import FeatureSpace
+from features.store.extract import extract
 from mms_apps.attributes.audit import UNSPECIFIED, Audit, audit, require_groups
 from mms_apps.attributes.explain import Explanation, explain, probabilities_without
 from mms_apps.attributes.labels import Samples, classes_of, read_samples
@@ -25,7 +25,7 @@ from mms_apps.attributes.model import AttributeModel, Method, embed, fit_model
 if TYPE_CHECKING:
     from PIL import Image
 
-    from features.store import ActivationStore
+    from features.store.store import ActivationStore
 
 GALLERY = 24
 

@@ -80,8 +80,8 @@ def robustness(
 
     Run it again to go on after an interruption. Exits with 1 if a check failed.
     """
-    from features.encoder import load_encoder
-    from features.space import FeatureSpace
+    from features.encoders.load import load_encoder
+    from features.space.space import FeatureSpace
     from mms_apps.robustness.attacks import AttackConfig
     from mms_apps.robustness.distances import EPS, read_eps, read_norm
     from mms_apps.robustness.evaluation import evaluate

@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from features.encoder import Encoder
-from features.space import FeatureSpace
+from features.encoders.encoder import Encoder
+from features.space.space import FeatureSpace
 from mms_apps.robustness.climb import climb
 from mms_apps.robustness.distances import Norm
 from mms_apps.robustness.groups import GROUPS, Control, controls

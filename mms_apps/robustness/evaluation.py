@@ -22,7 +22,7 @@ from torch import nn
 
 from features.errors import UserError
 from features.files import plain, write_json
-from features.space import FeatureSpace
+from features.space.space import FeatureSpace
 from mms_apps.robustness import checks
 from mms_apps.robustness.attacks import ATTACKS, require_offered
 from mms_apps.robustness.groups import Defence, most_moved

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from features.dictionary import Dictionary
-from features.dominance import CROSS_MODAL, IMAGE_DOMINANT, TEXT_DOMINANT
 from features.errors import UserError
-from features.space import FeatureSpace
+from features.modality import CROSS_MODAL, IMAGE_DOMINANT, TEXT_DOMINANT
+from features.space.space import FeatureSpace
 from mms_apps.robustness.checks import CONTROL_KINDS, MIN_CONTROL_SEEDS, ControlGroup
 from mms_apps.robustness.models import Squeezed
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from features.encoder import Encoder
+from features.encoders.encoder import Encoder
 from features.errors import UserError
 
 Progress = Callable[[float], None]

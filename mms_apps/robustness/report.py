@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from features.files import write_whole
-from features.report import CLASS_NAMES, templates
+from features.reports.page import CLASS_NAMES, templates
 from mms_apps.robustness.checks import CONTROL_KINDS
 from mms_apps.robustness.distances import readable_eps
 from mms_apps.robustness.results import WORST, DefenceResult, Evaluation

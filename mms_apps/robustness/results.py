@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from features.bootstrap import Estimate, mean_estimate
 from features.errors import UserError
 from features.files import plain
-from features.intervals import Estimate, mean_estimate
 from mms_apps.robustness import checks
 from mms_apps.robustness.attacks import AttackConfig
 from mms_apps.robustness.checks import Check, all_passed

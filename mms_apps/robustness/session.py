@@ -12,7 +12,7 @@ from torch import Tensor
 
 from features.embedded.world import EmbeddedPairs
 from features.errors import UserError
-from features.space import FeatureSpace
+from features.space.space import FeatureSpace
 from mms_apps.robustness import checks
 from mms_apps.robustness.attacks import (
     AttackConfig,

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from features.files import replacing, write_json
-from features.space import FeatureSpace
+from features.space.space import FeatureSpace
 from mms_apps.robustness import checks
 from mms_apps.robustness.attacks import ATTACKS, Attacked, run_attack
 from mms_apps.robustness.checks import Check

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from features.encoder import Encoder
+from features.embedded.evaluate import GENDERS, class_vectors, gender_prompts, skin_tone_prompts
+from features.encoders.encoder import Encoder
 from features.errors import UserError
-from features.evaluate import GENDERS, class_vectors, gender_prompts, skin_tone_prompts
-from features.pairs import Pair, PairSource, Skipped, open_pairs
+from features.pairs.base import Pair, PairSource, Skipped
+from features.pairs.open import open_pairs
 from mms_apps.robustness.models import pixels_of
 
 RETRIEVAL = "retrieval"

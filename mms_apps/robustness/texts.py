@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from features.encoder import Encoder
+from features.encoders.encoder import Encoder
 from features.errors import UserError
 
 

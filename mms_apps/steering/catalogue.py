@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-from features.browse import exemplars
+from features.analysis.search import exemplars
 from features.errors import UserError
-from features.space import FeatureSpace
+from features.space.space import FeatureSpace
 from mms_apps.steering.choosing import features_of
 
 UNNAMED = "unnamed"

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from features.dictionary import Modality
 from features.errors import UserError
-from features.space import FeatureSpace
+from features.space.space import FeatureSpace
 from mms_apps.steering.edits import Edit, mean_active
 
 TEMPLATES = ("{}", "a picture of {}", "an image of {}")

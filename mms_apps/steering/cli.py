@@ -13,7 +13,7 @@ from features.files import write_json
 if TYPE_CHECKING:
     from PIL import Image
 
-    from features.space import FeatureSpace
+    from features.space.space import FeatureSpace
     from mms_apps.steering.edits import Blend, Edit
 
 STRIP = (-1.0, -0.5, 0.0, 0.5, 1.0, 1.5, 2.0)
@@ -140,7 +140,7 @@ def _open_image(path: Path) -> Image.Image:
     Raises:
         UserError: it cannot be decoded.
     """
-    from features.pairs import UnreadableImage, decode_image
+    from features.pairs.images import UnreadableImage, decode_image
 
     try:
         return decode_image(path.read_bytes())

@@ -31,10 +31,10 @@ from PIL import Image
 from torch import Tensor
 
 from features.dictionary import Modality
-from features.dominance import CLASSES, Rule
 from features.errors import UserError
 from features.files import write_json
-from features.space import FeatureSpace
+from features.modality import CLASSES, Rule
+from features.space.space import FeatureSpace
 from mms_apps.steering.adapters import Adapter, adapter_for
 
 SCHEMA = 1

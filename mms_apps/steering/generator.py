@@ -15,10 +15,10 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from features.distributed import resolve_device
 from features.embedded import GENERATOR
-from features.encoder import resolve_device
 from features.errors import UserError, first_line
-from features.space import FeatureSpace
+from features.space.space import FeatureSpace
 from mms_apps.steering.adapters import adapter_for
 from mms_apps.steering.edits import Steering
 from mms_apps.steering.prior import WEIGHTS, Prior

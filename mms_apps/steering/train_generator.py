@@ -26,7 +26,8 @@ from torch import Tensor, nn
 from features.checkpoint import load_checkpoint, save_checkpoint
 from features.embedded import ENCODERS
 from features.embedded.world import EmbeddedPairs, PlantedFactors, caption, render
-from features.encoder import Encoder, load_encoder
+from features.encoders.encoder import Encoder
+from features.encoders.load import load_encoder
 from features.files import write_json
 from mms_apps.steering.prior import Prior, fit_prior
 

@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from features.dictionary import TrainConfig, fit_dictionary
-from features.encoder import load_encoder
-from features.extract import extract
-from features.pairs import open_pairs
-from features.space import FeatureSpace, score
+from features.encoders.load import load_encoder
+from features.pairs.open import open_pairs
+from features.space.score import score
+from features.space.space import FeatureSpace
+from features.store.extract import extract
 from mms_apps.attributes.labels import Samples
 
 

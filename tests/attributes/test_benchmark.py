@@ -10,7 +10,7 @@ import pytest
 from benchmarks import attributes
 from benchmarks.attributes import accuracy_rows, class_rows, fresh_rows, planted_rows, real_rows
 from features.embedded.world import EmbeddedPairs
-from features.space import FeatureSpace
+from features.space.space import FeatureSpace
 
 ROLES = (
     "in motorized wheelchair",

@@ -11,7 +11,7 @@ import torch
 from features.dictionary import DictionaryConfig
 from features.dictionary.identity import IdentityDictionary
 from features.errors import UserError
-from features.space import FeatureSpace
+from features.space.space import FeatureSpace
 from mms_apps.attributes.audit import audit, class_effects, lean, require_groups
 from mms_apps.attributes.debias import (
     association,

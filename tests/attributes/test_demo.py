@@ -9,7 +9,7 @@ import pytest
 
 from demos.attributes import CSS, build
 from demos.common import launch
-from features.space import FeatureSpace
+from features.space.space import FeatureSpace
 from mms_apps.attributes.workbench import Workbench
 from tests.browser import assert_accessible, keep_picture, needs_chromium, opened
 from tests.conftest import draw_imagefolder

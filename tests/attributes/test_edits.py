@@ -8,7 +8,7 @@ import torch
 
 from features.dictionary import DictionaryConfig
 from features.dictionary.identity import IdentityDictionary
-from features.space import FeatureSpace
+from features.space.space import FeatureSpace
 from mms_apps.attributes.edits import (
     KeepFeatures,
     RemoveFeatures,

@@ -10,7 +10,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import cross_val_score
 from sklearn.pipeline import make_pipeline
 
-from features.space import FeatureSpace
+from features.space.space import FeatureSpace
 from mms_apps.attributes.estimators import (
     Activations,
     LinearClassifier,

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-from features.browse import exemplars
+from features.analysis.search import exemplars
 from features.errors import UserError
-from features.space import FeatureSpace
-from features.store import ActivationStore, StoreConfig, sample_table, write_store
+from features.space.space import FeatureSpace
+from features.store.store import ActivationStore, StoreConfig
+from features.store.write import sample_table, write_store
 from mms_apps.attributes import predict
 from mms_apps.attributes.explain import (
     explain,

@@ -8,7 +8,7 @@ import pytest
 
 from demos.common import launch
 from demos.explorer import CSS, build
-from features.space import FeatureSpace
+from features.space.space import FeatureSpace
 from tests.browser import assert_accessible, keep_picture, needs_chromium, opened
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from features.space import FeatureSpace
+from features.space.space import FeatureSpace
 from mms_apps.robustness.models import ZeroShot
 from mms_apps.robustness.tasks import Task, load_task
 

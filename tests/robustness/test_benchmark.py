@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks.robustness import analytic_rows, broken_rows
 from benchmarks.robustness_peers import withstood_by_peer, write_data
-from features.space import FeatureSpace
+from features.space.space import FeatureSpace
 from mms_apps.robustness.models import ZeroShot
 from mms_apps.robustness.tasks import Task
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from features.encoder import load_encoder
+from features.encoders.load import load_encoder
 from features.errors import UserError
-from features.space import FeatureSpace
+from features.space.space import FeatureSpace
 from mms_apps.robustness.attacks import AttackConfig, run_attack
 from mms_apps.robustness.crossmodal import ALL, CrossModalStudy, direction, targets_for
 from mms_apps.robustness.distances import within

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from features.encoder import load_encoder
+from features.encoders.load import load_encoder
 from features.errors import UserError
-from features.space import FeatureSpace
+from features.space.space import FeatureSpace
 from mms_apps.robustness import evaluation as evaluation_module
 from mms_apps.robustness.attacks import AttackConfig, offered, run_attack
 from mms_apps.robustness.distances import NORMS, read_eps, readable_eps, within

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from features.embedded.world import EmbeddedPairs
-from features.encoder import Encoder, load_encoder
+from features.encoders.encoder import Encoder
+from features.encoders.load import load_encoder
 from mms_apps.steering import train_generator
 from mms_apps.steering.generator import SteeredGenerator
 from mms_apps.steering.train_generator import (

@@ -13,7 +13,8 @@ from diffusers import DiffusionPipeline
 from PIL import Image
 
 from features.errors import UserError
-from features.space import FeatureSpace, score
+from features.space.score import score
+from features.space.space import FeatureSpace
 from mms_apps.steering import Edit, Steering
 from mms_apps.steering.adapters import adapter_for
 from tests.steering import pipelines

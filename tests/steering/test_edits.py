@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from features.embedded.world import EmbeddedPairs
 from features.errors import UserError
-from features.space import FeatureSpace, score
+from features.space.score import score
+from features.space.space import FeatureSpace
 from mms_apps.steering.choosing import as_edits, between, choose, features_of
 from mms_apps.steering.edits import Blend, Edit, Steering, mean_active
 from tests.test_space import axes, make_store

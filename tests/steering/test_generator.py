@@ -14,7 +14,7 @@ from PIL import Image
 from sklearn.linear_model import LinearRegression
 
 from features.errors import UserError
-from features.space import FeatureSpace
+from features.space.space import FeatureSpace
 from mms_apps.steering.catalogue import search
 from mms_apps.steering.edits import Blend, Edit, Steering
 from mms_apps.steering.generator import SteeredGenerator, scaled

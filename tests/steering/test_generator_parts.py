@@ -13,7 +13,7 @@ from diffusers import StableUnCLIPImg2ImgPipeline
 from PIL import Image
 
 from features.embedded import ENCODERS
-from features.encoder import Encoder
+from features.encoders.encoder import Encoder
 from features.errors import UserError
 from mms_apps.steering import train_generator
 from mms_apps.steering.image_encoder import OpenClipVisionModel

@@ -1,11 +1,46 @@
-"""Bootstrap intervals."""
+"""Bootstrap intervals, and the weights of a bootstrap that merges."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
+import torch
+from torch import Tensor
+
+WEIGHTS_A_BLOCK = 16
+"""A Philox block is 256 bits, that is 16 weights of 16 bits each."""
+
+
+def poisson_weights(seed: int, stream: str, start: int, pairs: int, replicates: int) -> Tensor:
+    """Poisson(1) bootstrap weights of the pairs start..start + pairs of a stream.
+
+    Drawn from 16 random bits each, by a counter-based generator (Philox): a pair's weights depend
+    on its number alone.
+
+    Returns:
+        `[pairs, replicates]` float32.
+    """
+    key = hashlib.sha256(f"{seed}/{stream}".encode()).digest()[:16]
+    blocks = -(-replicates // WEIGHTS_A_BLOCK)  # a pair
+    counter = np.array([start * blocks, 0, 0, 0], dtype=np.uint64)
+    generator = np.random.Philox(key=np.frombuffer(key, np.uint64), counter=counter)
+    raw = generator.random_raw(pairs * blocks * 4)  # uint64
+    bits = raw.astype("<u8").view("<u2").reshape(pairs, blocks * WEIGHTS_A_BLOCK)
+    return torch.from_numpy(_POISSON_TABLE[bits[:, :replicates]])
+
+
+def _poisson_table() -> np.ndarray:
+    """The Poisson(1) weight of each 16-bit number: `[65536]` float32."""
+    factorials = np.cumprod(np.concatenate([[1.0], np.arange(1.0, 20.0)]))
+    cumulative = np.cumsum(np.exp(-1) / factorials)
+    numbers = (np.arange(65536) + 0.5) / 65536
+    return np.searchsorted(cumulative, numbers).astype(np.float32)
+
+
+_POISSON_TABLE = _poisson_table()
 
 
 @dataclass(frozen=True)

@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import torch
 
+from features.bootstrap import auroc_interval
 from features.dictionary import Dictionary
-from features.dictionary.base import MODALITIES
 from features.errors import UserError
-from features.files import write_json, write_whole
-from features.intervals import auroc_interval
-from features.naming import pair_terms
-from features.report import CLASS_NAMES, templates
-from features.space import FeatureSpace
-from features.store import ATTRIBUTE, SAMPLE_BATCH, ActivationStore
+from features.modality import MODALITIES
+from features.scores.naming import pair_terms
+from features.space.space import FeatureSpace
+from features.store.store import ATTRIBUTE, SAMPLE_BATCH, ActivationStore
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
@@ -183,21 +180,6 @@ def feature_auroc(activations: csr_matrix, labels: np.ndarray) -> np.ndarray:
     rank_sums = (ranks.T @ labels.astype(float)).T + positives * inactive_rank
     with np.errstate(divide="ignore", invalid="ignore"):
         return (rank_sums - positives * (positives + 1) / 2) / (positives * (pairs - positives))
-
-
-def write_concepts(concepts: Sequence[Concept], space: FeatureSpace, out: str | Path) -> Path:
-    """Write `concepts.json` and the report `concepts.html` to a folder."""
-    out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
-    record = {"schema": SCHEMA, "encoder": space.config.encoder, "good": GOOD}
-    write_json(out / "concepts.json", {**record, "concepts": [asdict(c) for c in concepts]})
-    page = (
-        templates()
-        .get_template("concepts.html.j2")
-        .render(concepts=concepts, config=space.config, class_names=CLASS_NAMES, good=GOOD)
-    )
-    write_whole(out / "concepts.html", page.encode())
-    return out / "concepts.html"
 
 
 def _labels(store: ActivationStore, rows: np.ndarray, concepts: Sequence[str]) -> np.ndarray:

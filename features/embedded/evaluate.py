@@ -14,11 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from features.bootstrap import mean_estimate
 from features.embedded.build_pairs import GENDER_WORDS, SKIN_TONES
 from features.embedded.world import REGISTERS, EmbeddedPairs
-from features.encoder import Encoder, load_encoder
+from features.encoders.encoder import Encoder
+from features.encoders.load import load_encoder
 from features.files import write_json
-from features.intervals import mean_estimate
 
 GENDERS = ("man", "woman")
 

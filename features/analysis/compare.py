@@ -5,21 +5,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from features.dominance import CROSS_MODAL, IMAGE_DOMINANT, TEXT_DOMINANT, UNSCORED
-from features.files import plain, write_json, write_whole
-from features.intervals import NOT_KNOWN, Estimate, difference_interval, mean_estimate
-from features.matching import Matching
-from features.report import CLASS_NAMES, MODALITY_CLASSES, histogram, templates
-from features.space import FeatureSpace
+from features.analysis.matching import Matching
+from features.bootstrap import NOT_KNOWN, Estimate, difference_interval, mean_estimate
+from features.modality import CROSS_MODAL, IMAGE_DOMINANT, TEXT_DOMINANT, UNSCORED
+from features.space.space import FeatureSpace
 
 SCHEMA = 1
-SHOWN_MATCHES = 24
 
 
 @dataclass(frozen=True)
@@ -68,7 +64,7 @@ class SpaceSummary:
     judge_independent: bool
     estimates: dict[str, Estimate]
     monosemanticity: list[dict[str, Any]]
-    """Means by class, as `features.evidence.class_means` gives them."""
+    """Means by class, as `features.scores.class_means` gives them."""
 
 
 @dataclass(frozen=True)
@@ -131,43 +127,6 @@ def compare(
         if matchings
         else [],
     )
-
-
-def write_comparison(
-    comparison: Comparison, spaces: Sequence[FeatureSpace], out: str | Path
-) -> Path:
-    """Write `comparison.json`, `comparison.md` and the report `comparison.html` to a folder."""
-    out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
-    write_json(out / "comparison.json", plain({"schema": SCHEMA, **asdict(comparison)}))
-    write_whole(out / "comparison.md", markdown_table(comparison).encode())
-    features = [space.features.to_pylist() for space in spaces]
-    page = (
-        templates()
-        .get_template("comparison.html.j2")
-        .render(
-            comparison=comparison,
-            figures=FIGURES,
-            histograms=[histogram(rows, "class_fixed") for rows in features],
-            class_names=CLASS_NAMES,
-            classes=MODALITY_CLASSES,
-            shown_matches=SHOWN_MATCHES,
-        )
-    )
-    write_whole(out / "comparison.html", page.encode())
-    return out / "comparison.html"
-
-
-def markdown_table(comparison: Comparison) -> str:
-    """The figures with their intervals, one row a space."""
-    lines = [
-        "| | " + " | ".join(figure.label for figure in FIGURES) + " |",
-        "|---" * (len(FIGURES) + 1) + "|",
-    ]
-    for space in comparison.spaces:
-        cells = [cell(space.estimates[figure.key], figure.percent) for figure in FIGURES]
-        lines.append(f"| {space.label} | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
 
 
 def cell(estimate: Estimate, percent: bool) -> str:

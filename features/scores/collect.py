@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from features.dictionary import Dictionary
-from features.dominance import DominanceStatistics
-from features.monosemanticity import Moments, MonosemanticityStatistics, TopSamples
-from features.naming import NamingStatistics
-from features.processes import broadcast, this_process
-from features.store import ActivationStore
+from features.distributed import broadcast, this_process
+from features.scores.dominance import DominanceStatistics
+from features.scores.monosemanticity import Moments, MonosemanticityStatistics, TopSamples
+from features.scores.naming import NamingStatistics
+from features.store.store import ActivationStore
 
 Made = TypeVar("Made")
 

@@ -23,14 +23,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from features.encoder import Encoder, Preprocessing
+from features.distributed import this_process
+from features.encoders.encoder import Encoder, Preprocessing
 from features.errors import UserError
 from features.files import write_json
-from features.pairs import Pair, PairSource, Part, Skipped
-from features.processes import this_process
-from features.store import (
-    ActivationStore,
-    StoreConfig,
+from features.pairs.base import Pair, PairSource, Part, Skipped
+from features.store.store import ActivationStore, StoreConfig
+from features.store.write import (
     finish_store,
     part_finished,
     part_name,

@@ -35,7 +35,7 @@ from features.checkpoint import load_checkpoint, save_checkpoint
 from features.embedded.world import REGISTERS, EmbeddedPairs, PlantedFactors, caption, render
 from features.errors import UserError
 from features.files import replacing, write_json
-from features.pairs import Pair, PairSource
+from features.pairs.base import Pair, PairSource
 
 if TYPE_CHECKING:
     from transformers import CLIPTokenizer

@@ -12,9 +12,9 @@ import pyarrow.compute as pc
 import torch.nn.functional as F
 
 from features.dictionary import Modality
-from features.dominance import IMAGE_DOMINANT, TEXT_DOMINANT
 from features.errors import UserError
-from features.space import FeatureSpace
+from features.modality import IMAGE_DOMINANT, TEXT_DOMINANT
+from features.space.space import FeatureSpace
 
 Order = Literal["monosemanticity", "image", "text", "number"]
 
@@ -131,7 +131,7 @@ def exemplars(
     space: FeatureSpace, features: Collection[int], count: int, modality: Modality = "image"
 ) -> dict[int, list[dict[str, Any]]]:
     """The `count` samples that activate each of the features most: rows of the space's exemplars
-    (`features.space.EXEMPLAR_SCHEMA`); images without a thumbnail are left out."""
+    (`features.space.tables.EXEMPLAR_SCHEMA`); images without a thumbnail are left out."""
     table = space.exemplars
     wanted = pc.and_(
         pc.is_in(table["feature"], pa.array(sorted(features), pa.int64())),

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-import hashlib
 import warnings
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from features.bootstrap import poisson_weights
 from features.errors import UserError
+from features.modality import (
+    CROSS_MODAL,
+    FIXED_BOUNDS,
+    IMAGE_DOMINANT,
+    TEXT_DOMINANT,
+    UNSCORED,
+    Rule,
+)
 
-IMAGE_DOMINANT, TEXT_DOMINANT, CROSS_MODAL, UNSCORED = "ImgD", "TextD", "CrossD", "unscored"
-CLASSES = (IMAGE_DOMINANT, TEXT_DOMINANT, CROSS_MODAL, UNSCORED)
-Rule = Literal["relative", "fixed"]
-FIXED_BOUNDS = (1 / 3, 2 / 3)
 LEVEL = 0.95
-WEIGHTS_A_BLOCK = 16
-"""A Philox block is 256 bits, that is 16 weights of 16 bits each."""
 
 
 @dataclass(frozen=True)
@@ -163,35 +164,6 @@ class DominanceStatistics:
             image_mean_active=mean_active[0],
             text_mean_active=mean_active[1],
         )
-
-
-def poisson_weights(seed: int, stream: str, start: int, pairs: int, replicates: int) -> Tensor:
-    """Poisson(1) bootstrap weights of the pairs start..start + pairs of a stream.
-
-    Drawn from 16 random bits each, by a counter-based generator (Philox): a pair's weights depend
-    on its number alone.
-
-    Returns:
-        `[pairs, replicates]` float32.
-    """
-    key = hashlib.sha256(f"{seed}/{stream}".encode()).digest()[:16]
-    blocks = -(-replicates // WEIGHTS_A_BLOCK)  # a pair
-    counter = np.array([start * blocks, 0, 0, 0], dtype=np.uint64)
-    generator = np.random.Philox(key=np.frombuffer(key, np.uint64), counter=counter)
-    raw = generator.random_raw(pairs * blocks * 4)  # uint64
-    bits = raw.astype("<u8").view("<u2").reshape(pairs, blocks * WEIGHTS_A_BLOCK)
-    return torch.from_numpy(_POISSON_TABLE[bits[:, :replicates]])
-
-
-def _poisson_table() -> np.ndarray:
-    """The Poisson(1) weight of each 16-bit number: `[65536]` float32."""
-    factorials = np.cumprod(np.concatenate([[1.0], np.arange(1.0, 20.0)]))
-    cumulative = np.cumsum(np.exp(-1) / factorials)
-    numbers = (np.arange(65536) + 0.5) / 65536
-    return np.searchsorted(cumulative, numbers).astype(np.float32)
-
-
-_POISSON_TABLE = _poisson_table()
 
 
 @dataclass(frozen=True)

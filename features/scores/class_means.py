@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from features.dominance import CROSS_MODAL, IMAGE_DOMINANT, TEXT_DOMINANT
-from features.intervals import mean_estimate
-from features.monosemanticity import (
+from features.bootstrap import mean_estimate
+from features.modality import CROSS_MODAL, IMAGE_DOMINANT, TEXT_DOMINANT
+from features.scores.monosemanticity import (
     NOBODY,
     Monosemanticity,
     TopSamples,
@@ -25,7 +25,7 @@ from features.monosemanticity import (
     random_samples,
     top_similarity,
 )
-from features.store import ActivationStore
+from features.store.store import ActivationStore
 
 SWEEP = (10, 20, 30, 50)
 """Numbers of most activating samples for which EmbSim and WinRate are computed."""

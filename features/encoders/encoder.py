@@ -2,29 +2,16 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
-import json
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
-
-from features.embedded import ENCODER_NAMES, ENCODERS
-from features.errors import UserError, first_line
-from features.judge import TIMM, load_two_models
-from features.processes import wants_cpu
-
-LOCAL_DIR = "local-dir:"
-HF_HUB = "hf-hub:"
 
 
 @dataclass(frozen=True)
@@ -155,126 +142,3 @@ class Encoder:
     def encode_texts(self, texts: Sequence[str]) -> Tensor:
         """Texts -> unit embeddings `[n, dim]` float32."""
         return self.encode_token_tensors(self.tokenize(texts))
-
-
-def load_encoder(encoder_id: str, device: str | torch.device = "auto") -> Encoder:
-    """Load an encoder.
-
-    Args:
-        encoder_id: `arch/tag` as open_clip names them (ViT-B-32/laion2b_s34b_b79k),
-            `hf-hub:org/name`, `local-dir:path` (a folder with open_clip_config.json, weights and
-            tokenizer files), `embedded`, `embedded-ssl`, or as a judge two models that share no
-            space, `timm:NAME+text:ID` (`features.judge`).
-        device: a torch device; "auto" is this process's GPU where there is one.
-
-    Raises:
-        UserError: no such encoder, or its files cannot be read or downloaded.
-    """
-    if encoder_id in ENCODER_NAMES:
-        return _load_folder(ENCODERS / encoder_id, encoder_id, device)
-    if encoder_id.startswith(LOCAL_DIR):
-        folder = Path(encoder_id.removeprefix(LOCAL_DIR))
-        name = folder.name if folder.is_absolute() else folder.as_posix()
-        return _load_folder(folder, LOCAL_DIR + name, device)
-    if encoder_id.startswith(TIMM):
-        name, model, transform, tokenizer = load_two_models(encoder_id)
-        return Encoder(
-            name, model, transform, tokenizer, resolve_device(device), shared_space=False
-        )
-    if encoder_id.startswith(HF_HUB):
-        return _load(encoder_id, encoder_id, None, device)
-    architecture, tag = _known(encoder_id)
-    return _load(encoder_id, architecture, tag, device)
-
-
-def _load_folder(folder: Path, encoder_id: str, device: str | torch.device) -> Encoder:
-    """Load an open_clip folder.
-
-    Raises:
-        UserError: it lacks its config or weights.
-    """
-    config = folder / "open_clip_config.json"
-    if not config.is_file():
-        raise UserError(
-            f"{encoder_id}: no open_clip_config.json in {folder}; give local-dir: a folder that "
-            "holds an open_clip model"
-        )
-    try:
-        complete = "model_cfg" in json.loads(config.read_text())
-    except ValueError as error:
-        raise UserError(f"{config}: not JSON ({error}); save the model again") from None
-    if not complete:
-        raise UserError(f"{config}: no model_cfg; save the model in open_clip's hub format")
-    if not any(file for end in ("safetensors", "bin", "pth") for file in folder.glob(f"*.{end}")):
-        raise UserError(
-            f"{encoder_id}: no weights in {folder}; put open_clip_model.safetensors there"
-        )
-    return _load(encoder_id, LOCAL_DIR + str(folder), None, device)
-
-
-def _known(encoder_id: str) -> tuple[str, str]:
-    """The architecture and the tag of an encoder that open_clip lists.
-
-    Raises:
-        UserError: it lists none of this name; the message has the nearest ones.
-    """
-    import open_clip
-
-    architecture, _, tag = encoder_id.rpartition("/")
-    names = {f"{a}/{t}": (a, t) for a, t in open_clip.list_pretrained()}
-    found = names.get(f"{architecture.replace('/', '-')}/{tag}")
-    if found is not None:
-        return found
-    lowered = {name.lower(): name for name in [*ENCODER_NAMES, *names]}
-    query = encoder_id.lower()
-    near = [name for name in lowered if name.startswith(query + "/")][:3]
-    near += difflib.get_close_matches(query, lowered, n=3, cutoff=0.4)
-    nearest = ", ".join(dict.fromkeys(lowered[name] for name in near[:3])) or "embedded"
-    raise UserError(
-        f"{encoder_id}: unknown encoder; nearest names: {nearest} "
-        "(or hf-hub:org/name, local-dir:path, embedded)"
-    )
-
-
-def _load(encoder_id: str, model_name: str, tag: str | None, device: str | torch.device) -> Encoder:
-    """Load through open_clip; `encoder_id` is what the encoder is called afterwards.
-
-    Raises:
-        UserError: open_clip cannot, most often because nothing can be downloaded.
-    """
-    import open_clip
-
-    # open_clip only warns where a tag's weights were trained with another activation.
-    settings: dict[str, Any] = open_clip.get_pretrained_cfg(model_name, tag) or {} if tag else {}
-    try:
-        model, _, transform = open_clip.create_model_and_transforms(
-            model_name,
-            tag,
-            force_quick_gelu=bool(settings.get("quick_gelu")),
-            require_pretrained=True,
-        )
-        tokenizer = open_clip.get_tokenizer(model_name)
-    except Exception as error:  # open_clip, huggingface_hub and urllib each raise their own
-        if model_name.startswith(LOCAL_DIR):
-            advice = "check that its config, weights and tokenizer files belong together"
-        else:
-            advice = (
-                "check the name and the network, or use what needs none: embedded or "
-                "local-dir:<folder of a downloaded model>"
-            )
-        raise UserError(
-            f"{encoder_id}: cannot be loaded ({first_line(error)}); {advice}"
-        ) from error
-    return Encoder(encoder_id, model, transform, tokenizer, resolve_device(device))
-
-
-def resolve_device(device: str | torch.device) -> torch.device:
-    """`auto`: the GPU of this process's local rank, or the CPU."""
-    if device != "auto":
-        return torch.device(device)
-    if wants_cpu():
-        return torch.device("cpu")
-    if torch.cuda.is_available():
-        rank = int(os.environ.get("LOCAL_RANK", 0))
-        return torch.device("cuda", rank % torch.cuda.device_count())
-    return torch.device("cpu")

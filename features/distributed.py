@@ -8,6 +8,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
+    import torch
     from accelerate import PartialState
 
 PATIENCE = timedelta(days=7)
@@ -40,3 +41,17 @@ def broadcast(held: Any, process: int) -> Any:
     from accelerate.utils import broadcast_object_list
 
     return broadcast_object_list([held], from_process=process)[0]
+
+
+def resolve_device(device: str | torch.device) -> torch.device:
+    """`auto`: the GPU of this process's local rank, or the CPU."""
+    import torch
+
+    if device != "auto":
+        return torch.device(device)
+    if wants_cpu():
+        return torch.device("cpu")
+    if torch.cuda.is_available():
+        rank = int(os.environ.get("LOCAL_RANK", 0))
+        return torch.device("cuda", rank % torch.cuda.device_count())
+    return torch.device("cpu")

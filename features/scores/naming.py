@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from features.errors import UserError
-from features.store import ATTRIBUTE
+from features.store.store import ATTRIBUTE
 
 TAGS = ATTRIBUTE + "tags"
 TAG_SEPARATOR = "|"

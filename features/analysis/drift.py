@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from features.dominance import CROSS_MODAL, IMAGE_DOMINANT, UNSCORED
+from features.analysis.matching import Matching
 from features.errors import UserError
-from features.matching import Matching
-from features.space import FeatureSpace
+from features.modality import CROSS_MODAL, IMAGE_DOMINANT, UNSCORED
+from features.space.space import FeatureSpace
 
 SCHEMA = 1
 KINDS = ("gone", "new", "moved", "lost")

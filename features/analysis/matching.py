@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from features.errors import UserError
-from features.space import FeatureSpace
-from features.store import ActivationStore, same_pairs
+from features.space.space import FeatureSpace
+from features.store.store import ActivationStore, same_pairs
 
 BATCH = 1024
 LEAST_CORRELATION = 0.5

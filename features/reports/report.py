@@ -3,58 +3,35 @@
 from __future__ import annotations
 
 import base64
-import math
 from collections import defaultdict
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from features.browse import monosemanticity
-from features.dominance import CROSS_MODAL, IMAGE_DOMINANT, TEXT_DOMINANT, UNSCORED
+from features.analysis.search import monosemanticity
 from features.files import write_whole
-from features.space import FeatureSpace
+from features.modality import UNSCORED
+from features.reports.page import CLASS_NAMES, MODALITY_CLASSES, count_axis, histogram, templates
+from features.space.space import FeatureSpace
 
 if TYPE_CHECKING:
-    from jinja2 import Environment
+    pass
 
-BINS = 40
 SHOWN_EACH = 12
 """Features of each class that the gallery opens with."""
 SHOWN_EXEMPLARS = 6
 SHOWN_CAPTIONS = 4
 GALLERY = 1000
 """Features in the gallery at most, which bounds the file's size."""
-MODALITY_CLASSES = (IMAGE_DOMINANT, CROSS_MODAL, TEXT_DOMINANT)
-CLASS_NAMES = {
-    IMAGE_DOMINANT: "image-dominant",
-    CROSS_MODAL: "cross-modal",
-    TEXT_DOMINANT: "text-dominant",
-    UNSCORED: "unscored",
-}
 MEASURES = {"embsim": "EmbSim", "winrate": "WinRate", "ms": "MS"}
 MODALITIES = {"image": "images", "text": "texts", "cross": "across"}
 HELD_OUT_NAMES = {"image": "images", "text": "texts", "overall": "both"}
-
-
-@dataclass(frozen=True)
-class Bar:
-    """One class's share of one histogram bin, in units of the chart (0 to 1 both ways)."""
-
-    x: float
-    y: float
-    width: float
-    height: float
-    modality_class: str
-    title: str
 
 
 def write_report(space: FeatureSpace, out: str | Path) -> Path:
     """Write the report of a FeatureSpace to the HTML file `out`."""
     features = space.features.to_pylist()
     scored = [f for f in features if f["class"] in MODALITY_CLASSES]
-    peak, ticks = _count_axis(features)
+    peak, ticks = count_axis(features)
     held_out = space.config.dictionary.get("held_out") or {}
     gallery, thumbnails = _gallery(space, features)
     means = _monosemanticity_rows(space)
@@ -83,64 +60,6 @@ def write_report(space: FeatureSpace, out: str | Path) -> Path:
     out.parent.mkdir(parents=True, exist_ok=True)
     write_whole(out, page.encode())
     return out
-
-
-def templates(package: str = "features") -> Environment:
-    """A package's templates, which may include the core's, with the filters `figure` and
-    `percent`."""
-    from jinja2 import ChoiceLoader, Environment, PackageLoader
-
-    environment = Environment(
-        loader=ChoiceLoader([PackageLoader(name) for name in dict.fromkeys((package, "features"))]),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["figure"] = figure
-    environment.filters["percent"] = _percent
-    return environment
-
-
-def histogram(features: list[dict[str, Any]], column: str = "class") -> list[Bar]:
-    """The MDS histogram's bars, the classes stacked; unscored features are left out.
-
-    Args:
-        column: `class` for the relative rule's classes, `class_fixed` for the fixed bounds'.
-    """
-    counts = _bin_counts(features, column)
-    peak, _ = _count_axis(features)
-    bars = []
-    for place in range(BINS):
-        below = 0
-        for row, name in enumerate(MODALITY_CLASSES):
-            number = int(counts[row, place])
-            if number:
-                below += number
-                low, high = place / BINS, (place + 1) / BINS
-                title = f"{number} {CLASS_NAMES[name]}, MDS {low:.3f} to {high:.3f}"
-                bars.append(Bar(low, 1 - below / peak, 1 / BINS, number / peak, name, title))
-    return bars
-
-
-def _bin_counts(features: list[dict[str, Any]], column: str = "class") -> np.ndarray:
-    """`[classes, bins]`"""
-    return np.stack(
-        [
-            np.histogram(
-                [f["mds"] for f in features if f[column] == name], bins=BINS, range=(0, 1)
-            )[0]
-            for name in MODALITY_CLASSES
-        ]
-    )
-
-
-def _count_axis(features: list[dict[str, Any]]) -> tuple[int, list[int]]:
-    """The upper end of the histogram's count axis and its round ticks, four or fewer above 0."""
-    most = max(1, int(_bin_counts(features).sum(axis=0).max()))
-    power = 10 ** max(0, math.floor(math.log10(most)) - 1)
-    step = next(s for s in (power * m for m in (1, 2, 5, 10, 20, 50)) if most / s <= 4)
-    top = math.ceil(most / step) * step
-    return top, list(range(0, top + 1, step))
 
 
 def _class_card(features: list[dict[str, Any]], name: str, scored: int) -> dict[str, Any]:
@@ -209,12 +128,3 @@ def _exemplars(
         if row["rank"] < SHOWN_EXEMPLARS and row["feature"] in wanted:
             found[row["feature"], row["modality"]].append(row)
     return found
-
-
-def figure(value: float | None, digits: int = 2) -> str:
-    """A number in words: n/a where it is undefined."""
-    return f"{value:.{digits}f}" if value is not None and math.isfinite(value) else "n/a"
-
-
-def _percent(value: float | None) -> str:
-    return f"{value:.0%}" if value is not None and math.isfinite(value) else "n/a"

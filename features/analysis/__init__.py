@@ -1,0 +1,1 @@
+"""Questions put to FeatureSpaces: searching, matching, comparing, drift, concepts."""

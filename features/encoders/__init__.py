@@ -1,0 +1,1 @@
+"""Models that embed images and texts: loaded by id, or trained here."""

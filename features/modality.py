@@ -1,0 +1,12 @@
+"""The two modalities, and the classes of features by which of them drives a feature."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+IMAGE_DOMINANT, TEXT_DOMINANT, CROSS_MODAL, UNSCORED = "ImgD", "TextD", "CrossD", "unscored"
+CLASSES = (IMAGE_DOMINANT, TEXT_DOMINANT, CROSS_MODAL, UNSCORED)
+Rule = Literal["relative", "fixed"]
+FIXED_BOUNDS = (1 / 3, 2 / 3)
+Modality = Literal["image", "text"]
+MODALITIES: tuple[Modality, Modality] = ("image", "text")

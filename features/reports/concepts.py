@@ -1,0 +1,31 @@
+"""The report of what carries each concept."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from features.analysis.concepts import GOOD, SCHEMA, Concept
+from features.files import write_json, write_whole
+from features.reports.page import CLASS_NAMES, templates
+from features.space.space import FeatureSpace
+
+if TYPE_CHECKING:
+    pass
+
+
+def write_concepts(concepts: Sequence[Concept], space: FeatureSpace, out: str | Path) -> Path:
+    """Write `concepts.json` and the report `concepts.html` to a folder."""
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    record = {"schema": SCHEMA, "encoder": space.config.encoder, "good": GOOD}
+    write_json(out / "concepts.json", {**record, "concepts": [asdict(c) for c in concepts]})
+    page = (
+        templates()
+        .get_template("concepts.html.j2")
+        .render(concepts=concepts, config=space.config, class_names=CLASS_NAMES, good=GOOD)
+    )
+    write_whole(out / "concepts.html", page.encode())
+    return out / "concepts.html"

@@ -1,0 +1,1 @@
+"""What is known of each feature: modality dominance, monosemanticity, a name."""

@@ -1,0 +1,1 @@
+"""FeatureSpaces: an encoder and a dictionary whose features are scored, named and illustrated."""

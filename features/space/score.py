@@ -1,0 +1,168 @@
+"""Scoring a dictionary's features: a store and a dictionary become a FeatureSpace."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from features.dictionary import Dictionary
+from features.distributed import from_main_process, resolve_device
+from features.errors import UserError
+from features.modality import CLASSES
+from features.pairs.base import PairSource
+from features.scores.class_means import SWEEP, TopScores, all_measures, class_means, top_scores
+from features.scores.collect import collect
+from features.scores.dominance import Classes, classify
+from features.scores.monosemanticity import Monosemanticity
+from features.scores.naming import name_features, vocabulary
+from features.space.space import FeatureSpace, SpaceConfig, _finite
+from features.space.tables import exemplar_table, feature_table
+from features.store.store import SAMPLE_BATCH, ActivationStore, same_pairs
+
+
+def score(
+    store: ActivationStore,
+    dictionary: Dictionary,
+    judge: ActivationStore | None = None,
+    source: PairSource | None = None,
+    *,
+    terms: Sequence[str] | None = None,
+    batch_size: int = 1024,
+    min_pairs: int = 10,
+    top_m: int = 20,
+    exemplars: int = 8,
+    replicates: int = 200,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    progress: bool = True,
+) -> FeatureSpace:
+    """Score, name and illustrate the features of a dictionary, in one pass over the store.
+
+    Memory is bounded by the batch and the dictionary. Under `accelerate launch` the processes share
+    the pass, and all return the same FeatureSpace.
+
+    Args:
+        store: embeddings of the encoder to which the dictionary belongs.
+        judge: embeddings of the same pairs by an independent encoder, for the monosemanticity; None
+            takes the store itself, and the config then says that the judge is not independent.
+        source: where thumbnails come from; None for none.
+        terms: to name features by; None takes the captions' own words, tags and attributes.
+        min_pairs: a feature with fewer active pairs is unscored.
+        top_m: samples that EmbSim and WinRate look at; beside it, the classes' means are computed
+            for those of SWEEP.
+        exemplars: samples to keep a feature and modality.
+        replicates: of the bootstrap.
+        device: a torch device; "auto" is this process's GPU where there is one.
+
+    Raises:
+        UserError: the dictionary belongs to another encoder, or the judge has other pairs.
+    """
+    judge = judge or store
+    _check_inputs(store, dictionary, judge)
+    if terms is None:
+        terms = from_main_process(lambda: vocabulary(store.sample_batches(SAMPLE_BATCH)))
+    device = resolve_device(device)
+    dictionary = dictionary.to(device).eval().requires_grad_(False)
+    sizes = sorted({*SWEEP, top_m})
+    found = collect(
+        store,
+        dictionary,
+        judge,
+        terms,
+        kept=max(*sizes, exemplars),
+        batch_size=batch_size,
+        seed=seed,
+        replicates=replicates,
+        device=device,
+        progress=progress,
+    )
+
+    def finish() -> tuple[SpaceConfig, pa.Table, pa.Table]:
+        scores = found.dominance.scores(min_pairs)
+        classes = {
+            rule: classify(scores.mds, scores.ci_low, scores.ci_high, rule)
+            for rule in ("relative", "fixed")
+        }
+        meaning = found.monosemanticity.scores()
+        if not judge.config.shared_space:
+            meaning = meaning.without_cross()
+        tops = {m: top_scores(found.best, judge, m, seed) for m in sizes}
+        relative = classes["relative"].names
+        image_share = np.where(np.isfinite(scores.mds), scores.mds, scores.energy)
+        names = name_features(found.naming, image_share, relative.tolist())
+        config = SpaceConfig(
+            encoder=store.config.encoder,
+            encoder_fingerprint=store.config.encoder_fingerprint,
+            dictionary=dataclasses.asdict(dictionary.config),
+            dictionary_fingerprint=dictionary.fingerprint(),
+            pairs=store.config.pairs,
+            pairs_fingerprint=store.config.pairs_fingerprint,
+            pair_count=len(store),
+            store_fingerprint=store.fingerprint,
+            judge=judge.config.encoder,
+            judge_fingerprint=judge.config.encoder_fingerprint,
+            judge_independent=judge.config.encoder_fingerprint != store.config.encoder_fingerprint,
+            min_pairs=min_pairs,
+            top_m=top_m,
+            replicates=replicates,
+            seed=seed,
+            dead=float((scores.active_pairs == 0).mean()),
+            classes={rule: _class_record(result) for rule, result in classes.items()},
+            floors=_floors(tops[top_m], meaning),
+            skipped=store.config.skipped_reasons,
+            class_means=class_means(all_measures(tops.values(), meaning), relative, seed=seed),
+        )
+        similar = tops[top_m].similar
+        table = feature_table(scores, classes, similar, meaning, names.names, names.scores)
+        return config, table, exemplar_table(found.best, exemplars, store, source)
+
+    config, table, shown = from_main_process(finish)
+    return FeatureSpace(config, dictionary, table, shown, device=device)
+
+
+def _check_inputs(store: ActivationStore, dictionary: Dictionary, judge: ActivationStore) -> None:
+    """Raise UserError where the inputs don't belong together."""
+    made_for = dictionary.config.encoder_fingerprint
+    if made_for and made_for != store.config.encoder_fingerprint:
+        raise UserError(
+            f"{store.path}: holds embeddings of {store.config.encoder}, but the dictionary was "
+            f"fitted on {dictionary.config.encoder}; fit one on this store"
+        )
+    if dictionary.config.dim != store.dim:
+        raise UserError(
+            f"{store.path}: embeddings of {store.dim} dimensions, but the dictionary takes "
+            f"{dictionary.config.dim}; fit one on this store"
+        )
+    if len(store) == 0:
+        raise UserError(f"{store.path}: holds no pairs; extract some first")
+    if judge is not store and not same_pairs(store, judge):
+        raise UserError(
+            f"{judge.path}: the judge's pairs are not those of {store.path}, row by row; extract "
+            "both stores from the same pairs"
+        )
+
+
+def _floors(top: TopScores, meaning: Monosemanticity) -> dict[str, float | None]:
+    floors = {
+        "ms_image": meaning.floor_image,
+        "ms_text": meaning.floor_text,
+        "ms_cross": meaning.floor_cross,
+    }
+    floors |= {f"embsim_{modality}": floor for modality, floor in top.embsim_floor.items()}
+    floors |= {f"winrate_{modality}": floor for modality, floor in top.winrate_floor.items()}
+    return {name: _finite(floor) for name, floor in floors.items()}
+
+
+def _class_record(classes: Classes) -> dict[str, Any]:
+    counts = {name: int((classes.names == name).sum()) for name in CLASSES}
+    return {
+        "low": _finite(classes.low),
+        "high": _finite(classes.high),
+        "counts": counts,
+        "uncertain": int(classes.uncertain.sum()),
+    }

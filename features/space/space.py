@@ -1,0 +1,339 @@
+"""The FeatureSpace: an encoder and a dictionary whose features are scored, named and illustrated.
+
+    config.json             SpaceConfig, the dictionary's config within it
+    dictionary.safetensors  the dictionary's weights
+    features.parquet        one row a feature (FEATURE_COLUMNS)
+    exemplars.parquet       the samples that activate each feature most (EXEMPLAR_SCHEMA)
+    README.md               a model card
+
+What is undefined is NaN in the tables and null in the JSON.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from features.dictionary import Dictionary, Modality
+from features.dictionary.base import WEIGHTS, dictionary_from_record
+from features.distributed import resolve_device
+from features.embedded import ENCODER_NAMES, SPACES
+from features.encoders.encoder import Encoder
+from features.encoders.load import load_encoder
+from features.errors import UserError, first_line
+from features.files import write_json
+from features.modality import CLASSES, Rule
+from features.space.card import model_card
+
+SCHEMA = 2
+ENCODE_BATCH = 256
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+@dataclass(frozen=True)
+class SpaceConfig:
+    """What a FeatureSpace was made from, and its figures over all features."""
+
+    encoder: str
+    encoder_fingerprint: str
+    dictionary: dict[str, Any]
+    dictionary_fingerprint: str
+    """sha256 over the dictionary's weights."""
+    pairs: str
+    pairs_fingerprint: str
+    pair_count: int
+    store_fingerprint: str
+    judge: str
+    """The encoder whose embeddings the monosemanticity stands on."""
+    judge_fingerprint: str
+    judge_independent: bool
+    """Whether the judge is another encoder than the one whose features are judged."""
+    min_pairs: int
+    """A feature with fewer active pairs is unscored."""
+    top_m: int
+    """Samples that EmbSim and WinRate look at."""
+    replicates: int
+    """Of the bootstrap behind the intervals."""
+    seed: int
+    dead: float
+    """Share of the features that no sample of the pairs activates."""
+    classes: dict[str, dict[str, Any]]
+    """By rule, "relative" and "fixed": low, high (bounds), counts (by class), uncertain."""
+    floors: dict[str, float | None]
+    """What random features get. ms_*: the expected score with activations permuted over the
+    samples; embsim_* and winrate_*: the 97.5% quantile over as many sets of `top_m` random samples
+    as there are features with that many active ones."""
+    skipped: dict[str, int]
+    """Pairs that could not be read when the store was made, by reason."""
+    class_means: list[dict[str, Any]]
+    """Each class's mean of each score of monosemanticity (`features.scores.class_means`)."""
+    schema: int = SCHEMA
+
+
+class FeatureSpace:
+    """Features of an encoder, with their scores, names and exemplars.
+
+    Attributes:
+        config: how it was made.
+        dictionary: on `device`.
+        features: one row a feature, with FEATURE_COLUMNS.
+        exemplars: with EXEMPLAR_SCHEMA.
+    """
+
+    def __init__(
+        self,
+        config: SpaceConfig,
+        dictionary: Dictionary,
+        features: pa.Table,
+        exemplars: pa.Table,
+        *,
+        device: torch.device | str = "cpu",
+        encoder: Encoder | str | None = None,
+    ) -> None:
+        """`encoder`: None loads `config.encoder` when it is first needed; an id is loaded instead
+        of that one then.
+
+        Raises:
+            UserError: `encoder` has other weights than the one the features belong to.
+        """
+        self.config = config
+        self.device = torch.device(device)
+        self.dictionary = dictionary.to(self.device).eval().requires_grad_(False)
+        self.features = features
+        self.exemplars = exemplars
+        self._encoder_id = encoder if isinstance(encoder, str) else config.encoder
+        self._encoder = self._checked(encoder) if isinstance(encoder, Encoder) else None
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    @property
+    def encoder(self) -> Encoder:
+        """The encoder, loaded when it is first asked for.
+
+        Raises:
+            UserError: it cannot be loaded, or its weights are not those the features belong to.
+        """
+        if self._encoder is None:
+            self._encoder = self._checked(load_encoder(self._encoder_id, device=self.device))
+        return self._encoder
+
+    def encode_images(self, images: Sequence[Image.Image] | Tensor) -> Tensor:
+        """Activations `[n, features]` of images, or of their unit embeddings `[n, dim]`.
+
+        Gradients flow back to embeddings. Raises UserError as `encoder` does.
+        """
+        return self._encode(images, "image")
+
+    def encode_texts(self, texts: Sequence[str] | Tensor) -> Tensor:
+        """Activations `[n, features]` of texts, or of their unit embeddings `[n, dim]`.
+
+        Gradients flow back to embeddings. Raises UserError as `encoder` does.
+        """
+        return self._encode(texts, "text")
+
+    def decode(self, activations: Tensor, modality: Modality) -> Tensor:
+        """Embeddings `[n, dim]`, not normalised, of activations `[n, features]`."""
+        return self.dictionary.decode(activations.to(self.device), modality)
+
+    def select(
+        self,
+        modality_class: str | None = None,
+        *,
+        name: str | None = None,
+        min_mds: float | None = None,
+        max_mds: float | None = None,
+        rule: Rule = "relative",
+        certain: bool = False,
+    ) -> Tensor:
+        """Numbers of the features that meet all conditions: `[selected]` int64, ascending.
+
+        Args:
+            modality_class: ImgD, TextD, CrossD or unscored.
+            name: words that stand in the feature's name, whatever the case.
+            min_mds: least MDS; with a bound on MDS, unscored features are out.
+            max_mds: greatest MDS.
+            rule: of the classes, "relative" or "fixed".
+            certain: leave out features whose interval crosses a bound of their class.
+
+        Raises:
+            UserError: an unknown class or rule.
+        """
+        if rule not in ("relative", "fixed"):
+            raise UserError(f"{rule}: unknown rule for the classes; use relative or fixed")
+        suffix = "_fixed" if rule == "fixed" else ""
+        chosen = np.ones(len(self), dtype=bool)
+        if modality_class is not None:
+            if modality_class not in CLASSES:
+                raise UserError(f"{modality_class}: unknown class; use {', '.join(CLASSES)}")
+            chosen &= self._column("class" + suffix) == modality_class
+        if name is not None:
+            words = re.compile(rf"(?<!\w){re.escape(name)}(?!\w)", re.IGNORECASE)
+            chosen &= np.array([bool(words.search(n)) for n in self._column("name")], dtype=bool)
+        if min_mds is not None:
+            chosen &= self._column("mds") >= min_mds
+        if max_mds is not None:
+            chosen &= self._column("mds") <= max_mds
+        if certain:
+            chosen &= ~self._column("uncertain" + suffix)
+        return torch.from_numpy(np.flatnonzero(chosen))
+
+    def save(self, folder: str | Path) -> Path:
+        """Write the FeatureSpace; one that is there already is replaced.
+
+        Raises:
+            UserError: `folder` holds something else.
+        """
+        folder = Path(folder)
+        if folder.exists() and not _replaceable(folder):
+            raise UserError(f"{folder}: exists and is no FeatureSpace; name another folder")
+        temporary = folder.with_name(folder.name + ".tmp")
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        self.dictionary.save_weights(temporary / WEIGHTS)
+        pq.write_table(self.features, temporary / "features.parquet", compression="zstd")
+        pq.write_table(self.exemplars, temporary / "exemplars.parquet", compression="zstd")
+        (temporary / "README.md").write_text(model_card(self), encoding="utf-8")
+        write_json(temporary / "config.json", dataclasses.asdict(self.config))
+        if folder.exists():
+            shutil.rmtree(folder)
+        os.replace(temporary, folder)
+        return folder
+
+    @classmethod
+    def load(
+        cls,
+        where: str | Path,
+        *,
+        device: torch.device | str = "auto",
+        encoder: Encoder | str | None = None,
+    ) -> FeatureSpace:
+        """Load a FeatureSpace.
+
+        Args:
+            where: a folder, `embedded`, `embedded-ssl`, or a Hugging Face hub id (org/name).
+            device: "auto" is this process's GPU where there is one.
+            encoder: to use instead of the one that is recorded, which it must equal; wanted where
+                that one came from a folder that has moved.
+
+        Raises:
+            UserError: there is none, its schema is another, or the encoder is the wrong one.
+        """
+        folder = _find(where)
+        record = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        if record.get("schema") != SCHEMA or "dictionary" not in record:
+            raise UserError(f"{where}: not a FeatureSpace of schema {SCHEMA}; score it again")
+        known = {f.name for f in dataclasses.fields(SpaceConfig)}
+        return cls(
+            SpaceConfig(**{key: value for key, value in record.items() if key in known}),
+            dictionary_from_record(record["dictionary"], folder / WEIGHTS),
+            pq.read_table(folder / "features.parquet"),
+            pq.read_table(folder / "exemplars.parquet"),
+            device=resolve_device(device),
+            encoder=encoder,
+        )
+
+    def push_to_hub(self, repo_id: str, *, private: bool = False) -> None:
+        """Upload to the Hugging Face hub as the model `repo_id` (org/name).
+
+        Raises:
+            UserError: the hub refuses or cannot be reached.
+        """
+        from huggingface_hub import HfApi
+
+        api = HfApi()
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = self.save(Path(scratch) / "space")
+            try:
+                api.create_repo(repo_id, private=private, exist_ok=True)
+                api.upload_folder(repo_id=repo_id, folder_path=folder)
+            except Exception as error:  # huggingface_hub and its client each raise their own
+                raise UserError(
+                    f"{repo_id}: cannot be uploaded ({first_line(error)}); log in with `hf auth "
+                    "login` and check the name and the network"
+                ) from error
+
+    def _column(self, name: str) -> np.ndarray:
+        return self.features[name].to_numpy()
+
+    def _checked(self, encoder: Encoder) -> Encoder:
+        if encoder.fingerprint != self.config.encoder_fingerprint:
+            raise UserError(
+                f"{encoder.id}: its weights are not those of {self.config.encoder}, to which these "
+                "features belong; give the right encoder or score this one's features"
+            )
+        return encoder
+
+    def _encode(self, samples: Sequence[Any] | Tensor, modality: Modality) -> Tensor:
+        if isinstance(samples, Tensor):
+            unit = F.normalize(samples.to(self.device).float(), dim=-1)  # [n, dim]
+            return self.dictionary.encode(unit, modality)
+        encode = self.encoder.encode_images if modality == "image" else self.encoder.encode_texts
+        chunks = [
+            encode(samples[start : start + ENCODE_BATCH])
+            for start in range(0, len(samples), ENCODE_BATCH)
+        ]
+        if not chunks:
+            return torch.zeros(0, len(self), device=self.device)
+        # A clone is an ordinary tensor; what inference_mode returns is not.
+        return self.dictionary.encode(torch.cat(chunks).clone().to(self.device), modality)
+
+
+def _finite(value: float) -> float | None:
+    """The value, or None (null in JSON) where it is NaN."""
+    return float(value) if math.isfinite(value) else None
+
+
+def _replaceable(folder: Path) -> bool:
+    """Whether the folder is empty or holds a FeatureSpace."""
+    if not folder.is_dir():
+        return False
+    if not any(folder.iterdir()):
+        return True
+    try:
+        record = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return "dictionary" in record and "classes" in record
+
+
+def _find(where: str | Path) -> Path:
+    """The local folder of a FeatureSpace, downloaded where it is on the hub.
+
+    Raises:
+        UserError: there is none.
+    """
+    folder = SPACES / str(where) if str(where) in ENCODER_NAMES else Path(where)
+    if (folder / "config.json").is_file():
+        return folder
+    if folder.exists() or not HUB_ID.fullmatch(str(where)):
+        raise UserError(
+            f"{where}: no FeatureSpace here (no config.json); give its folder, a hub id (org/name) "
+            "or embedded"
+        )
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(str(where)))
+    except Exception as error:  # huggingface_hub and its client each raise their own
+        raise UserError(
+            f"{where}: no such folder, and the hub has no such model or cannot be reached "
+            f"({first_line(error)}); check the name and the network"
+        ) from error

@@ -1,0 +1,143 @@
+"""The two tables of a FeatureSpace: its features and their exemplars."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from PIL import Image
+
+from features.pairs.base import PairSource
+from features.scores.dominance import Classes, Dominance
+from features.scores.monosemanticity import NOBODY, Monosemanticity, TopSamples, TopSimilarity
+from features.store.store import ActivationStore
+
+THUMBNAIL_SIDE = 48
+THUMBNAIL_COLOURS = 64
+THUMBNAIL_BATCH = 512
+FEATURE_COLUMNS = (
+    "feature",
+    "mds",
+    "mds_low",
+    "mds_high",
+    "class",
+    "uncertain",
+    "class_fixed",
+    "uncertain_fixed",
+    "active_pairs",
+    "left_out",
+    "energy",
+    "image_density",
+    "text_density",
+    "image_mean_active",
+    "text_mean_active",
+    "embsim_image",
+    "embsim_text",
+    "winrate_image",
+    "winrate_text",
+    "ms_image",
+    "ms_text",
+    "ms_cross",
+    "name",
+    "name_score",
+)
+"""Of features.parquet. `class` follows the paper's relative rule,
+`class_fixed` the fixed bounds."""
+EXEMPLAR_SCHEMA = pa.schema(
+    [
+        ("feature", pa.int64()),
+        ("modality", pa.string()),
+        ("rank", pa.int64()),
+        ("sample_id", pa.string()),
+        ("caption", pa.string()),
+        ("activation", pa.float64()),
+        ("thumbnail", pa.binary()),
+    ]
+)
+"""Of exemplars.parquet: rank 0 is the most activating; activation is |a|; thumbnail is a PNG of at
+most 48 pixels, null for texts and where the image could not be had."""
+
+
+def feature_table(
+    scores: Dominance,
+    classes: dict[str, Classes],
+    similar: dict[str, TopSimilarity],
+    meaning: Monosemanticity,
+    names: list[str],
+    name_scores: np.ndarray,
+) -> pa.Table:
+    columns = {
+        "feature": np.arange(len(scores.mds)),
+        "mds": scores.mds,
+        "mds_low": scores.ci_low,
+        "mds_high": scores.ci_high,
+        "class": classes["relative"].names,
+        "uncertain": classes["relative"].uncertain,
+        "class_fixed": classes["fixed"].names,
+        "uncertain_fixed": classes["fixed"].uncertain,
+        "active_pairs": scores.active_pairs,
+        "left_out": scores.left_out,
+        "energy": scores.energy,
+        "image_density": scores.image_density,
+        "text_density": scores.text_density,
+        "image_mean_active": scores.image_mean_active,
+        "text_mean_active": scores.text_mean_active,
+        "embsim_image": similar["image"].embsim,
+        "embsim_text": similar["text"].embsim,
+        "winrate_image": similar["image"].winrate,
+        "winrate_text": similar["text"].winrate,
+        "ms_image": meaning.ms_image,
+        "ms_text": meaning.ms_text,
+        "ms_cross": meaning.ms_cross,
+        "name": names,
+        "name_score": name_scores,
+    }
+    return pa.table({name: columns[name] for name in FEATURE_COLUMNS})
+
+
+def exemplar_table(
+    best: dict[str, TopSamples], count: int, store: ActivationStore, source: PairSource | None
+) -> pa.Table:
+    columns: dict[str, list[Any]] = {name: [] for name in EXEMPLAR_SCHEMA.names}
+    rows: list[int] = []
+    for modality, top in best.items():
+        numbers = top.samples[:, :count].cpu()  # [features, count]
+        found = (numbers != NOBODY).nonzero()  # [exemplars, 2], by feature, then by rank
+        columns["feature"] += found[:, 0].tolist()
+        columns["rank"] += found[:, 1].tolist()
+        columns["modality"] += [modality] * len(found)
+        columns["activation"] += top.values.cpu()[found[:, 0], found[:, 1]].tolist()
+        rows += numbers[found[:, 0], found[:, 1]].tolist()
+    taken = store.sample_rows(rows, ["id", "caption", "location"])
+    columns["sample_id"] = taken["id"].to_pylist()
+    columns["caption"] = taken["caption"].to_pylist()
+    locations = taken["location"].to_pylist()
+    shown = [
+        location if modality == "image" else None
+        for location, modality in zip(locations, columns["modality"], strict=True)
+    ]
+    pictures = _thumbnails(source, {location for location in shown if location is not None})
+    columns["thumbnail"] = [pictures.get(location) for location in shown]
+    return pa.table(columns, schema=EXEMPLAR_SCHEMA)
+
+
+def _thumbnails(source: PairSource | None, locations: set[str]) -> dict[str | None, bytes]:
+    pictures: dict[str | None, bytes] = {}
+    if source is None:
+        return pictures
+    ordered = sorted(locations)
+    for start in range(0, len(ordered), THUMBNAIL_BATCH):
+        images = source.images(ordered[start : start + THUMBNAIL_BATCH])
+        pictures |= {location: thumbnail(image) for location, image in images.items()}
+    return pictures
+
+
+def thumbnail(image: Image.Image) -> bytes:
+    """A PNG of at most 48 x 48 pixels and 64 colours."""
+    small = image.convert("RGB")
+    small.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
+    content = io.BytesIO()
+    small.quantize(THUMBNAIL_COLOURS).save(content, "PNG", optimize=True)
+    return content.getvalue()

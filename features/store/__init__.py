@@ -1,0 +1,6 @@
+"""Activation stores: the embeddings of many pairs on disk."""
+
+from features.store.store import ActivationStore, StoreConfig
+from features.store.write import sample_table, write_store
+
+__all__ = ["ActivationStore", "StoreConfig", "sample_table", "write_store"]
