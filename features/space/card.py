@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow as pa
 
 from features.modality import CLASSES
-
-if TYPE_CHECKING:
-    from features.space.space import FeatureSpace
+from features.space.space import FeatureSpace
 
 
 def model_card(space: FeatureSpace) -> str:
