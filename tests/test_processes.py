@@ -20,7 +20,7 @@ SCRIPT = """
 import sys
 import torch
 from features.dictionary import fit_dictionary
-from features.processes import broadcast, this_process
+from features.distributed import broadcast, this_process
 from features.store import ActivationStore
 from tests.test_processes import CONFIG
 

@@ -71,14 +71,14 @@ def test_merged_scores_are_those_of_one_pass(cut: int, seed: int, batch: int) ->
 SCRIPT = """
 import sys
 from features.dictionary import load_dictionary
-from features.space import score
+from features.space.score import score
 from features.store import ActivationStore
 store, judge, dictionary, out = sys.argv[1:]
 space = score(
     ActivationStore.open(store), load_dictionary(dictionary), ActivationStore.open(judge),
     batch_size=16, progress=False,
 )
-from features.processes import this_process
+from features.distributed import this_process
 assert this_process().num_processes == 2
 if this_process().is_main_process:
     space.save(out)

@@ -22,7 +22,7 @@ from features.dictionary.trainer import new_dictionary
 from features.encoders.load import load_encoder
 from features.errors import UserError
 from features.pairs.base import Pair, PairSource, Part, Skipped
-from features.space import space as space_module
+from features.space import score as score_module
 from features.space.score import score
 from features.space.space import FeatureSpace
 from features.space.tables import EXEMPLAR_SCHEMA, FEATURE_COLUMNS
@@ -324,7 +324,7 @@ def test_dead_features_are_unscored_and_unnamed(store: ActivationStore) -> None:
 
 def test_names_of_the_package_are_lazy() -> None:
     assert features.FeatureSpace is FeatureSpace
-    assert features.score is space_module.score
+    assert features.score is score_module.score
     assert "open_pairs" in dir(features)
     with pytest.raises(AttributeError):
         features.nothing  # noqa: B018

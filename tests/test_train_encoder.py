@@ -66,7 +66,7 @@ def test_the_saved_folder_loads_as_any_open_clip_model(trained: Path) -> None:
 def test_a_cut_off_run_goes_on_to_the_same_weights(
     few: FewPairs, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import features.train_encoder as recipe
+    import features.encoders.train_encoder as recipe
 
     def save_each_step_then_die(*arguments: object) -> None:
         original(*arguments)  # type: ignore[arg-type]

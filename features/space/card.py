@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
 from features.modality import CLASSES
-from features.space.space import FeatureSpace
+
+if TYPE_CHECKING:
+    from features.space.space import FeatureSpace
 
 
 def model_card(space: FeatureSpace) -> str:

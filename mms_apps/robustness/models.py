@@ -44,7 +44,7 @@ class ZeroShot(nn.Module):
     ) -> None:
         """
         Args:
-            vectors: `[classes, dim]`, as `features.evaluate.class_vectors` makes them.
+            vectors: `[classes, dim]`, as `features.embedded.evaluate.class_vectors` makes them.
             edit: unit image embeddings `[n, dim]` -> embeddings `[n, dim]` of any length.
             before: pixels -> pixels, a defence at the input.
 

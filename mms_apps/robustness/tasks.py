@@ -85,7 +85,7 @@ def load_task(
     """A task on pairs, drawn at random from as many parts as hold enough.
 
     The embedded world's `gender` (man, woman) and `skin_tone` have prompts of their own, the ones
-    of `features.evaluate`, unless templates are given.
+    of `features.embedded.evaluate`, unless templates are given.
 
     Args:
         pairs: as `open_pairs` takes them.
