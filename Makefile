@@ -22,7 +22,7 @@ demo: install
 space:
 	rm -rf runs/space && mkdir -p runs/space
 	cp -r features mms_apps demos pyproject.toml LICENSE NOTICE runs/space
-	cp space/README.md space/Dockerfile runs/space
+	cp huggingface_space/README.md huggingface_space/Dockerfile runs/space
 	find runs/space -name __pycache__ -prune -exec rm -r {} +
 
 test: install

@@ -39,16 +39,10 @@ from features.embedded.evaluate import GENDERS, embed_pairs, gender_prompts, ski
 from features.embedded.world import REGISTERS, EmbeddedPairs, render
 from features.space.space import FeatureSpace
 from mms_apps.attributes.audit import class_effects
-from mms_apps.attributes.debias import (
-    VALIDATION,
-    MethodRow,
-    cells,
-    choose_edit,
-    compare_methods,
-    prompt_projection,
-    random_edits,
-    split_samples,
-)
+from mms_apps.attributes.debias.baselines import prompt_projection, random_edits
+from mms_apps.attributes.debias.choosing import cells, choose_edit
+from mms_apps.attributes.debias.comparison import MethodRow, compare_methods
+from mms_apps.attributes.debias.debiasing import VALIDATION, split_samples
 from mms_apps.attributes.edits import Edit, Project
 from mms_apps.attributes.explain import explain
 from mms_apps.attributes.labels import Samples

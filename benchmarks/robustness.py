@@ -42,18 +42,20 @@ from features.bootstrap import Estimate
 from features.encoders.encoder import Encoder
 from features.encoders.load import load_encoder
 from features.space.space import FeatureSpace
-from mms_apps.robustness import checks
-from mms_apps.robustness.attacks import AttackConfig, offered, run_attack
+from mms_apps.robustness.attacks.base import AttackConfig
+from mms_apps.robustness.attacks.registry import offered
+from mms_apps.robustness.attacks.run import run_attack
+from mms_apps.robustness.checks import linear_case, of_curves, of_model
 from mms_apps.robustness.crossmodal import ALL, CrossModal, CrossModalStudy
 from mms_apps.robustness.distances import NORMS, Norm, readable_eps
 from mms_apps.robustness.evaluation import evaluate
 from mms_apps.robustness.groups import GROUPS
+from mms_apps.robustness.minimal_eps import minimal_eps
 from mms_apps.robustness.models import Squeezed, ZeroShot, batched, correct
-from mms_apps.robustness.nearest import minimal_eps
 from mms_apps.robustness.results import Evaluation, EvaluationConfig
 from mms_apps.robustness.retrieval import found_by_caption, text_to_image
 from mms_apps.robustness.tasks import Task, load_task
-from mms_apps.robustness.texts import TextAttackConfig, attack_text, vocabulary_of
+from mms_apps.robustness.text_attacks import TextAttackConfig, attack_text, vocabulary_of
 
 DEFENCES = ("keep:CrossD", "remove:ImgD", "remove:TextD", "weight:ImgD=0.5", "squeeze:3")
 PARITY_EPS: dict[Norm, float] = {"Linf": 4 / 255, "L2": 0.5}
@@ -130,18 +132,18 @@ def broken_rows(space: FeatureSpace, task: Task) -> list[Result]:
 
     def masked(of: nn.Module) -> bool:
         losses = ("cross-entropy", "margin")
-        return any(not checks.gradients(of, few.pixels, few.labels, x).passed for x in losses)
+        return any(not of_model.gradients(of, few.pixels, few.labels, x).passed for x in losses)
 
     def idle(attack: AttackConfig) -> bool:
         ran = run_attack(model, few.pixels, few.labels, "pgd", 4 / 255, attack)
-        huge = checks.huge_eps(model, few.pixels, few.labels, attack, few.chance)
-        return not huge.passed and not checks.flattened(ran.history).passed
+        huge = of_model.huge_eps(model, few.pixels, few.labels, attack, few.chance)
+        return not huge.passed and not of_curves.flattened(ran.history).passed
 
     caught = {
         "quantisation": masked(quantised),
-        "dropout": not checks.repeatable(dropping, few.pixels).passed,
+        "dropout": not of_model.repeatable(dropping, few.pixels).passed,
         "zero_steps": idle(nothing),
-        "plain": masked(model) or not checks.repeatable(model, few.pixels).passed
+        "plain": masked(model) or not of_model.repeatable(model, few.pixels).passed
         or idle(AttackConfig()),
     }  # fmt: skip
     return [
@@ -153,7 +155,7 @@ def analytic_rows(seed: int, count: int = 64) -> list[Result]:
     """The smallest adversarial distance found over the known one, on a linear model."""
     rows = []
     for norm in NORMS:
-        model, pixels, labels = checks.linear_case(count, seed)
+        model, pixels, labels = linear_case.linear_case(count, seed)
         high = 0.5 if norm == "Linf" else 5.0
         with torch.no_grad():
             nearest = model.nearest(pixels, norm)

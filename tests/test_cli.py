@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from features.dictionary import DICTIONARIES
-from mms_apps import cli
+from mms_apps.cli.options import KINDS
 from tests.conftest import Mms, draw_imagefolder, save_tiny_clip
 
 ON_THE_CPU = ("--device", "cpu", "--workers", "0")
@@ -310,7 +310,7 @@ def test_the_installed_command_lists_its_steps() -> None:
 
 
 def test_the_help_names_every_kind_of_dictionary() -> None:
-    assert set(cli.KINDS) == set(DICTIONARIES)
+    assert set(KINDS) == set(DICTIONARIES)
 
 
 @pytest.fixture(scope="module")

@@ -29,6 +29,7 @@ from features.encoders.encoder import Encoder
 from features.encoders.load import load_encoder
 from features.space.space import FeatureSpace
 from mms_apps import cli
+from mms_apps.cli.common import train_config
 from tests.conftest import Mms, draw_imagefolder, save_tiny_clip
 
 ROOT = Path(__file__).parents[1]
@@ -180,10 +181,11 @@ def small(
     every_row = EmbeddedPairs.rows.func
     rows = property(lambda self: every_row(self)[::8])
     monkeypatch.setattr(EmbeddedPairs, "rows", _cached(rows))
-    usual = cli._train_config
-    monkeypatch.setattr(
-        cli, "_train_config", lambda *options: dataclasses.replace(usual(*options), steps=20)
-    )
+    for command in ("run", "stages"):
+        monkeypatch.setattr(
+            f"mms_apps.cli.{command}.train_config",
+            lambda *options: dataclasses.replace(train_config(*options), steps=20),
+        )
 
     if not (workplace / "runs").exists():
         options = ["--pairs", "photos/", "--encoder", "ViT-B-32/laion2b_s34b_b79k"]

@@ -8,7 +8,6 @@ explain.py     which features made a prediction
 edits.py       taking features, or a subspace, out of embeddings
 measures.py    accuracy, gaps, rates and calibration by group, with intervals
 audit.py       measures by group, leakage, modality classes, and where a model leans
-debias.py      choosing what to take out on a validation split, and comparing with baselines
+debias/        choosing what to take out on a validation split, and comparing with baselines
 report.py      the HTML reports
-cli.py         `mms attributes`
 """

@@ -16,7 +16,8 @@ from features.reports.page import CLASS_NAMES, templates
 from features.space.space import FeatureSpace
 from features.space.tables import thumbnail
 from mms_apps.attributes.audit import Audit
-from mms_apps.attributes.debias import Choice, MethodRow
+from mms_apps.attributes.debias.choosing import Choice
+from mms_apps.attributes.debias.comparison import MethodRow
 from mms_apps.attributes.explain import Explanation
 from mms_apps.attributes.model import ModelConfig
 from mms_apps.attributes.predict import PredictionSummary

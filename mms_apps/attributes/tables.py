@@ -11,7 +11,7 @@ from typing import Any
 
 from features.files import plain, write_json, write_whole
 from mms_apps.attributes.audit import Audit
-from mms_apps.attributes.debias import Debiasing
+from mms_apps.attributes.debias.debiasing import Debiasing
 
 SCHEMA = 1
 

@@ -13,13 +13,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mms_apps.robustness.ascent import pgd
-    from mms_apps.robustness.attacks import AttackConfig, run_attack
-    from mms_apps.robustness.checks import Check
+    from mms_apps.robustness.attacks.base import AttackConfig
+    from mms_apps.robustness.attacks.run import run_attack
+    from mms_apps.robustness.checks.base import Check
     from mms_apps.robustness.evaluation import evaluate
     from mms_apps.robustness.groups import GroupEdit, PcaEdit
+    from mms_apps.robustness.minimal_eps import minimal_eps
     from mms_apps.robustness.models import ZeroShot
-    from mms_apps.robustness.nearest import minimal_eps
+    from mms_apps.robustness.projected_gradient import pgd
     from mms_apps.robustness.results import EvaluationConfig
     from mms_apps.robustness.tasks import Task, load_task
 
@@ -39,8 +40,8 @@ __all__ = [
 ]
 
 _MODULES = {
-    "AttackConfig": "attacks",
-    "Check": "checks",
+    "AttackConfig": "attacks.base",
+    "Check": "checks.base",
     "EvaluationConfig": "results",
     "GroupEdit": "groups",
     "PcaEdit": "groups",
@@ -48,9 +49,9 @@ _MODULES = {
     "ZeroShot": "models",
     "evaluate": "evaluation",
     "load_task": "tasks",
-    "minimal_eps": "nearest",
-    "pgd": "ascent",
-    "run_attack": "attacks",
+    "minimal_eps": "minimal_eps",
+    "pgd": "projected_gradient",
+    "run_attack": "attacks.run",
 }
 
 

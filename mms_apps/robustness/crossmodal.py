@@ -16,7 +16,6 @@ from torch import Tensor
 
 from features.encoders.encoder import Encoder
 from features.space.space import FeatureSpace
-from mms_apps.robustness.climb import climb
 from mms_apps.robustness.distances import Norm
 from mms_apps.robustness.groups import GROUPS, Control, controls
 from mms_apps.robustness.models import (
@@ -26,6 +25,7 @@ from mms_apps.robustness.models import (
     batched,
     image_size,
 )
+from mms_apps.robustness.projected_gradient import climb
 
 ALL = "all"
 """Every feature of the target text."""

@@ -23,8 +23,8 @@ from torch import nn
 from features.errors import UserError
 from features.files import plain, write_json
 from features.space.space import FeatureSpace
-from mms_apps.robustness import checks
-from mms_apps.robustness.attacks import ATTACKS, require_offered
+from mms_apps.robustness.attacks.registry import ATTACKS, require_offered
+from mms_apps.robustness.checks import of_controls
 from mms_apps.robustness.groups import Defence, most_moved
 from mms_apps.robustness.models import ZeroShot, correct
 from mms_apps.robustness.results import (
@@ -37,7 +37,8 @@ from mms_apps.robustness.results import (
     image_estimate,
     worst_case,
 )
-from mms_apps.robustness.steps import Progress, Steps
+from mms_apps.robustness.runner import Progress
+from mms_apps.robustness.runner import Runner as Steps
 from mms_apps.robustness.tasks import Task
 
 RESULT = "robustness.json"
@@ -103,11 +104,11 @@ def evaluate(
         groups, drawn, energies = run.groups(attacked)
         before = space.encode_images(run.clean_embedding)
         moved = most_moved(space, before, space.encode_images(attacked.to(space.device)))
-        found.append(checks.against_controls(energies, [c.described for c in drawn]))
+        found.append(of_controls.against_controls(energies, [c.described for c in drawn]))
     results = run.defences(defences, by_attack, right)
     if results:
         found.append(
-            checks.attacked_through(
+            of_controls.attacked_through(
                 {d.defence: d.adaptive.value for d in results},
                 {d.defence: d.nonadaptive.value for d in results},
             )

@@ -14,7 +14,7 @@ from features.dictionary import Dictionary
 from features.errors import UserError
 from features.modality import CROSS_MODAL, IMAGE_DOMINANT, TEXT_DOMINANT
 from features.space.space import FeatureSpace
-from mms_apps.robustness.checks import CONTROL_KINDS, MIN_CONTROL_SEEDS, ControlGroup
+from mms_apps.robustness.checks.of_controls import CONTROL_KINDS, MIN_CONTROL_SEEDS, ControlGroup
 from mms_apps.robustness.models import Squeezed
 
 GROUPS = (IMAGE_DOMINANT, TEXT_DOMINANT, CROSS_MODAL)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from features.files import write_whole
 from features.reports.page import CLASS_NAMES, templates
-from mms_apps.robustness.checks import CONTROL_KINDS
+from mms_apps.robustness.checks.of_controls import CONTROL_KINDS
 from mms_apps.robustness.distances import readable_eps
 from mms_apps.robustness.results import WORST, DefenceResult, Evaluation
 from mms_apps.robustness.tasks import RETRIEVAL

@@ -14,9 +14,9 @@ from torch import Tensor
 from features.bootstrap import Estimate, mean_estimate
 from features.errors import UserError
 from features.files import plain
-from mms_apps.robustness import checks
-from mms_apps.robustness.attacks import AttackConfig
-from mms_apps.robustness.checks import Check, all_passed
+from mms_apps.robustness.attacks.base import AttackConfig
+from mms_apps.robustness.checks import of_controls
+from mms_apps.robustness.checks.base import Check, all_passed
 from mms_apps.robustness.distances import EPS
 
 SCHEMA = 1
@@ -36,7 +36,7 @@ class EvaluationConfig:
     """As `Defence.parse` reads them."""
     check_images: int = 64
     """Images on which checks that need attacks of their own run."""
-    control_seeds: int = checks.MIN_CONTROL_SEEDS
+    control_seeds: int = of_controls.MIN_CONTROL_SEEDS
     examples: int = 6
 
     def __post_init__(self) -> None:

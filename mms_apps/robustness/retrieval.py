@@ -10,9 +10,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mms_apps.robustness.climb import climb
 from mms_apps.robustness.distances import Norm
 from mms_apps.robustness.models import BATCH, ZeroShot, batched
+from mms_apps.robustness.projected_gradient import climb
 
 
 def text_to_image(

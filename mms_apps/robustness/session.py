@@ -13,15 +13,11 @@ from torch import Tensor
 from features.embedded.world import EmbeddedPairs
 from features.errors import UserError
 from features.space.space import FeatureSpace
-from mms_apps.robustness import checks
-from mms_apps.robustness.attacks import (
-    AttackConfig,
-    Attacked,
-    offered,
-    require_offered,
-    run_attack,
-)
-from mms_apps.robustness.checks import Check, all_passed
+from mms_apps.robustness.attacks.base import AttackConfig, Attacked
+from mms_apps.robustness.attacks.registry import offered, require_offered
+from mms_apps.robustness.attacks.run import run_attack
+from mms_apps.robustness.checks import linear_case, of_curves, of_model
+from mms_apps.robustness.checks.base import Check, all_passed
 from mms_apps.robustness.distances import Norm
 from mms_apps.robustness.groups import GROUPS, controls, most_moved, shares
 from mms_apps.robustness.models import Progress, ZeroShot, pixels_of
@@ -192,12 +188,14 @@ class Session:
             labels = model(pixels).argmax(1)
             changed = bool(model(found.images).argmax(1) != labels)
         return [
-            checks.inside_bounds(checks.bounds_excess(pixels, found.images, eps, config.norm)),
-            checks.repeatable(model, torch.cat([pixels, found.images])),
-            checks.gives_logits(model, pixels),
-            checks.gradients(model, pixels, labels, "cross-entropy"),
-            checks.gradients(model, pixels, labels, "margin"),
-            checks.best_kept(int(bool(found.fooled) and not changed), 1),
+            of_curves.inside_bounds(
+                of_curves.bounds_excess(pixels, found.images, eps, config.norm)
+            ),
+            of_model.repeatable(model, torch.cat([pixels, found.images])),
+            of_model.gives_logits(model, pixels),
+            of_model.gradients(model, pixels, labels, "cross-entropy"),
+            of_model.gradients(model, pixels, labels, "margin"),
+            of_curves.best_kept(int(bool(found.fooled) and not changed), 1),
             _analytic(config.norm),
         ]
 
@@ -205,7 +203,7 @@ class Session:
 @cache
 def _analytic(norm: Norm) -> Check:
     """The check that hangs on no picture, once."""
-    return checks.analytic(norm)
+    return linear_case.analytic(norm)
 
 
 def read_labels(text: str) -> list[str]:

@@ -35,7 +35,8 @@ from features.errors import UserError
 from features.files import write_json
 from features.modality import CLASSES, Rule
 from features.space.space import FeatureSpace
-from mms_apps.steering.adapters import Adapter, adapter_for
+from mms_apps.steering.adapters.base import Adapter
+from mms_apps.steering.adapters.choose import adapter_for
 
 SCHEMA = 1
 MAX_DRIFT = 60.0

@@ -19,7 +19,7 @@ from features.distributed import resolve_device
 from features.embedded import GENERATOR
 from features.errors import UserError, first_line
 from features.space.space import FeatureSpace
-from mms_apps.steering.adapters import adapter_for
+from mms_apps.steering.adapters.choose import adapter_for
 from mms_apps.steering.edits import Steering
 from mms_apps.steering.prior import WEIGHTS, Prior
 

@@ -17,9 +17,6 @@ from features.errors import UserError
 from features.files import replacing
 
 WEIGHTS = "prior.safetensors"
-STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
-"""Of the ridge, among which leave-one-out errors choose."""
-KEPT_DEVIATIONS = 1024
 
 
 @dataclass(frozen=True)
@@ -68,27 +65,3 @@ class Prior:
             raise UserError(
                 f"{path}: cannot be read as a prior; train the generator again"
             ) from error
-
-
-def fit_prior(texts: Tensor, images: Tensor, generator: torch.Generator) -> Prior:
-    """Ridge regression from texts to the mean image of their drawing.
-
-    Args:
-        texts: unit embeddings of the captions, `[drawings, draws, text dim]`.
-        images: raw embeddings of the same draws, `[drawings, draws, dim]`.
-        generator: draws which deviations are kept.
-    """
-    from sklearn.linear_model import RidgeCV
-
-    means = images.mean(1, keepdim=True)  # [drawings, 1, dim]
-    ridge = RidgeCV(alphas=STRENGTHS).fit(
-        texts.flatten(0, 1).double().numpy(),
-        means.expand_as(images).flatten(0, 1).double().numpy(),
-    )
-    deviations = (images - means).flatten(0, 1)  # [drawings * draws, dim]
-    kept = torch.randperm(len(deviations), generator=generator)[:KEPT_DEVIATIONS]
-    return Prior(
-        torch.from_numpy(ridge.coef_.T).float(),
-        torch.from_numpy(ridge.intercept_).float(),
-        deviations[kept].float(),
-    )

@@ -13,13 +13,15 @@ from hypothesis import strategies as st
 from torch import nn
 
 from features.errors import UserError
-from mms_apps.robustness.ascent import pgd
-from mms_apps.robustness.attacks import ATTACKS, AttackConfig, offered, parts, run_attack
-from mms_apps.robustness.checks import analytic, linear_case
+from mms_apps.robustness.attacks.base import AttackConfig
+from mms_apps.robustness.attacks.registry import ATTACKS, offered, parts
+from mms_apps.robustness.attacks.run import run_attack
+from mms_apps.robustness.checks.linear_case import analytic, linear_case
 from mms_apps.robustness.distances import NORMS, distances, project, random_in_ball, within
 from mms_apps.robustness.losses import margin
+from mms_apps.robustness.minimal_eps import minimal_eps
 from mms_apps.robustness.models import Squeezed, correct
-from mms_apps.robustness.nearest import minimal_eps
+from mms_apps.robustness.projected_gradient import pgd
 from tests.robustness.conftest import SmallNet, small_case
 
 SHORT = {"pgd_steps": 10, "steps": 10, "queries": 30}

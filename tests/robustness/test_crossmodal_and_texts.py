@@ -8,13 +8,14 @@ import torch
 from features.encoders.load import load_encoder
 from features.errors import UserError
 from features.space.space import FeatureSpace
-from mms_apps.robustness.attacks import AttackConfig, run_attack
+from mms_apps.robustness.attacks.base import AttackConfig
+from mms_apps.robustness.attacks.run import run_attack
 from mms_apps.robustness.crossmodal import ALL, CrossModalStudy, direction, targets_for
 from mms_apps.robustness.distances import within
 from mms_apps.robustness.models import ZeroShot, correct
 from mms_apps.robustness.retrieval import found_by_caption, text_to_image
 from mms_apps.robustness.tasks import Task, load_task
-from mms_apps.robustness.texts import TextAttackConfig, attack_text, vocabulary_of
+from mms_apps.robustness.text_attacks import TextAttackConfig, attack_text, vocabulary_of
 
 
 @pytest.fixture(scope="module")

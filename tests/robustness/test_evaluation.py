@@ -13,14 +13,16 @@ from features.encoders.load import load_encoder
 from features.errors import UserError
 from features.space.space import FeatureSpace
 from mms_apps.robustness import evaluation as evaluation_module
-from mms_apps.robustness.attacks import AttackConfig, offered, run_attack
+from mms_apps.robustness.attacks.base import AttackConfig
+from mms_apps.robustness.attacks.registry import offered
+from mms_apps.robustness.attacks.run import run_attack
 from mms_apps.robustness.distances import NORMS, read_eps, readable_eps, within
 from mms_apps.robustness.evaluation import evaluate
 from mms_apps.robustness.groups import Defence, controls, keep_only, shares
 from mms_apps.robustness.models import Squeezed, ZeroShot, correct, pixels_of
+from mms_apps.robustness.parts import Part
 from mms_apps.robustness.report import amplified, defence_words, write_robustness_report
 from mms_apps.robustness.results import EvaluationConfig, worst_case
-from mms_apps.robustness.steps import Part
 from mms_apps.robustness.tasks import Task, load_task
 
 SHORT = AttackConfig(pgd_steps=8, steps=8, queries=20)

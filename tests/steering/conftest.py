@@ -9,9 +9,9 @@ import pytest
 from features.embedded.world import EmbeddedPairs
 from features.encoders.encoder import Encoder
 from features.encoders.load import load_encoder
-from mms_apps.steering import train_generator
 from mms_apps.steering.generator import SteeredGenerator
-from mms_apps.steering.train_generator import (
+from mms_apps.steering.generator_training import train
+from mms_apps.steering.generator_training.settings import (
     AutoencoderTraining,
     DecoderTraining,
     DenoiserTraining,
@@ -43,8 +43,8 @@ class FewPairs(EmbeddedPairs):
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("generator")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train_generator, "EmbeddedPairs", FewPairs)
-        train_generator.train_generator(out, TINY)
+        patch.setattr(train, "EmbeddedPairs", FewPairs)
+        train.train_generator(out, TINY)
     return out
 
 

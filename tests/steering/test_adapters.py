@@ -16,7 +16,7 @@ from features.errors import UserError
 from features.space.score import score
 from features.space.space import FeatureSpace
 from mms_apps.steering import Edit, Steering
-from mms_apps.steering.adapters import adapter_for
+from mms_apps.steering.adapters.choose import adapter_for
 from tests.steering import pipelines
 from tests.test_space import axes, make_store
 

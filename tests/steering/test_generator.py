@@ -18,7 +18,8 @@ from features.space.space import FeatureSpace
 from mms_apps.steering.catalogue import search
 from mms_apps.steering.edits import Blend, Edit, Steering
 from mms_apps.steering.generator import SteeredGenerator, scaled
-from mms_apps.steering.prior import Prior, fit_prior
+from mms_apps.steering.generator_training.prior import fit_prior
+from mms_apps.steering.prior import Prior
 from tests.conftest import Mms
 
 EDITS = (Edit(400, 2.0), Edit(292, -1.0))

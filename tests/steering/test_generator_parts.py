@@ -15,10 +15,11 @@ from PIL import Image
 from features.embedded import ENCODERS
 from features.encoders.encoder import Encoder
 from features.errors import UserError
-from mms_apps.steering import train_generator
+from mms_apps.steering.generator_training import optimise, train
+from mms_apps.steering.generator_training.drawings import draw_images
+from mms_apps.steering.generator_training.schedules import PROMPT_ALONE
+from mms_apps.steering.generator_training.text_encoder import clip_text_model
 from mms_apps.steering.image_encoder import OpenClipVisionModel
-from mms_apps.steering.text_encoder import clip_text_model
-from mms_apps.steering.train_generator import PROMPT_ALONE, draw_images
 from tests.steering.conftest import TINY, FewPairs
 
 
@@ -72,16 +73,16 @@ def test_a_cut_training_ends_the_same(folder: Path, tmp_path: Path) -> None:
         raise Killed
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train_generator, "EmbeddedPairs", FewPairs)
-        patch.setattr(train_generator, "CHECKPOINT_STEPS", 1)
-        patch.setattr(train_generator, "train_denoiser", killed)
+        patch.setattr(train, "EmbeddedPairs", FewPairs)
+        patch.setattr(optimise, "CHECKPOINT_STEPS", 1)
+        patch.setattr(train, "train_denoiser", killed)
         with pytest.raises(Killed):
-            train_generator.train_generator(tmp_path, TINY)
+            train.train_generator(tmp_path, TINY)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train_generator, "EmbeddedPairs", FewPairs)
+        patch.setattr(train, "EmbeddedPairs", FewPairs)
         with pytest.raises(UserError, match="other settings"):
-            train_generator.train_generator(tmp_path, dataclasses.replace(TINY, seed=1))
-        train_generator.train_generator(tmp_path, TINY)
+            train.train_generator(tmp_path, dataclasses.replace(TINY, seed=1))
+        train.train_generator(tmp_path, TINY)
     name = "diffusion_pytorch_model.safetensors"
     for part in ("vae", "unet"):
         assert (tmp_path / part / name).read_bytes() == (folder / part / name).read_bytes()

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from mms_apps.robustness.distances import Norm, project, random_in_ball
+from mms_apps.robustness.models import ZeroShot, require_float32, undisturbed
 
 STEP = 2.5
 """Steps together go this many times the radius (their section 5)."""
@@ -81,3 +82,39 @@ def _uphill(gradient: Tensor, norm: Norm) -> Tensor:
     if norm == "Linf":
         return gradient.sign()
     return gradient / gradient.flatten(1).norm(dim=1).clamp(min=1e-12).view(-1, 1, 1, 1)
+
+
+def climb(
+    model: ZeroShot,
+    loss: Callable[[Tensor, Tensor], Tensor],
+    pixels: Tensor,
+    goals: Tensor,
+    eps: float,
+    *,
+    norm: Norm,
+    steps: int,
+    batch_size: int,
+    seed: int,
+) -> Tensor:
+    """Images `[n, 3, height, width]` within eps whose loss is as high as was found.
+
+    Args:
+        loss: of images and their goals, one value each.
+        pixels: float32, in [0, 1].
+        goals: one row an image, `[n, dim]`.
+
+    Raises:
+        UserError: something is not float32.
+    """
+    require_float32(model, pixels)
+    found = []
+    with undisturbed(model, seed):
+        pieces = zip(pixels.split(batch_size), goals.split(batch_size), strict=True)
+        for images, goal in pieces:
+
+            def of_batch(x: Tensor, goal: Tensor = goal) -> Tensor:
+                return loss(x, goal)
+
+            ascent = pgd(of_batch, images, eps, norm=norm, steps=steps, seed=seed)
+            found.append(ascent.images)
+    return torch.cat(found)

@@ -82,7 +82,7 @@ def robustness(
     """
     from features.encoders.load import load_encoder
     from features.space.space import FeatureSpace
-    from mms_apps.robustness.attacks import AttackConfig
+    from mms_apps.robustness.attacks.base import AttackConfig
     from mms_apps.robustness.distances import EPS, read_eps, read_norm
     from mms_apps.robustness.evaluation import evaluate
     from mms_apps.robustness.models import ResizedTo, ZeroShot, image_size

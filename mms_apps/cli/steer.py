@@ -1,4 +1,4 @@
-"""`mms steer`: pictures with edited features, unedited beside steered; and the training."""
+"""`mms steer`: pictures with edited features, unedited beside steered."""
 
 from __future__ import annotations
 
@@ -105,33 +105,6 @@ def steer(
     if scale < 1:
         bound = f"{steering.max_drift:.0f} degrees"
         typer.echo(f"The edits were scaled by {scale:.2f} to stay within {bound}.", err=True)
-
-
-def train_generator(
-    out: Annotated[Path, typer.Option(help="Folder for the pipeline.")],
-    encoder: Annotated[
-        str, typer.Option(help="Embedded encoder whose image embeddings condition it.")
-    ] = "embedded-ssl",
-    steps: Annotated[
-        int | None,
-        typer.Option(
-            min=1, help="Of the denoiser; more than before trains on [default: the recipe's]."
-        ),
-    ] = None,
-    seed: Annotated[int, typer.Option()] = 0,
-    device: Annotated[str, typer.Option(help="cpu, cuda ...")] = "cpu",
-) -> None:
-    """Train the small image generator on the embedded world; run again to go on."""
-    import logging
-
-    from mms_apps.steering.train_generator import DenoiserTraining, GeneratorTraining
-    from mms_apps.steering.train_generator import train_generator as train
-
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    denoiser = DenoiserTraining() if steps is None else DenoiserTraining(steps=steps)
-    training = GeneratorTraining(encoder, denoiser=denoiser, seed=seed)
-    train(out, training, device)
-    typer.echo(f"generator -> {out}; use it as --generator {out}")
 
 
 def _open_image(path: Path) -> Image.Image:

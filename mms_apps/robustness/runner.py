@@ -5,24 +5,26 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from features.files import replacing, write_json
+from features.files import write_json
 from features.space.space import FeatureSpace
-from mms_apps.robustness import checks
-from mms_apps.robustness.attacks import ATTACKS, Attacked, run_attack
-from mms_apps.robustness.checks import Check
+from mms_apps.robustness.attacks.base import Attacked
+from mms_apps.robustness.attacks.registry import ATTACKS
+from mms_apps.robustness.attacks.run import run_attack
+from mms_apps.robustness.checks import linear_case, of_controls, of_curves, of_model
+from mms_apps.robustness.checks.base import Check
 from mms_apps.robustness.distances import readable_eps
 from mms_apps.robustness.groups import GROUPS, Control, Defence, controls, energy, keep_only, shares
+from mms_apps.robustness.minimal_eps import minimal_eps
 from mms_apps.robustness.models import ZeroShot, batched, correct
-from mms_apps.robustness.nearest import minimal_eps
+from mms_apps.robustness.parts import Part, save_tensors, slug
 from mms_apps.robustness.results import (
     TRANSFER,
     DefenceResult,
@@ -37,54 +39,7 @@ Progress = Callable[[float, str], None]
 """Called with the share that is done, in [0, 1], and what is being done."""
 
 
-@dataclass(frozen=True)
-class Part:
-    """One attack at one eps."""
-
-    withstood: Tensor
-    """Whether each image is still classified right: `[n]` bool."""
-    rounded: Tensor
-    """The same with the adversarial image rounded to 8 bits."""
-    excess: float
-    """By how much eps or [0, 1] was left (`checks.bounds_excess`)."""
-    lost: int
-    """Images that were fooled on the way but not in what the attack returned."""
-    history: list[float]
-    shown: Tensor
-    """The first adversarial images, `[examples, 3, height, width]`."""
-    embedding: Tensor
-    """Of the adversarial images, before any edit: `[n, dim]`; empty where the model has none."""
-
-    def save(self, path: Path) -> None:
-        """Write it as one safetensors file, whole or not at all."""
-        tensors = {
-            "withstood": self.withstood.to(torch.uint8),
-            "rounded": self.rounded.to(torch.uint8),
-            "excess": torch.tensor(self.excess),
-            "lost": torch.tensor(self.lost),
-            "history": torch.tensor(self.history),
-            "shown": self.shown,
-            "embedding": self.embedding,
-        }
-        with replacing(path) as temporary:
-            save_file({key: value.cpu().contiguous() for key, value in tensors.items()}, temporary)
-
-    @classmethod
-    def load(cls, path: Path) -> Part:
-        """Read what `save` wrote."""
-        tensors = load_file(path)
-        return cls(
-            withstood=tensors["withstood"].bool(),
-            rounded=tensors["rounded"].bool(),
-            excess=float(tensors["excess"]),
-            lost=int(tensors["lost"]),
-            history=tensors["history"].tolist(),
-            shown=tensors["shown"],
-            embedding=tensors["embedding"],
-        )
-
-
-class Steps:
+class Runner:
     """The steps of one evaluation; what a file holds is not run again."""
 
     def __init__(
@@ -143,7 +98,9 @@ class Steps:
                 batch_size=self.config.attack.batch_size,
                 progress=self._within("nearest adversarial"),
             )
-            _save({"minimal": torch.where(right, torch.minimum(found.cpu(), high), 0.0)}, path)
+            save_tensors(
+                {"minimal": torch.where(right, torch.minimum(found.cpu(), high), 0.0)}, path
+            )
         self._finished()
         return load_file(path)["minimal"]
 
@@ -170,23 +127,23 @@ class Steps:
         )
         masks = {n: {e: p.withstood for e, p in c.items()} for n, c in by_attack.items()}
         found = [
-            checks.inside_bounds(max(part.excess for part in parts)),
+            of_curves.inside_bounds(max(part.excess for part in parts)),
             *ran,
-            checks.never_rises(curves),
-            checks.ordering(curves),
-            checks.best_kept(sum(p.lost for p in parts), sum(len(p.withstood) for p in parts)),
-            checks.per_sample_worst(worst, masks),
-            checks.survives_rounding(
+            of_curves.never_rises(curves),
+            of_curves.ordering(curves),
+            of_curves.best_kept(sum(p.lost for p in parts), sum(len(p.withstood) for p in parts)),
+            of_curves.per_sample_worst(worst, masks),
+            of_curves.survives_rounding(
                 float(worst[largest].float().mean()), float(rounded[largest].float().mean())
             ),
         ]
         if "pgd" in by_attack:
-            found.append(checks.flattened(by_attack["pgd"][self.config.middle].history))
+            found.append(of_curves.flattened(by_attack["pgd"][self.config.middle].history))
         seeing = any(n in ATTACKS and ATTACKS[n].gradients for n in by_attack)
         if "square" in by_attack and seeing:
-            found.append(checks.square_not_stronger(curves))
+            found.append(of_curves.square_not_stronger(curves))
         if TRANSFER in by_attack and seeing:
-            found.append(checks.transfer_not_stronger(curves))
+            found.append(of_curves.transfer_not_stronger(curves))
         return found
 
     def _attack_checks(self) -> list[Check]:
@@ -195,13 +152,13 @@ class Steps:
         pixels, labels = self.task.pixels, self.task.labels
         attack = self.config.attack
         return [
-            checks.repeatable(self.model, few.pixels),
-            checks.gives_logits(self.model, pixels),
-            checks.gradients(self.model, pixels, labels, "cross-entropy"),
-            checks.gradients(self.model, pixels, labels, "margin"),
-            checks.huge_eps(self.model, few.pixels, few.labels, attack, self.task.chance),
-            checks.more_work(self.model, few.pixels, few.labels, self.config.middle, attack),
-            checks.analytic(attack.norm, attack.seed),
+            of_model.repeatable(self.model, few.pixels),
+            of_model.gives_logits(self.model, pixels),
+            of_model.gradients(self.model, pixels, labels, "cross-entropy"),
+            of_model.gradients(self.model, pixels, labels, "margin"),
+            of_model.huge_eps(self.model, few.pixels, few.labels, attack, self.task.chance),
+            of_model.more_work(self.model, few.pixels, few.labels, self.config.middle, attack),
+            linear_case.analytic(attack.norm, attack.seed),
         ]
 
     def groups(self, attacked: Tensor) -> tuple[list[GroupResult], list[Control], dict[str, float]]:
@@ -224,8 +181,8 @@ class Steps:
             own = space.select(group)
             if len(own) == 0:
                 continue
-            accuracy: dict[str, list[float]] = {kind: [] for kind in checks.CONTROL_KINDS}
-            drift: dict[str, list[float]] = {kind: [] for kind in checks.CONTROL_KINDS}
+            accuracy: dict[str, list[float]] = {kind: [] for kind in of_controls.CONTROL_KINDS}
+            drift: dict[str, list[float]] = {kind: [] for kind in of_controls.CONTROL_KINDS}
             for control in controls(space, group, clean, seeds=self.config.control_seeds):
                 drawn.append(control)
                 kind = control.described.kind
@@ -264,7 +221,7 @@ class Steps:
         for name in names:
             part = by_attack[name][eps] if name in by_attack else self.part(name, eps)
             undefended &= part.withstood
-        paths = [self.folder / f"defence-{_slug(d.spec)}.safetensors" for d in defences]
+        paths = [self.folder / f"defence-{slug(d.spec)}.safetensors" for d in defences]
         images = []
         if not all(path.is_file() for path in paths):
             images = [
@@ -274,7 +231,7 @@ class Steps:
         results = []
         for defence, path in zip(defences, paths, strict=True):
             if not path.is_file():
-                _save(self._defended(defence, images, names, eps), path)
+                save_tensors(self._defended(defence, images, names, eps), path)
             masks = {name: mask.bool() for name, mask in load_file(path).items()}
             self._finished()
             results.append(
@@ -336,7 +293,7 @@ class Steps:
         }
 
     def _part(self, key: str, what: str, attacked_model: nn.Module, name: str, eps: float) -> Part:
-        path = self.folder / f"{_slug(key)}.safetensors"
+        path = self.folder / f"{slug(key)}.safetensors"
         if not path.is_file():
             found = self._attacked(attacked_model, name, eps, f"{what} at {readable_eps(eps)}")
             self._measured(found, eps, attacked_model).save(path)
@@ -364,7 +321,7 @@ class Steps:
         return Part(
             withstood=withstood,
             rounded=self._right(self.model, (images * 255).round() / 255),
-            excess=checks.bounds_excess(clean, images, eps, norm),
+            excess=of_curves.bounds_excess(clean, images, eps, norm),
             lost=int(lost.sum()),
             history=found.history,
             shown=images[: 4 * self.config.examples],
@@ -386,15 +343,3 @@ class Steps:
 
     def _finished(self) -> None:
         self.done += 1
-
-
-def _save(tensors: dict[str, Tensor], path: Path) -> None:
-    with replacing(path) as temporary:
-        save_file(
-            {k: (v.to(torch.uint8) if v.dtype == torch.bool else v) for k, v in tensors.items()},
-            temporary,
-        )
-
-
-def _slug(text: str) -> str:
-    return "".join(c if c.isalnum() or c in "-." else "_" for c in text)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from mms_apps.robustness.ascent import pgd
 from mms_apps.robustness.distances import Norm, distances
 from mms_apps.robustness.losses import margin
 from mms_apps.robustness.models import BATCH, Progress, correct, require_float32, undisturbed
+from mms_apps.robustness.projected_gradient import pgd
 
 LINE_HALVINGS = 8
 

@@ -1,0 +1,184 @@
+"""Which features to take out of the embeddings, how many and how."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from features.analysis.concepts import feature_auroc
+from features.errors import UserError
+from mms_apps.attributes.edits import (
+    WAYS,
+    Edit,
+    How,
+    RemoveFeatures,
+    reading_directions,
+)
+from mms_apps.attributes.labels import Samples
+from mms_apps.attributes.measures import (
+    MIN_GROUP,
+)
+from mms_apps.attributes.model import AttributeModel
+
+COUNTS = (1, 2, 3, 5, 8, 12, 20, 30)
+"""How many features to take out, of which validation chooses."""
+COST = 0.02
+"""Mean accuracy over the groups that an edit may cost on the validation split."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """What one way of taking out so many features does on the validation split."""
+
+    how: How
+    count: int
+    accuracy: float
+    """Mean over the groups: where most samples have the shortcut, their own mean rewards it."""
+    worst: float
+    """Accuracy of the worst group."""
+    loss: float
+    """Mean negative log-likelihood in the group where it is greatest."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The features to take out, and how."""
+
+    how: How
+    features: tuple[int, ...]
+    association: tuple[float, ...]
+    """Of each of the features with the factor, in [-0.5, 0.5] (`association`)."""
+    before: Candidate
+    """Without an edit, of no features."""
+    candidates: tuple[Candidate, ...]
+
+
+def association(activations: np.ndarray, factor: np.ndarray, strata: np.ndarray) -> np.ndarray:
+    """How each feature goes with a factor among samples that are alike otherwise: `[features]`.
+
+    Within each stratum, the AUROC of the activation for each of the factor's values against the
+    rest, less one half; averaged over the strata by their size; of the values, the one where it is
+    largest in size. In [-0.5, 0.5]; 0 where no stratum has two values. Of a feature whose
+    activations have both signs, the half that goes with the factor more.
+
+    Args:
+        activations: `[n, features]`.
+        factor: `[n]`.
+        strata: `[n]`, the attribute that the factor must not stand for.
+    """
+    from scipy.sparse import csr_matrix
+
+    values = np.unique(factor)
+    signs = (1, -1) if (activations < 0).any() else (1,)
+    total = np.zeros((len(signs), len(values), activations.shape[1]))
+    weight = np.zeros((len(values), 1))
+    for stratum in np.unique(strata):
+        inside = strata == stratum
+        labels = factor[inside][:, None] == values  # [inside, values]
+        known = labels.any(axis=0) & ~labels.all(axis=0)
+        for place, sign in enumerate(signs):
+            active = csr_matrix(np.maximum(sign * activations[inside], 0))
+            auroc = feature_auroc(active, labels[:, known]) - 0.5
+            total[place, known] += inside.sum() * sign * auroc
+        weight[known] += inside.sum()
+    mean = (total / np.maximum(weight, 1)).reshape(-1, activations.shape[1])
+    return mean[np.abs(mean).argmax(axis=0), np.arange(mean.shape[1])]
+
+
+def cells(attribute: np.ndarray, factor: np.ndarray) -> np.ndarray:
+    """The groups of samples with the same attribute and factor, "attribute, factor": `[n]`."""
+    return np.array([f"{a}, {f}" for a, f in zip(attribute, factor, strict=True)])
+
+
+def choose_edit(
+    model: AttributeModel,
+    validation: Samples,
+    factor: str,
+    groups: np.ndarray,
+    *,
+    counts: Sequence[int] = COUNTS,
+    ways: Sequence[How] = WAYS,
+) -> tuple[Choice, RemoveFeatures]:
+    """Choose which features to take out of the embeddings that a model reads.
+
+    Of all candidates that cost at most COST of the accuracy, the one whose worst group has the
+    smallest mean loss; the validation's rare groups are too small to tell by their accuracy. Where
+    that is no smaller than without an edit, nothing is taken out.
+
+    Args:
+        validation: samples that the model was not fitted on, with the model's attribute and the
+            factor.
+        groups: `[n]`, of which none should do worse.
+
+    Raises:
+        UserError: no two groups are large enough, or the factor has one value.
+    """
+    truth = validation.columns[model.config.attribute].astype(str)
+    values = validation.columns[factor].astype(str)
+    if len(np.unique(values)) < 2:
+        raise UserError(
+            f"{factor}: the validation samples have the one value {values[0]}; give pairs in which "
+            "it varies"
+        )
+    names, sizes = np.unique(groups, return_counts=True)
+    large = names[sizes >= MIN_GROUP]
+    if len(large) < 2:
+        raise UserError(
+            f"{factor}: fewer than two groups have {MIN_GROUP} validation samples; give more pairs"
+        )
+    found = association(model.activations(validation.embeddings), values, truth)
+    order = np.argsort(-np.abs(found), kind="stable")
+    order = order[np.abs(found[order]) > 0]
+    counts = [count for count in counts if count <= len(order)]
+    if not counts:
+        raise UserError(f"{factor}: no feature goes with it; take another space or factor")
+    top = torch.from_numpy(order[: max(counts)].copy())
+    space, modality = model.space, model.config.modality
+    readings = reading_directions(space, validation.embeddings, top, modality)
+    before = _candidate(model, Edit(), "subtract", 0, validation, truth, groups, large)
+    candidates = []
+    edits = {}
+    for how in ways:
+        for count in counts:
+            edit = RemoveFeatures(space, top[:count], modality, how, readings[:count])
+            edits[how, count] = edit
+            candidates.append(_candidate(model, edit, how, count, validation, truth, groups, large))
+    edits[before.how, 0] = RemoveFeatures(space, top[:0], modality, before.how)
+    allowed = [c for c in candidates if c.accuracy >= before.accuracy - COST]
+    best = min([before, *allowed], key=lambda c: (c.loss, c.count))
+    chosen = order[: best.count]
+    choice = Choice(
+        how=best.how,
+        features=tuple(int(f) for f in chosen),
+        association=tuple(float(found[f]) for f in chosen),
+        before=before,
+        candidates=tuple(candidates),
+    )
+    return choice, edits[best.how, best.count]
+
+
+def _candidate(
+    model: AttributeModel,
+    edit: Edit,
+    how: How,
+    count: int,
+    validation: Samples,
+    truth: np.ndarray,
+    groups: np.ndarray,
+    large: np.ndarray,
+) -> Candidate:
+    probabilities = model.predict_proba(edit.apply(validation.embeddings))
+    hits = np.array(model.classes)[probabilities.argmax(axis=1)] == truth
+    columns = [model.classes.index(label) for label in truth]
+    losses = -np.log(np.clip(probabilities[np.arange(len(truth)), columns], 1e-12, None))
+    inside = [groups == name for name in large]
+    return Candidate(
+        how=how,
+        count=count,
+        accuracy=float(np.mean([hits[g].mean() for g in inside])),
+        worst=float(min(hits[g].mean() for g in inside)),
+        loss=float(max(losses[g].mean() for g in inside)),
+    )

@@ -1,0 +1,161 @@
+"""What methods of de-biasing do on a test set."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from features.bootstrap import Estimate
+from features.errors import UserError
+from mms_apps.attributes.debias.choosing import cells
+from mms_apps.attributes.edits import (
+    Edit,
+)
+from mms_apps.attributes.labels import Samples
+from mms_apps.attributes.measures import (
+    MIN_GROUP,
+    REPLICATES,
+    bootstrap_weights,
+    estimate,
+    group_accuracy,
+    weighted_mean,
+)
+from mms_apps.attributes.model import AttributeModel
+
+
+@dataclass(frozen=True)
+class MethodRow:
+    """What one method does on the test set.
+
+    samples: of the test set.
+    accuracy, worst_group, gap: of the attribute (`measures.Measures`).
+    leakage: accuracy with which a probe finds the factor in the edited embeddings.
+    utility: accuracy on an unrelated attribute; utility_cost: how much less than without an edit.
+    gap_change: the gap less that without an edit; accuracy_change: likewise.
+    gap_less_features, worst_less_features: this method's less that of `features`, paired.
+    """
+
+    method: str
+    samples: int
+    accuracy: Estimate
+    worst_group: Estimate
+    worst_group_name: str
+    gap: Estimate
+    leakage: Estimate
+    utility: Estimate
+    utility_cost: Estimate
+    gap_change: Estimate
+    accuracy_change: Estimate
+    gap_less_features: Estimate
+    worst_less_features: Estimate
+
+
+def leakage_hits(
+    train: Tensor, train_factor: np.ndarray, strata: np.ndarray, test: Tensor, factor: np.ndarray
+) -> np.ndarray:
+    """Whether a logistic regression finds the factor in each test embedding: `[n]` bool.
+
+    The cells of stratum and factor weigh the same in training, so that an attribute that goes with
+    the factor there does not stand in for it.
+    """
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    names, place, sizes = np.unique(
+        cells(strata, train_factor), return_inverse=True, return_counts=True
+    )
+    weight = len(place) / (len(names) * sizes[place])
+    probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
+    probe.fit(train.numpy(), train_factor, logisticregression__sample_weight=weight)
+    return probe.predict(test.numpy()) == factor
+
+
+def compare_methods(
+    model: AttributeModel,
+    edits: Mapping[str, Sequence[Edit]],
+    test: Samples,
+    factor: str,
+    groups: np.ndarray,
+    *,
+    probe_samples: Samples,
+    unrelated: AttributeModel,
+    seed: int = 0,
+    replicates: int = REPLICATES,
+) -> list[MethodRow]:
+    """Measure methods on a test set.
+
+    Args:
+        edits: by method; of several, the accuracies are averaged. `none` and `features` must be
+            among them.
+        test: with the attributes of both models and the factor; samples of one id (several draws
+            of one drawing) are resampled together.
+        groups: `[n]`.
+        probe_samples: to fit the probes of the leakage on.
+        unrelated: the model of an attribute that the edits should leave as it is.
+    """
+    weights = bootstrap_weights(len(test), replicates, seed, test.ids)
+    names, sizes = np.unique(groups, return_counts=True)
+    large = np.isin(groups, names[sizes >= MIN_GROUP])
+    if len(names[sizes >= MIN_GROUP]) < 2:
+        raise UserError(
+            f"{factor}: fewer than two groups have {MIN_GROUP} test samples; give more pairs"
+        )
+    truth = test.columns[model.config.attribute].astype(str)
+    other_truth = test.columns[unrelated.config.attribute].astype(str)
+    known = np.isin(other_truth, unrelated.classes)
+    if not known.any():
+        raise UserError(
+            f"{unrelated.config.attribute}: none of the test samples has one of its classes"
+        )
+    seen: dict[str, dict[str, np.ndarray]] = {}
+    for method, variants in edits.items():
+        hits, leaks, other = [], [], []
+        for edit in variants:
+            edited = edit.apply(test.embeddings)
+            hits.append(model.predict(edited) == truth)
+            other.append(unrelated.predict(edited[torch.from_numpy(known)]) == other_truth[known])
+            leaks.append(
+                leakage_hits(
+                    edit.apply(probe_samples.embeddings),
+                    probe_samples.columns[factor].astype(str),
+                    probe_samples.columns[model.config.attribute].astype(str),
+                    edited,
+                    test.columns[factor].astype(str),
+                )
+            )
+        parts = [group_accuracy(h[large], groups[large], weights[:, large]) for h in hits]
+        mean = {
+            "accuracy": np.mean([p.overall for p in parts], axis=0),
+            "worst": np.mean([p.worst for p in parts], axis=0),
+            "gap": np.mean([p.gap for p in parts], axis=0),
+            "leakage": weighted_mean(np.mean(leaks, axis=0), weights),
+            "utility": weighted_mean(np.mean(other, axis=0), weights[:, known]),
+            "worst_name": np.unique(groups[large])[
+                np.mean([p.by_group[0] for p in parts], axis=0).argmin()
+            ],
+        }
+        seen[method] = mean
+    none, features = seen["none"], seen["features"]
+    return [
+        MethodRow(
+            method=method,
+            samples=len(test),
+            accuracy=estimate(mean["accuracy"]),
+            worst_group=estimate(mean["worst"]),
+            worst_group_name=str(mean["worst_name"]),
+            gap=estimate(mean["gap"]),
+            leakage=estimate(mean["leakage"]),
+            utility=estimate(mean["utility"]),
+            utility_cost=estimate(none["utility"] - mean["utility"]),
+            gap_change=estimate(mean["gap"] - none["gap"]),
+            accuracy_change=estimate(mean["accuracy"] - none["accuracy"]),
+            gap_less_features=estimate(mean["gap"] - features["gap"]),
+            worst_less_features=estimate(mean["worst"] - features["worst"]),
+        )
+        for method, mean in seen.items()
+    ]

@@ -1,0 +1,202 @@
+"""What the commands of `mms attributes` read: spaces, stores, models, prompts, edits."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from features.errors import UserError
+
+if TYPE_CHECKING:
+    from features.modality import Modality as ModalityName
+    from features.pairs.base import PairSource
+    from features.space.space import FeatureSpace
+    from features.store.store import ActivationStore
+    from mms_apps.attributes.edits import Edit
+    from mms_apps.attributes.explain import Explanation
+    from mms_apps.attributes.labels import Samples
+    from mms_apps.attributes.model import AttributeModel
+    from mms_apps.attributes.model import Method as MethodName
+    from mms_apps.attributes.report import Explained
+
+
+def load_space(space: str, encoder: str | None, device: str) -> FeatureSpace:
+    from features.space.space import FeatureSpace
+
+    return FeatureSpace.load(space, device=device, encoder=encoder)
+
+
+def open_store(space: FeatureSpace, pairs: str, folder: Path) -> tuple[PairSource, ActivationStore]:
+    """The pairs, and their embeddings by the space's encoder.
+
+    Raises:
+        UserError: none of them could be read.
+    """
+    from features.pairs.open import open_pairs
+    from features.store.extract import extract
+
+    source = open_pairs(pairs)
+    store = extract(source, space.encoder, folder)
+    if store.config.skipped:
+        typer.echo(
+            f"{store.config.skipped} pairs skipped: see {folder / 'skipped.jsonl'}", err=True
+        )
+    if len(store) == 0:
+        raise UserError(f"{pairs}: no pair could be read; see {folder / 'skipped.jsonl'}")
+    return source, store
+
+
+def load_or_fit(
+    space: FeatureSpace,
+    out: Path,
+    folder: Path | None,
+    attribute: str,
+    method: str,
+    train: str | None,
+    pairs: str,
+    values: list[str] | None,
+    prompts: Path | None,
+    modality: str,
+    max_features: int,
+    seed: int,
+) -> AttributeModel:
+    """The saved model, or a new one: a probe fitted on `train`, or zero-shot for the values that
+    occur in `pairs`."""
+    from mms_apps.attributes.labels import classes_of, read_samples
+    from mms_apps.attributes.model import fit_model, load_model
+
+    if folder is not None:
+        if train is not None or prompts is not None or values:
+            raise UserError("--model brings its own values; leave out --train, --prompts, --value")
+        loaded = load_model(folder, space)
+        if loaded.config.attribute != attribute:
+            raise UserError(
+                f"--attribute {attribute}: the model in {folder} predicts "
+                f"{loaded.config.attribute}; give that, or another model"
+            )
+        return loaded
+    chosen, kind, texts = read_method(method), read_modality(modality), read_prompts(prompts)
+    samples: Samples | None = None
+    if chosen != "zero_shot":
+        if train is None:
+            raise UserError(f"--method {method}: needs --train, labelled pairs; or use zero_shot")
+        _, store = open_store(space, train, out / "train-store")
+        samples = read_samples(store, [attribute], kind, seed=seed)
+        classes = classes_of(samples, attribute, values)
+    elif texts is not None:
+        classes = values or list(texts)
+    elif values and len(set(values)) >= 2:
+        classes = values
+    else:
+        _, store = open_store(space, pairs, out / "store")
+        classes = classes_of(read_samples(store, [attribute], kind, seed=seed), attribute, values)
+    return fit_model(
+        space, samples, attribute, classes, chosen, modality=kind, prompts=texts,
+        max_features=max_features, seed=seed,
+    )  # fmt: skip
+
+
+def not_fitted_on(samples: Samples, train: Path | None, model: AttributeModel) -> Samples:
+    """The samples without the labelled ones of the training store, on which the model would be
+    better than it is."""
+    import numpy as np
+
+    from features.store.store import ActivationStore
+    from mms_apps.attributes.labels import read_samples
+
+    if train is None or model.config.samples == 0:
+        return samples
+    attribute = model.config.attribute
+    fitted = read_samples(ActivationStore.open(train), [attribute], model.config.modality)
+    ids = fitted.having(attribute, model.classes).ids.astype(str)
+    seen = np.isin(samples.ids.astype(str), ids)
+    if seen.any():
+        typer.echo(f"{int(seen.sum())} pairs left out: the model was fitted on them", err=True)
+    return samples.take(~seen)
+
+
+def read_method(name: str) -> MethodName:
+    from mms_apps.attributes.model import METHODS
+
+    for method in METHODS:
+        if method == name:
+            return method
+    raise UserError(f"--method {name}: unknown; use {', '.join(METHODS)}")
+
+
+def read_modality(name: str) -> ModalityName:
+    from features.modality import MODALITIES
+
+    for modality in MODALITIES:
+        if modality == name:
+            return modality
+    raise UserError(f"--modality {name}: unknown; use {' or '.join(MODALITIES)}")
+
+
+def read_prompts(path: Path | None) -> dict[str, list[str]] | None:
+    """Prompts by value from a JSON file.
+
+    Raises:
+        UserError: it is no such JSON.
+    """
+    if path is None:
+        return None
+    advice = f'{path}: not prompts by value; write {{"man": ["a picture of a man"], ...}}'
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{advice} ({error})") from None
+    if not isinstance(found, dict) or len(found) < 2:
+        raise UserError(advice)
+    for texts in found.values():
+        if not isinstance(texts, list) or not texts or not all(isinstance(t, str) for t in texts):
+            raise UserError(advice)
+    return found
+
+
+def read_edit(space: FeatureSpace, folder: Path | None, modality: ModalityName) -> Edit | None:
+    from mms_apps.attributes.debias.files import load_edit
+
+    return None if folder is None else load_edit(folder, space, modality)
+
+
+def explain_some(
+    model: AttributeModel,
+    source: PairSource,
+    store: ActivationStore,
+    edit: Edit | None,
+    count: int,
+) -> list[Explained]:
+    """Explanations of `count` pairs, spread evenly over the store."""
+    import numpy as np
+
+    from features.modality import MODALITIES
+    from features.store.store import ATTRIBUTE
+    from mms_apps.attributes.explain import explain
+    from mms_apps.attributes.report import Explained
+
+    rows = np.unique(np.linspace(0, len(store) - 1, min(count, len(store)))).astype(int).tolist()
+    if not rows:
+        return []
+    column = ATTRIBUTE + model.config.attribute
+    names = next(store.sample_batches(1)).column_names
+    wanted = ["id", "caption", "location", *([column] if column in names else [])]
+    samples = store.sample_rows(rows, wanted).to_pylist()
+    embeddings = store.rows(rows)[MODALITIES.index(model.config.modality)]
+    found: list[Explanation] = explain(
+        model, embeddings if edit is None else edit.apply(embeddings)
+    )
+    images = source.images([sample["location"] for sample in samples])
+    return [
+        Explained(
+            sample["id"],
+            sample["caption"],
+            sample.get(column),
+            images.get(sample["location"]),
+            explanation,
+        )
+        for sample, explanation in zip(samples, found, strict=True)
+    ]

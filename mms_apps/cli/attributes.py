@@ -1,0 +1,233 @@
+"""`mms attributes`: predict, audit and de-bias attributes over a FeatureSpace."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mms_apps.cli.attribute_inputs import (
+    explain_some,
+    load_or_fit,
+    load_space,
+    not_fitted_on,
+    open_store,
+    read_edit,
+    read_method,
+    read_modality,
+    read_prompts,
+)
+
+attributes = typer.Typer(
+    name="attributes",
+    help="Predict attributes, explain and audit the predictions, take biases out.",
+    no_args_is_help=True,
+)
+
+Space = Annotated[str, typer.Option(help="Folder or hub id of a FeatureSpace, or embedded.")]
+EncoderId = Annotated[
+    str | None,
+    typer.Option("--encoder", help="The space's encoder, where its folder has moved."),
+]
+Pairs = Annotated[
+    str, typer.Option(help="What to work on: a folder, a table, .tar files, or embedded:heldout.")
+]
+Train = Annotated[
+    str | None, typer.Option(help="Labelled pairs to fit a probe on, such as embedded:train.")
+]
+Attribute = Annotated[str, typer.Option(help="Attribute of the pairs to predict.")]
+Values = Annotated[
+    list[str] | None,
+    typer.Option("--value", help="Value to tell apart, once for each [default: all that occur]."),
+]
+Method = Annotated[str, typer.Option(help="zero_shot, linear_probe or sparse_probe.")]
+Prompts = Annotated[
+    Path | None,
+    typer.Option(help='JSON of zero-shot prompts by value: {"man": ["a picture of a man"], ...}.'),
+]
+ModelFolder = Annotated[
+    Path | None, typer.Option("--model", help="Model that an earlier run left in OUT/model.")
+]
+EditFolder = Annotated[
+    Path | None, typer.Option("--edit", help="Edit that `debias` left in OUT/edit.")
+]
+Modality = Annotated[str, typer.Option(help="image or text.")]
+MaxFeatures = Annotated[int, typer.Option(min=1, help="Features of a sparse probe at most.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")]
+Seed = Annotated[int, typer.Option(help="Seed of folds, random features and intervals.")]
+Out = Annotated[Path, typer.Option(help="Folder for the results.")]
+
+
+@attributes.command()
+def predict(
+    pairs: Pairs,
+    attribute: Attribute,
+    out: Out,
+    space: Space = "embedded",
+    method: Method = "sparse_probe",
+    train: Train = None,
+    value: Values = None,
+    prompts: Prompts = None,
+    model: ModelFolder = None,
+    edit: EditFolder = None,
+    modality: Modality = "image",
+    max_features: MaxFeatures = 20,
+    explain: Annotated[int, typer.Option(min=0, help="Predictions to explain on the page.")] = 12,
+    encoder: EncoderId = None,
+    device: Device = "auto",
+    seed: Seed = 0,
+) -> None:
+    """Predict an attribute of all pairs; explain some of the predictions on a page."""
+    import dataclasses
+
+    from features.files import write_json
+    from mms_apps.attributes.predict import write_predictions
+    from mms_apps.attributes.report import write_predictions_report
+
+    loaded = load_space(space, encoder, device)
+    used = load_or_fit(
+        loaded, out, model, attribute, method, train, pairs, value, prompts, modality,
+        max_features, seed,
+    )  # fmt: skip
+    source, store = open_store(loaded, pairs, out / "store")
+    taken = read_edit(loaded, edit, used.config.modality)
+    summary = write_predictions(used, store, out / "predictions.csv", edit=taken)
+    used.save(out / "model")
+    write_json(out / "summary.json", dataclasses.asdict(summary))
+    shown = explain_some(used, source, store, taken, explain)
+    page = write_predictions_report(used.config, summary, shown, loaded, out / "predictions.html")
+    counts = ", ".join(f"{count} {name}" for name, count in summary.predicted.items())
+    typer.echo(f"{summary.pairs} predictions: {counts} -> {out / 'predictions.csv'}")
+    if summary.labelled:
+        right = summary.correct / summary.labelled
+        typer.echo(f"{right:.1%} of {summary.labelled} labelled pairs are right")
+    typer.echo(f"report: {page}")
+
+
+@attributes.command()
+def audit(
+    pairs: Pairs,
+    attribute: Attribute,
+    group: Annotated[str, typer.Option(help="Attribute of the pairs whose values are groups.")],
+    out: Out,
+    space: Space = "embedded",
+    method: Method = "sparse_probe",
+    train: Train = None,
+    value: Values = None,
+    prompts: Prompts = None,
+    model: ModelFolder = None,
+    edit: EditFolder = None,
+    role: Annotated[
+        str | None,
+        typer.Option(help="Attribute by which to list how unspecified pairs are predicted."),
+    ] = None,
+    unspecified: Annotated[
+        str, typer.Option(help="Value that unspecified pairs have as their attribute.")
+    ] = "unspecified",
+    modality: Modality = "image",
+    max_features: MaxFeatures = 20,
+    encoder: EncoderId = None,
+    device: Device = "auto",
+    seed: Seed = 0,
+) -> None:
+    """Audit a model by group: gaps, rates, leakage, modality classes, leanings."""
+    from mms_apps.attributes.audit import audit as audit_model
+    from mms_apps.attributes.audit import require_groups
+    from mms_apps.attributes.labels import read_samples
+    from mms_apps.attributes.report import write_audit_report
+    from mms_apps.attributes.tables import write_audit_tables
+
+    loaded = load_space(space, encoder, device)
+    used = load_or_fit(
+        loaded, out, model, attribute, method, train, pairs, value, prompts, modality,
+        max_features, seed,
+    )  # fmt: skip
+    _, store = open_store(loaded, pairs, out / "store")
+    columns = [used.config.attribute, group, *([role] if role else [])]
+    samples = read_samples(store, columns, used.config.modality, seed=seed)
+    samples = not_fitted_on(samples, out / "train-store" if train else None, used)
+    require_groups(samples, group)
+    taken = read_edit(loaded, edit, used.config.modality)
+    found = audit_model(
+        used, samples, group, role=role, unspecified=unspecified, edit=taken, seed=seed
+    )
+    write_audit_tables(found, out)
+    used.save(out / "model")
+    page = write_audit_report(found, used.config, out / "audit.html")
+    m = found.measures
+    typer.echo(
+        f"accuracy {m.accuracy.value:.1%}; worst group {m.worst_group or 'n/a'} "
+        f"{m.worst_accuracy.value:.1%}; smallest group {m.smallest_group} "
+        f"({m.smallest_samples} samples)"
+    )
+    typer.echo(f"report: {page}")
+
+
+@attributes.command()
+def debias(
+    train: Annotated[str, typer.Option(help="Labelled pairs to fit a probe and choose on.")],
+    pairs: Annotated[str, typer.Option(help="Labelled pairs to test on, not among TRAIN.")],
+    attribute: Attribute,
+    factor: Annotated[str, typer.Option(help="Attribute that the prediction should not rest on.")],
+    unrelated: Annotated[
+        str, typer.Option(help="Attribute whose prediction should stay as good as it is.")
+    ],
+    out: Out,
+    space: Space = "embedded",
+    method: Method = "linear_probe",
+    value: Values = None,
+    factor_value: Annotated[
+        list[str] | None,
+        typer.Option(help="Value of the factor, once for each [default: all that occur]."),
+    ] = None,
+    prompts: Prompts = None,
+    modality: Modality = "image",
+    max_features: MaxFeatures = 20,
+    encoder: EncoderId = None,
+    device: Device = "auto",
+    seed: Seed = 0,
+) -> None:
+    """Take the features of a factor out of the embeddings, and compare with baselines."""
+    from mms_apps.attributes.debias.debiasing import debias as debias_model
+    from mms_apps.attributes.debias.files import save_edit
+    from mms_apps.attributes.labels import classes_of, read_samples
+    from mms_apps.attributes.report import write_debias_report
+    from mms_apps.attributes.tables import write_debias_tables
+
+    loaded = load_space(space, encoder, device)
+    kind = read_modality(modality)
+    _, train_store = open_store(loaded, train, out / "train-store")
+    _, test_store = open_store(loaded, pairs, out / "store")
+    columns = [attribute, factor, unrelated]
+    samples, test = (read_samples(s, columns, kind, seed=seed) for s in (train_store, test_store))
+    found = debias_model(
+        loaded,
+        samples,
+        test,
+        attribute,
+        classes_of(samples, attribute, value),
+        factor,
+        classes_of(samples, factor, factor_value),
+        unrelated,
+        classes_of(samples, unrelated),
+        read_method(method),
+        modality=kind,
+        prompts=read_prompts(prompts),
+        max_features=max_features,
+        seed=seed,
+    )
+    write_debias_tables(found, out)
+    save_edit(found.choice, found.edit, out / "edit")
+    found.model.save(out / "model")
+    page = write_debias_report(
+        found.methods, found.choice, found.model.config, factor, unrelated, loaded,
+        out / "debias.html",
+    )  # fmt: skip
+    for row in found.methods:
+        typer.echo(
+            f"{row.method}: accuracy {row.accuracy.value:.1%}, worst group "
+            f"{row.worst_group.value:.1%}, gap {row.gap.value:.1%} "
+            f"({row.gap.low:.1%} to {row.gap.high:.1%})"
+        )
+    typer.echo(f"report: {page}")

@@ -1,0 +1,51 @@
+"""What several commands of `mms` do with stores and dictionaries."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import typer
+
+from features.errors import UserError
+
+if TYPE_CHECKING:
+    from features.dictionary import TrainConfig
+    from features.store.store import ActivationStore
+
+
+def train_config(
+    kind: str | None, features: int | None, k: int | None, modality_bias: bool | None, seed: int
+) -> TrainConfig:
+    """The dictionary's settings, with the defaults for what was not given."""
+    from features.dictionary import TrainConfig
+
+    return TrainConfig(
+        kind=kind or TrainConfig.kind,
+        features=features,
+        k=TrainConfig.k if k is None else k,
+        modality_bias=modality_bias,
+        seed=seed,
+    )
+
+
+def require_pairs(store: ActivationStore) -> None:
+    """Raise a UserError for a store without pairs."""
+    if len(store) == 0:
+        raise UserError(
+            f"{store.path}: none of the {store.config.skipped} records could be read; see "
+            "skipped.jsonl there for the reasons"
+        )
+
+
+def report_skipped(store: ActivationStore) -> None:
+    config = store.config
+    if config.skipped:
+        reasons = ", ".join(f"{reason} ({n})" for reason, n in config.skipped_reasons.items())
+        path = store.path / "skipped.jsonl"
+        typer.echo(f"{config.skipped} pairs skipped: {reasons}; listed in {path}", err=True)
+
+
+def quality(held_out: dict[str, dict[str, float | None]] | None) -> str:
+    figures = (held_out or {}).get("overall", {})
+    fvu, l0 = figures.get("fvu"), figures.get("l0")
+    return "-" if fvu is None or l0 is None else f"held-out FVU {fvu:.3f}, L0 {l0:.1f}"

@@ -1,0 +1,185 @@
+"""`mms compare`, `mms drift` and `mms concepts`: FeatureSpaces side by side."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from features.errors import UserError
+from features.files import write_json
+from mms_apps.cli.common import require_pairs
+from mms_apps.cli.options import Device, Encoders, Out, Pairs, Seed
+
+if TYPE_CHECKING:
+    from features.space.space import FeatureSpace
+    from features.store.store import ActivationStore
+
+
+def compare(
+    spaces: Annotated[
+        list[str], typer.Argument(help="Folders or hub ids of FeatureSpaces, or embedded.")
+    ],
+    out: Out,
+    pairs: Annotated[
+        str | None,
+        typer.Option(help="Pairs on which to match features, as `run` takes them [default: none]."),
+    ] = None,
+    label: Annotated[
+        list[str] | None,
+        typer.Option(help="What a space is called, once each [default: encoder and dictionary]."),
+    ] = None,
+    encoder: Encoders = None,
+    device: Device = "auto",
+    seed: Seed = 0,
+) -> None:
+    """Compare FeatureSpaces with the first of them: a table, histograms, matched features."""
+    from features.analysis.compare import compare as compare_spaces
+    from features.analysis.matching import match_features
+    from features.reports.comparison import write_comparison
+
+    if len(spaces) < 2:
+        raise UserError(f"{len(spaces)} space given; a comparison needs at least two")
+    if label and len(label) != len(spaces):
+        raise UserError(f"{len(label)} labels for {len(spaces)} spaces; give one each, or none")
+    loaded = _load_spaces(spaces, encoder, device)
+    labels = label or _labels(spaces, loaded)
+    matchings = []
+    if pairs is not None:
+        stores = [_store_for(space, pairs, out) for space in loaded]
+        matchings = [
+            match_features(loaded[0], stores[0], space, store, seed=seed)
+            for space, store in zip(loaded[1:], stores[1:], strict=True)
+        ]
+    comparison = compare_spaces(loaded, labels, matchings, seed=seed)
+    page = write_comparison(comparison, loaded, out)
+    for sentences in comparison.differences:
+        for sentence in sentences:
+            typer.echo(sentence)
+    typer.echo(f"comparison: {page}")
+
+
+def drift(
+    old: Annotated[str, typer.Argument(help="FeatureSpace from before the update.")],
+    new: Annotated[str, typer.Argument(help="FeatureSpace from after it.")],
+    out: Annotated[Path, typer.Option(help="Folder for drift.json.")],
+    pairs: Annotated[
+        str | None,
+        typer.Option(
+            help="Pairs on which to match features, as `run` takes them; needed where the encoder "
+            "or the dictionary changed."
+        ),
+    ] = None,
+    threshold: Annotated[
+        float,
+        typer.Option(
+            min=0, max=1, help="Exit with 1 if more than this share is gone, moved or lost."
+        ),
+    ] = 0.1,
+    encoder: Encoders = None,
+    device: Device = "auto",
+    seed: Seed = 0,
+) -> None:
+    """What changed in the features when a model or the data were updated."""
+    from features.analysis.drift import find_drift, same_dictionary
+    from features.analysis.matching import match_features
+
+    before, after = _load_spaces([old, new], encoder, device)
+    matching = None
+    if pairs is not None and not same_dictionary(before, after):
+        stores = [_store_for(space, pairs, out) for space in (before, after)]
+        matching = match_features(before, stores[0], after, stores[1], seed=seed)
+    found = find_drift(before, after, matching)
+    out.mkdir(parents=True, exist_ok=True)
+    record = found.record() | {"threshold": threshold, "exceeded": found.share > threshold}
+    write_json(out / "drift.json", record)
+    for change in found.changes:
+        number = change.old if change.old is not None else change.new
+        typer.echo(f"{change.kind}: {number} {change.name}: {change.what}")
+    counts = ", ".join(f"{count} {kind}" for kind, count in found.counts.items())
+    typer.echo(
+        f"{found.share:.1%} of {found.old_scored} features are gone, moved or lost "
+        f"({counts}; compared by {found.compared_by}) -> {out / 'drift.json'}"
+    )
+    if found.judges_differ:
+        typer.echo("The judges differ, so monosemanticity was not compared.", err=True)
+    if found.share > threshold:
+        typer.echo(f"That is more than the threshold of {threshold:.1%}.", err=True)
+        raise typer.Exit(1)
+
+
+def concepts(
+    space: Annotated[str, typer.Option(help="Folder or hub id of a FeatureSpace, or embedded.")],
+    pairs: Pairs,
+    out: Out,
+    concepts: Annotated[
+        Path | None,
+        typer.Option(help="File of concepts, one a line: words, tags or `attribute: value`."),
+    ] = None,
+    attribute: Annotated[
+        list[str] | None,
+        typer.Option(help="Attribute of the pairs; each of its values is a concept."),
+    ] = None,
+    encoder: Encoders = None,
+    device: Device = "auto",
+    seed: Seed = 0,
+) -> None:
+    """Which modality supports each concept, and where better data would help most."""
+    from features.analysis.concepts import attribute_concepts, concept_support
+    from features.reports.concepts import write_concepts
+    from features.scores.naming import read_vocabulary
+
+    if concepts is None and not attribute:
+        raise UserError("name concepts: --concepts FILE, --attribute NAME, or both")
+    wanted = [] if concepts is None else read_vocabulary(concepts)
+    [loaded] = _load_spaces([space], encoder, device)
+    store = _store_for(loaded, pairs, out)
+    require_pairs(store)
+    for name in attribute or []:
+        wanted += attribute_concepts(store, name)
+    found = concept_support(loaded, store, list(dict.fromkeys(wanted)), seed=seed)
+    page = write_concepts(found, loaded, out)
+    for concept in found:
+        typer.echo(f"{concept.name}: {concept.verdict}. {concept.advice}")
+    typer.echo(f"concepts: {page}")
+
+
+def _load_spaces(names: list[str], encoders: list[str] | None, device: str) -> list[FeatureSpace]:
+    """FeatureSpaces, each with the one of the encoders that it belongs to.
+
+    Raises:
+        UserError: a space or an encoder cannot be loaded, or an encoder belongs to no space.
+    """
+    from features.encoders.load import load_encoder
+    from features.space.space import FeatureSpace
+
+    models = {name: load_encoder(name, device=device) for name in encoders or []}
+    spaces = []
+    used = set()
+    for name in names:
+        space = FeatureSpace.load(name, device=device)
+        for encoder, model in models.items():
+            if model.fingerprint == space.config.encoder_fingerprint:
+                space = FeatureSpace.load(name, device=device, encoder=model)
+                used.add(encoder)
+        spaces.append(space)
+    for encoder in models.keys() - used:
+        raise UserError(f"--encoder {encoder}: none of the spaces belongs to it")
+    return spaces
+
+
+def _store_for(space: FeatureSpace, pairs: str, out: Path) -> ActivationStore:
+    """The pairs encoded by a space's encoder, one store an encoder, in `out`."""
+    from features.pairs.open import open_pairs
+    from features.store.extract import extract as extract_pairs
+
+    folder = out / f"store-{space.config.encoder_fingerprint[:12]}"
+    return extract_pairs(open_pairs(pairs), space.encoder, folder)
+
+
+def _labels(names: list[str], spaces: list[FeatureSpace]) -> list[str]:
+    """What spaces are called: encoder and dictionary, or where that doesn't tell them apart, as
+    the user wrote them."""
+    labels = [f"{space.config.encoder}, {space.config.dictionary['kind']}" for space in spaces]
+    return labels if len(set(labels)) == len(labels) else names

@@ -1,0 +1,60 @@
+"""Options that several commands of `mms` share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+KINDS = ("identity", "topk", "batchtopk", "matryoshka", "group", "ncl")
+Pairs = Annotated[
+    str,
+    typer.Option(
+        help="Folder with metadata.jsonl, .csv, .tsv, .parquet, .tar files or URLs, or embedded."
+    ),
+]
+EncoderId = Annotated[
+    str,
+    typer.Option(
+        help="architecture/tag, hf-hub:org/name, local-dir:path, embedded or embedded-ssl; "
+        "for a judge's store also timm:NAME+text:ID."
+    ),
+]
+Out = Annotated[Path, typer.Option(help="Folder for the results.")]
+Kind = Annotated[
+    str | None,
+    typer.Option("--dictionary", help=f"One of {', '.join(KINDS)} [default: topk]."),
+]
+FeatureCount = Annotated[
+    int | None, typer.Option("--features", help="Features of the dictionary [default: 4 x dim].")
+]
+ActiveCount = Annotated[
+    int | None, typer.Option("--k", help="Features active for one sample [default: 16].")
+]
+ModalityBias = Annotated[
+    bool | None,
+    typer.Option(
+        "--modality-bias/--no-modality-bias",
+        help="Centre images and texts by their own means [default: as the kind does].",
+    ),
+]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Pairs encoded at once.")]
+Workers = Annotated[
+    int | None, typer.Option(min=0, help="Decoding processes [default: by the cores].")
+]
+Strict = Annotated[bool, typer.Option(help="Stop at the first pair that cannot be read.")]
+Encoders = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--encoder",
+        help="Encoder of a space, where it lay in a local folder; once for each [default: the one "
+        "that the space names].",
+    ),
+]
+Vocabulary = Annotated[
+    Path | None,
+    typer.Option(help="Terms to name features by, one a line [default: the captions' own]."),
+]
+Seed = Annotated[int, typer.Option(help="Seed of the dictionary and of the intervals.")]

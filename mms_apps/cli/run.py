@@ -1,0 +1,189 @@
+"""`mms run`: pairs -> store -> dictionary -> FeatureSpace -> report."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from features.errors import UserError
+from features.files import write_json
+from mms_apps.cli.common import quality, report_skipped, require_pairs, train_config
+from mms_apps.cli.options import (
+    ActiveCount,
+    BatchSize,
+    Device,
+    EncoderId,
+    FeatureCount,
+    Kind,
+    ModalityBias,
+    Out,
+    Pairs,
+    Seed,
+    Strict,
+    Vocabulary,
+    Workers,
+)
+
+if TYPE_CHECKING:
+    from features.space.space import FeatureSpace
+    from features.store.store import ActivationStore
+
+JUDGES = {"embedded": "embedded-ssl", "embedded-ssl": "embedded"}
+"""The default judge of each embedded encoder's features."""
+RUN_SETTINGS = "run.json"
+
+
+def run(
+    pairs: Pairs,
+    out: Out,
+    encoder: EncoderId = "embedded",
+    dictionary: Kind = None,
+    judge: Annotated[
+        str | None,
+        typer.Option(
+            help="Encoder that judges monosemanticity, or timm:NAME+text:ID, an image model and a "
+            "text model [default: the other embedded one, else the encoder itself]."
+        ),
+    ] = None,
+    space: Annotated[
+        str | None,
+        typer.Option(
+            help="Take the dictionary of this FeatureSpace (folder, hub id or embedded) instead of "
+            "fitting one."
+        ),
+    ] = None,
+    features: FeatureCount = None,
+    k: ActiveCount = None,
+    modality_bias: ModalityBias = None,
+    vocabulary: Vocabulary = None,
+    device: Device = "auto",
+    batch_size: BatchSize = 256,
+    workers: Workers = None,
+    strict: Strict = False,
+    seed: Seed = 0,
+) -> None:
+    """All of it: extract, fit, score and report. Run it again to go on after an interruption."""
+    from features.dictionary import fit_dictionary
+    from features.distributed import from_main_process
+    from features.encoders.load import load_encoder
+    from features.pairs.open import open_pairs
+    from features.reports.report import write_report
+    from features.scores.naming import read_vocabulary
+    from features.space.score import score as score_features
+    from features.space.space import FeatureSpace
+    from features.store.extract import extract as extract_pairs
+
+    config = train_config(dictionary, features, k, modality_bias, seed)
+    source = open_pairs(pairs)
+    model = load_encoder(encoder, device=device)
+    fitted = None
+    if space is not None:
+        if (dictionary, features, k, modality_bias) != (None, None, None, None):
+            raise UserError(
+                "--space brings its own dictionary; leave out --dictionary, --features, --k and "
+                "--modality-bias"
+            )
+        fitted = FeatureSpace.load(space, device="cpu").dictionary
+    if fitted is not None and fitted.config.encoder_fingerprint != model.fingerprint:
+        raise UserError(
+            f"--space {space}: made for the encoder {fitted.config.encoder}, not for {encoder}; "
+            "give that encoder or leave --space out"
+        )
+    terms = None if vocabulary is None else read_vocabulary(vocabulary)
+    judge = judge or JUDGES.get(encoder, encoder)
+    judge_model = model if judge == encoder else load_encoder(judge, device=device)
+    settings = {
+        "schema": 1,
+        "pairs": source.fingerprint(),
+        "encoder": model.fingerprint,
+        "judge": judge_model.fingerprint,
+        "dictionary": fitted.fingerprint() if fitted else dataclasses.asdict(config),
+        "vocabulary": None if terms is None else _sha256("\n".join(terms)),
+        "seed": seed,
+    }
+    scored_before = _scored_before(out, settings)
+    store = extract_pairs(
+        source, model, out / "store", batch_size=batch_size, workers=workers, strict=strict
+    )
+    require_pairs(store)
+    judge_store = None
+    if judge_model is not model:
+        judge_store = extract_pairs(
+            source, judge_model, out / "judge-store", batch_size=batch_size, workers=workers
+        )
+    if fitted is None:
+        fitted = fit_dictionary(store, config, out / "dictionary", device=device)
+    if scored_before is not None and scored_before.config.store_fingerprint == store.fingerprint:
+        typer.echo("Finished before with these settings: nothing is computed again.")
+        scored = scored_before
+    else:
+        scored = score_features(
+            store, fitted, judge_store, source, terms=terms, seed=seed, device=str(model.device)
+        )
+
+    def finish() -> None:
+        if scored is not scored_before:
+            scored.save(out / "space")
+            write_json(out / RUN_SETTINGS, settings)
+        write_report(scored, out / "report.html")
+        _summarise(scored, store, out)
+
+    from_main_process(finish)
+
+
+def _scored_before(out: Path, settings: dict[str, Any]) -> FeatureSpace | None:
+    """The FeatureSpace that an earlier run with these settings left in `out`; None where it left
+    none.
+
+    Raises:
+        UserError: the earlier run had other settings.
+    """
+    from features.space.space import FeatureSpace
+
+    if not (out / RUN_SETTINGS).is_file():
+        if out.is_dir() and any(out.iterdir()):
+            typer.echo(f"Going on with what {out} holds.")
+        return None
+    earlier = json.loads((out / RUN_SETTINGS).read_text(encoding="utf-8"))
+    changed = [name for name, value in settings.items() if earlier.get(name) != value]
+    if changed:
+        raise UserError(
+            f"{out}: holds a run with other settings ({', '.join(changed)}); name another folder "
+            "or remove this one"
+        )
+    if not (out / "space" / "config.json").is_file():
+        typer.echo(f"Going on with what {out} holds.")
+        return None
+    return FeatureSpace.load(out / "space", device="cpu")
+
+
+def _sha256(content: str) -> str:
+    return hashlib.sha256(content.encode()).hexdigest()
+
+
+def _summarise(space: FeatureSpace, store: ActivationStore, out: Path) -> None:
+    """Print the class counts and where things lie."""
+    from rich.console import Console
+    from rich.table import Table
+
+    relative, fixed = space.config.classes["relative"], space.config.classes["fixed"]
+    table = Table(title=f"{len(space)} features of {space.config.encoder}")
+    for heading in ("class", "relative bounds", "fixed bounds"):
+        table.add_column(heading, justify="left" if heading == "class" else "right")
+    for name, count in relative["counts"].items():
+        table.add_row(name, str(count), str(fixed["counts"][name]))
+    console = Console()
+    console.print(table)
+    independent = "" if space.config.judge_independent else " (not independent)"
+    console.print(
+        f"{len(store)} pairs, {quality(space.config.dictionary['held_out'])}, "
+        f"judge {space.config.judge}{independent}"
+    )
+    report_skipped(store)
+    typer.echo(f"FeatureSpace: {out / 'space'}")
+    typer.echo(f"report: {out / 'report.html'}")

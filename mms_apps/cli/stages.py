@@ -1,0 +1,118 @@
+"""The stages of `mms run` one by one: extract, fit, score, report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mms_apps.cli.common import quality, report_skipped, require_pairs, train_config
+from mms_apps.cli.options import (
+    ActiveCount,
+    BatchSize,
+    Device,
+    EncoderId,
+    FeatureCount,
+    Kind,
+    ModalityBias,
+    Out,
+    Pairs,
+    Seed,
+    Strict,
+    Vocabulary,
+    Workers,
+)
+
+
+def extract(
+    pairs: Pairs,
+    out: Out,
+    encoder: EncoderId = "embedded",
+    device: Device = "auto",
+    batch_size: BatchSize = 256,
+    workers: Workers = None,
+    strict: Strict = False,
+) -> None:
+    """Encode pairs into an activation store."""
+    from features.encoders.load import load_encoder
+    from features.pairs.open import open_pairs
+    from features.store.extract import extract as extract_pairs
+
+    source = open_pairs(pairs)
+    model = load_encoder(encoder, device=device)
+    store = extract_pairs(source, model, out, batch_size=batch_size, workers=workers, strict=strict)
+    typer.echo(f"{len(store)} pairs of {store.dim} dimensions -> {out}")
+    report_skipped(store)
+
+
+def fit(
+    store: Annotated[Path, typer.Option(help="Activation store to fit on.")],
+    out: Out,
+    dictionary: Kind = None,
+    features: FeatureCount = None,
+    k: ActiveCount = None,
+    modality_bias: ModalityBias = None,
+    device: Device = "auto",
+    seed: Seed = 0,
+) -> None:
+    """Fit a dictionary on an activation store."""
+    from features.dictionary import fit_dictionary
+    from features.store.store import ActivationStore
+
+    config = train_config(dictionary, features, k, modality_bias, seed)
+    opened = ActivationStore.open(store)
+    require_pairs(opened)
+    fitted = fit_dictionary(opened, config, out, device=device)
+    typer.echo(f"{fitted.config.features} features, {quality(fitted.config.held_out)} -> {out}")
+
+
+def score(
+    store: Annotated[Path, typer.Option(help="Activation store of the encoder.")],
+    dictionary: Annotated[Path, typer.Option(help="Folder of the dictionary.")],
+    out: Out,
+    judge_store: Annotated[
+        Path | None, typer.Option(help="The same pairs encoded by an independent encoder.")
+    ] = None,
+    pairs: Annotated[
+        str | None, typer.Option(help="The pairs themselves, for the exemplars' thumbnails.")
+    ] = None,
+    vocabulary: Vocabulary = None,
+    device: Device = "cpu",
+    seed: Seed = 0,
+) -> None:
+    """Score, name and illustrate a dictionary's features; write the FeatureSpace."""
+    from features.dictionary import load_dictionary
+    from features.distributed import from_main_process
+    from features.pairs.open import open_pairs
+    from features.scores.naming import read_vocabulary
+    from features.space.score import score as score_features
+    from features.store.store import ActivationStore
+
+    opened = ActivationStore.open(store)
+    judge = None if judge_store is None else ActivationStore.open(judge_store)
+    source = None if pairs is None else open_pairs(pairs)
+    terms = None if vocabulary is None else read_vocabulary(vocabulary)
+    scored = score_features(
+        opened,
+        load_dictionary(dictionary),
+        judge,
+        source,
+        terms=terms,
+        seed=seed,
+        device=device,
+    )
+    from_main_process(lambda: scored.save(out))
+    typer.echo(f"{len(scored)} features -> {out}")
+
+
+def report(
+    space: Annotated[str, typer.Argument(help="Folder or hub id of a FeatureSpace, or embedded.")],
+    out: Annotated[Path, typer.Option(help="The HTML file to write.")],
+) -> None:
+    """Write a FeatureSpace's report, one HTML file."""
+    from features.reports.report import write_report
+    from features.space.space import FeatureSpace
+
+    write_report(FeatureSpace.load(space, device="cpu"), out)
+    typer.echo(f"report -> {out}")

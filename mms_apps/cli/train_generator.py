@@ -1,0 +1,35 @@
+"""`mms train-generator`: a small Stable unCLIP generator."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def train_generator(
+    out: Annotated[Path, typer.Option(help="Folder for the pipeline.")],
+    encoder: Annotated[
+        str, typer.Option(help="Embedded encoder whose image embeddings condition it.")
+    ] = "embedded-ssl",
+    steps: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Of the denoiser; more than before trains on [default: the recipe's]."
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option()] = 0,
+    device: Annotated[str, typer.Option(help="cpu, cuda ...")] = "cpu",
+) -> None:
+    """Train the small image generator on the embedded world; run again to go on."""
+    import logging
+
+    from mms_apps.steering.generator_training.settings import DenoiserTraining, GeneratorTraining
+    from mms_apps.steering.generator_training.train import train_generator as train
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    denoiser = DenoiserTraining() if steps is None else DenoiserTraining(steps=steps)
+    training = GeneratorTraining(encoder, denoiser=denoiser, seed=seed)
+    train(out, training, device)
+    typer.echo(f"generator -> {out}; use it as --generator {out}")

@@ -1,0 +1,55 @@
+"""The pipeline of trained parts."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from features.embedded import ENCODERS
+from features.encoders.encoder import Encoder
+from mms_apps.steering.generator_training.schedules import embedding_noise, noise_schedule
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL, StableUnCLIPImg2ImgPipeline, UNet2DConditionModel
+
+
+def assemble(
+    vae: AutoencoderKL,
+    unet: UNet2DConditionModel,
+    normaliser: nn.Module,
+    text_encoder: nn.Module,
+    tokenizer: Any,
+    encoder: Encoder,
+) -> StableUnCLIPImg2ImgPipeline:
+    """The pipeline of trained parts, with a fast scheduler."""
+    from diffusers import DDPMScheduler, DPMSolverMultistepScheduler, StableUnCLIPImg2ImgPipeline
+    from transformers import CLIPImageProcessor
+
+    from mms_apps.steering.image_encoder import OpenClipVisionConfig, OpenClipVisionModel
+
+    folder = ENCODERS / encoder.id
+    config = json.loads((folder / "open_clip_config.json").read_text())
+    model_cfg, preprocess_cfg = config["model_cfg"], config["preprocess_cfg"]
+    vision = OpenClipVisionModel(
+        OpenClipVisionConfig(model_cfg["embed_dim"], model_cfg["vision_cfg"])
+    )
+    vision.visual.load_state_dict(encoder.model.visual.state_dict())  # type: ignore[union-attr]
+    size = model_cfg["vision_cfg"]["image_size"]
+    return StableUnCLIPImg2ImgPipeline(
+        feature_extractor=CLIPImageProcessor(
+            size={"shortest_edge": size},
+            crop_size={"height": size, "width": size},
+            image_mean=preprocess_cfg["mean"],
+            image_std=preprocess_cfg["std"],
+        ),
+        image_encoder=vision.eval(),
+        image_normalizer=normaliser,
+        image_noising_scheduler=DDPMScheduler(**embedding_noise()),
+        tokenizer=tokenizer,
+        text_encoder=text_encoder,
+        unet=unet,
+        scheduler=DPMSolverMultistepScheduler(**noise_schedule()),
+        vae=vae,
+    )

@@ -1,0 +1,120 @@
+"""The autoencoder of pictures, then its decoder alone."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from features.embedded.world import EmbeddedPairs
+from mms_apps.steering.generator_training.drawings import draw_images, random_pictures, scaled
+from mms_apps.steering.generator_training.optimise import cosine, optimise
+from mms_apps.steering.generator_training.settings import GeneratorTraining
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL
+
+
+def train_autoencoder(
+    source: EmbeddedPairs,
+    drawings: Sequence[Image.Image],
+    checkpoints: Path,
+    training: GeneratorTraining,
+    device: str,
+) -> AutoencoderKL:
+    """An autoencoder of 64-pixel images, its latents scaled to unit variance."""
+    from diffusers import AutoencoderKL
+
+    torch.manual_seed(training.seed)
+    recipe = training.autoencoder
+    blocks = len(recipe.channels)
+    vae = AutoencoderKL(
+        in_channels=3,
+        out_channels=3,
+        down_block_types=("DownEncoderBlock2D",) * blocks,
+        up_block_types=("UpDecoderBlock2D",) * blocks,
+        block_out_channels=recipe.channels,
+        layers_per_block=1,
+        latent_channels=recipe.latent_channels,
+        norm_num_groups=8,
+        sample_size=64,
+    ).to(device)
+    vae.to(memory_format=torch.channels_last)
+
+    def loss(step: int) -> Tensor:
+        x = random_pictures(drawings, f"{training.seed}/vae/{step}", recipe.batch).to(device)
+        generator = torch.Generator(device).manual_seed(step)
+        with torch.autocast(torch.device(device).type, dtype=torch.bfloat16):
+            posterior = vae.encode(x).latent_dist
+            again = vae.decode(posterior.sample(generator)).sample
+        kl = posterior.kl().mean()
+        return unlikeness(again.float(), x, recipe.edge_weight) + recipe.kl_weight * kl
+
+    optimise(
+        {"vae": vae},
+        loss,
+        checkpoints / "vae.safetensors",
+        recipe.steps,
+        lambda step: cosine(recipe.learning_rate, step, recipe.steps),
+        json.dumps([dataclasses.asdict(recipe), training.seed, source.fingerprint()]),
+    )
+    vae.eval().requires_grad_(False)
+    latents = encode_latents(vae, draw_images(source, 1, training.seed).pixels, device)
+    vae.register_to_config(scaling_factor=float(1 / latents.float().std()))
+    return vae
+
+
+def refine_decoder(
+    vae: AutoencoderKL,
+    drawings: Sequence[Image.Image],
+    checkpoints: Path,
+    training: GeneratorTraining,
+    device: str,
+) -> None:
+    """Train the decoder on, in place."""
+    recipe = training.decoder
+    parts = nn.ModuleList([vae.post_quant_conv, vae.decoder]).requires_grad_(True)
+
+    def loss(step: int) -> Tensor:
+        x = random_pictures(drawings, f"{training.seed}/decoder/{step}", recipe.batch).to(device)
+        generator = torch.Generator(device).manual_seed(step)
+        with torch.autocast(torch.device(device).type, dtype=torch.bfloat16):
+            with torch.no_grad():
+                latents = vae.encode(x).latent_dist.sample(generator)
+            again = vae.decode(latents).sample
+        return unlikeness(again.float(), x, training.autoencoder.edge_weight)
+
+    optimise(
+        {"decoder": parts},
+        loss,
+        checkpoints / "decoder.safetensors",
+        recipe.steps,
+        lambda step: cosine(recipe.learning_rate, step, recipe.steps),
+        json.dumps(
+            [dataclasses.asdict(recipe), dataclasses.asdict(training.autoencoder), training.seed]
+        ),
+    )
+    vae.eval().requires_grad_(False)
+
+
+def unlikeness(again: Tensor, x: Tensor, edge_weight: float) -> Tensor:
+    """L1 distance of images `[n, 3, h, w]`, and of their neighbouring pixels' differences."""
+    difference = again - x
+    edges = sum(difference.diff(dim=axis).abs().mean() for axis in (2, 3))
+    return difference.abs().mean() + edge_weight * edges
+
+
+@torch.no_grad()
+def encode_latents(vae: AutoencoderKL, pixels: Tensor, device: str) -> Tensor:
+    """Mean latents of uint8 images `[n, 64, 64, 3]`: fp16 `[n, channels, 16, 16]`, unscaled."""
+    found = [
+        vae.encode(scaled(batch).to(device)).latent_dist.mean.half().cpu()
+        for batch in pixels.split(256)
+    ]
+    return torch.cat(found)

@@ -1,0 +1,141 @@
+"""The denoiser of latents, conditioned on an image embedding and on a prompt."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from features.embedded import ENCODERS
+from features.encoders.encoder import Encoder
+from mms_apps.steering.generator_training.autoencoder import encode_latents
+from mms_apps.steering.generator_training.conditions import raw_embeddings, text_states
+from mms_apps.steering.generator_training.drawings import Drawn
+from mms_apps.steering.generator_training.optimise import optimise
+from mms_apps.steering.generator_training.schedules import (
+    PROMPT_ALONE,
+    TRAIN_TIMESTEPS,
+    embedding_noise,
+    noise_schedule,
+)
+from mms_apps.steering.generator_training.settings import GeneratorTraining
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+
+
+def train_denoiser(
+    drawn: Drawn,
+    vae: AutoencoderKL,
+    encoder: Encoder,
+    checkpoints: Path,
+    training: GeneratorTraining,
+    device: str,
+) -> tuple[UNet2DConditionModel, nn.Module, nn.Module, Any]:
+    """The denoiser (its averaged weights), and the normaliser, text encoder and tokenizer that
+    went with it."""
+    from diffusers import DDPMScheduler, UNet2DConditionModel
+    from diffusers.models.embeddings import get_timestep_embedding
+    from diffusers.pipelines.stable_diffusion.stable_unclip_image_normalizer import (
+        StableUnCLIPImageNormalizer,
+    )
+    from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+    from transformers import CLIPTokenizer
+
+    from mms_apps.steering.generator_training.text_encoder import clip_text_model
+
+    recipe = training.denoiser
+    folder = ENCODERS / training.encoder
+    text_cfg = json.loads((folder / "open_clip_config.json").read_text())["model_cfg"]["text_cfg"]
+    tokenizer = CLIPTokenizer.from_pretrained(folder, model_max_length=text_cfg["context_length"])
+    text_encoder = clip_text_model(encoder.model, text_cfg).to(device).requires_grad_(False)
+    embeddings = raw_embeddings(encoder, drawn.pixels)
+    dim = embeddings.shape[1]
+    normaliser = StableUnCLIPImageNormalizer(embedding_dim=dim).requires_grad_(False)
+    normaliser.mean.copy_(embeddings.mean(0, keepdim=True))
+    normaliser.std.copy_(embeddings.std(0, keepdim=True))
+    standard = normaliser.scale(embeddings)  # [n, dim]
+    latents = encode_latents(vae, drawn.pixels, device)
+    scale = vae.config.scaling_factor
+    states, of_row = text_states(text_encoder, tokenizer, drawn.captions)
+
+    torch.manual_seed(training.seed)
+    levels = len(recipe.channels)
+    unet = UNet2DConditionModel(
+        sample_size=latents.shape[-1],
+        in_channels=vae.config.latent_channels,
+        out_channels=vae.config.latent_channels,
+        block_out_channels=recipe.channels,
+        layers_per_block=recipe.layers,
+        down_block_types=(*["DownBlock2D"] * (levels - 1), "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", *["UpBlock2D"] * (levels - 1)),
+        resnet_time_scale_shift="scale_shift",
+        time_embedding_dim=recipe.time_channels,
+        cross_attention_dim=text_cfg["width"],
+        attention_head_dim=recipe.heads,
+        norm_num_groups=16,
+        class_embed_type="projection",
+        projection_class_embeddings_input_dim=2 * dim,
+    ).to(device)
+    average = AveragedModel(unet, multi_avg_fn=get_ema_multi_avg_fn(recipe.average_decay))
+    schedule = DDPMScheduler(**noise_schedule())
+    embedding_schedule = DDPMScheduler(**embedding_noise())
+
+    def loss(step: int) -> Tensor:
+        generator = torch.Generator().manual_seed(training.seed * 1_000_003 + step)
+        n = recipe.batch
+        rows = torch.randint(len(latents), (n,), generator=generator)
+        x = latents[rows].float() * scale
+        noise = torch.randn(x.shape, generator=generator)
+        times = (TRAIN_TIMESTEPS * torch.rand(n, generator=generator).sqrt()).long()
+        chance = torch.rand(3, n, generator=generator)
+        level = torch.zeros(n, dtype=torch.long)
+        noisy = chance[0] < recipe.noisy_image
+        level[noisy] = torch.randint(TRAIN_TIMESTEPS, (int(noisy.sum()),), generator=generator)
+        level[chance[0] > 1 - recipe.drop_image] = PROMPT_ALONE
+        embedding_noise_ = torch.randn(n, dim, generator=generator)
+        seen = embedding_schedule.add_noise(standard[rows], embedding_noise_, level)
+        labels = torch.cat(
+            [
+                normaliser.unscale(seen),
+                get_timestep_embedding(level, dim, flip_sin_to_cos=True, downscale_freq_shift=0),
+            ],
+            dim=1,
+        )  # [n, 2 * dim]
+        both = chance[2] < recipe.drop_both
+        labels[both] = 0
+        which = of_row[rows].clone()
+        which[both | (chance[1] < recipe.drop_prompt)] = 0
+        noised = schedule.add_noise(x, noise, times)
+        with torch.autocast(torch.device(device).type, dtype=torch.bfloat16):
+            predicted = unet(
+                noised.to(device),
+                times.to(device),
+                encoder_hidden_states=states[which].float().to(device),
+                class_labels=labels.to(device),
+            ).sample
+        target = schedule.get_velocity(x, noise, times).to(device)
+        return (predicted.float() - target).square().mean()
+
+    optimise(
+        {"unet": unet, "average": average},
+        loss,
+        checkpoints / "unet.safetensors",
+        recipe.steps,
+        lambda step: recipe.learning_rate,
+        json.dumps(
+            [
+                dataclasses.asdict(replace(recipe, steps=0)),
+                dataclasses.asdict(training.autoencoder),
+                training.encoder,
+                training.seed,
+            ]
+        ),
+        after_step=lambda: average.update_parameters(unet),
+    )
+    return average.module.eval(), normaliser, text_encoder, tokenizer

@@ -1,0 +1,80 @@
+"""What a generator is made of and how it is trained."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class AutoencoderTraining:
+    """Adam under a cosine, on images drawn afresh at every step.
+
+    Attributes:
+        edge_weight: of the L1 distance of neighbouring pixels' differences.
+        kl_weight: of the latents' KL divergence, summed over an image; above 1e-6 it blurs.
+    """
+
+    channels: tuple[int, ...] = (16, 32, 64)
+    latent_channels: int = 12
+    steps: int = 3000
+    batch: int = 16
+    learning_rate: float = 1.5e-3
+    edge_weight: float = 1.0
+    kl_weight: float = 1e-6
+
+
+@dataclass(frozen=True)
+class DecoderTraining:
+    """The decoder further, the encoder as it is: Adam under a cosine."""
+
+    steps: int = 4000
+    batch: int = 16
+    learning_rate: float = 1.5e-3
+
+
+@dataclass(frozen=True)
+class DenoiserTraining:
+    """Adam at a constant rate; the weights' moving average is what generates.
+
+    Noisy timesteps come up more often, in proportion to the timestep: there the embedding decides
+    what is drawn.
+
+    Attributes:
+        steps: can be raised later; a training that was cut off or kept goes on.
+        draws: of each drawing's planted factors.
+        drop_both: share of examples without embedding and prompt.
+        drop_prompt: share of the prompts left out.
+        drop_image: share of embeddings drowned in noise.
+        noisy_image: share of embeddings under some noise.
+    """
+
+    channels: tuple[int, ...] = (64, 96, 128)
+    time_channels: int = 320
+    layers: int = 1
+    heads: int = 4
+    steps: int = 14_250
+    batch: int = 64
+    learning_rate: float = 6e-4
+    average_decay: float = 0.999
+    draws: int = 8
+    drop_both: float = 0.1
+    drop_prompt: float = 0.5
+    drop_image: float = 0.1
+    noisy_image: float = 0.1
+
+
+@dataclass(frozen=True)
+class GeneratorTraining:
+    """What the generator is made of and how it is trained.
+
+    Attributes:
+        encoder: the embedded encoder whose image embeddings condition it.
+        prior_draws: of each drawing's planted factors, for the prior.
+    """
+
+    encoder: str = "embedded-ssl"
+    autoencoder: AutoencoderTraining = AutoencoderTraining()
+    decoder: DecoderTraining = DecoderTraining()
+    denoiser: DenoiserTraining = DenoiserTraining()
+    prior_draws: int = 4
+    seed: int = 0
