@@ -50,8 +50,8 @@ from mms_apps.robustness.crossmodal import ALL, CrossModal, CrossModalStudy
 from mms_apps.robustness.distances import NORMS, Norm, readable_eps
 from mms_apps.robustness.evaluation import evaluate
 from mms_apps.robustness.groups import GROUPS
-from mms_apps.robustness.minimal_eps import minimal_eps
 from mms_apps.robustness.models import Squeezed, ZeroShot, batched, correct
+from mms_apps.robustness.nearest_adversarial import minimal_eps
 from mms_apps.robustness.results import Evaluation, EvaluationConfig
 from mms_apps.robustness.retrieval import found_by_caption, text_to_image
 from mms_apps.robustness.tasks import Task, load_task

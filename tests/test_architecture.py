@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ast
 from graphlib import CycleError, TopologicalSorter
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -104,3 +105,11 @@ def test_no_modules_import_each_other_in_a_circle() -> None:
         TopologicalSorter(graph).prepare()
     except CycleError as error:
         pytest.fail(" -> ".join(error.args[1]))
+
+
+@pytest.mark.parametrize("app", APPS)
+def test_no_exported_name_is_hidden_by_a_module_of_that_name(app: str) -> None:
+    exported = set(getattr(import_module(f"mms_apps.{app}"), "__all__", []))
+    folder = ROOT / "mms_apps" / app
+    inside = {path.stem for path in folder.iterdir()}
+    assert not exported & inside

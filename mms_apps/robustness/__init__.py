@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from mms_apps.robustness.checks.base import Check
     from mms_apps.robustness.evaluation import evaluate
     from mms_apps.robustness.groups import GroupEdit, PcaEdit
-    from mms_apps.robustness.minimal_eps import minimal_eps
     from mms_apps.robustness.models import ZeroShot
+    from mms_apps.robustness.nearest_adversarial import minimal_eps
     from mms_apps.robustness.projected_gradient import pgd
     from mms_apps.robustness.results import EvaluationConfig
     from mms_apps.robustness.tasks import Task, load_task
@@ -49,7 +49,7 @@ _MODULES = {
     "ZeroShot": "models",
     "evaluate": "evaluation",
     "load_task": "tasks",
-    "minimal_eps": "minimal_eps",
+    "minimal_eps": "nearest_adversarial",
     "pgd": "projected_gradient",
     "run_attack": "attacks.run",
 }

@@ -22,8 +22,8 @@ from mms_apps.robustness.checks import linear_case, of_controls, of_curves, of_m
 from mms_apps.robustness.checks.base import Check
 from mms_apps.robustness.distances import readable_eps
 from mms_apps.robustness.groups import GROUPS, Control, Defence, controls, energy, keep_only, shares
-from mms_apps.robustness.minimal_eps import minimal_eps
 from mms_apps.robustness.models import ZeroShot, batched, correct
+from mms_apps.robustness.nearest_adversarial import minimal_eps
 from mms_apps.robustness.parts import Part, save_tensors, slug
 from mms_apps.robustness.results import (
     TRANSFER,

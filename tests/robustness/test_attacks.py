@@ -19,8 +19,8 @@ from mms_apps.robustness.attacks.run import run_attack
 from mms_apps.robustness.checks.linear_case import analytic, linear_case
 from mms_apps.robustness.distances import NORMS, distances, project, random_in_ball, within
 from mms_apps.robustness.losses import margin
-from mms_apps.robustness.minimal_eps import minimal_eps
 from mms_apps.robustness.models import Squeezed, correct
+from mms_apps.robustness.nearest_adversarial import minimal_eps
 from mms_apps.robustness.projected_gradient import pgd
 from tests.robustness.conftest import SmallNet, small_case
 

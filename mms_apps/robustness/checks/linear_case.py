@@ -11,8 +11,8 @@ from mms_apps.robustness.attacks.base import AttackConfig
 from mms_apps.robustness.attacks.run import run_attack
 from mms_apps.robustness.checks.base import Check, check
 from mms_apps.robustness.distances import Norm
-from mms_apps.robustness.minimal_eps import minimal_eps
 from mms_apps.robustness.models import correct
+from mms_apps.robustness.nearest_adversarial import minimal_eps
 
 NEAREST_RATIO = 1.25
 
