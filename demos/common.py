@@ -17,6 +17,7 @@ import gradio as gr
 import PIL.Image
 
 from features.errors import UserError
+from features.pairs.images import read_image
 
 QUEUE = 32
 """Calls that wait at most."""
@@ -73,14 +74,15 @@ def picture_input(value: PIL.Image.Image | None = None, **options: Any) -> gr.Im
         alt_text="The picture you gave",
         **options,
     )
-    read = given.preprocess
 
-    def preprocess(payload: Any) -> Any:
+    def preprocess(payload: Any) -> PIL.Image.Image | None:
+        if payload is None:
+            return None
         try:
-            return read(payload)
-        except PIL.Image.DecompressionBombError:
-            raise gr.Error(f"The picture has more than {MEGAPIXELS} megapixels.") from None
-        except (OSError, ValueError, SyntaxError):  # what Pillow's readers raise on broken files
+            return read_image(payload.path)
+        except UserError as error:
+            if "too large" in str(error):
+                raise gr.Error(f"The picture has more than {MEGAPIXELS} megapixels.") from None
             raise gr.Error("The file cannot be read as a picture; give a PNG or JPEG.") from None
 
     given.preprocess = preprocess

@@ -15,17 +15,27 @@ SHARDS = 3
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Serves a folder, with ranges; `broken` says what fails, `asked` what was asked for."""
+    """Serves a folder, with ranges; `broken` says what fails, `asked` what was asked for, `busy`
+    the refusals (status, Retry-After) that come first."""
 
     folder: Path
     asked: list[str]
     broken: dict[str, int]
+    busy: list[tuple[int, str]]
+    version = "1"
 
     def do_GET(self) -> None:
         path = self.path.split("?")[0]
         ranged = self.headers.get("Range")
         self.asked.append(path if ranged is None else f"{path} {ranged}")
         file = self.folder / path.lstrip("/")
+        if self.busy:
+            status, pause = self.busy.pop(0)
+            self.send_response(status)
+            self.send_header("Retry-After", pause)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
         if not file.is_file():
             self.send_error(404)
             return
@@ -37,7 +47,7 @@ class Handler(BaseHTTPRequestHandler):
             end = first + len(content) - 1
             self.send_header("Content-Range", f"bytes {first}-{end}/{len(whole)}")
         self.send_header("Content-Length", str(len(content)))
-        self.send_header("ETag", '"1"')
+        self.send_header("ETag", f'"{self.version}"')
         self.end_headers()
         if not ranged and self.broken.get(path, 0):
             self.broken[path] -= 1
@@ -58,7 +68,7 @@ class Handler(BaseHTTPRequestHandler):
 
 @contextmanager
 def serving(folder: Path) -> Iterator[tuple[str, type[Handler]]]:
-    handler = type("Serving", (Handler,), {"folder": folder, "asked": [], "broken": {}})
+    handler = type("Serving", (Handler,), {"folder": folder, "asked": [], "broken": {}, "busy": []})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:

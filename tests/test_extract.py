@@ -28,7 +28,7 @@ sys.path.insert(0, {root!r})
 import torch
 torch.set_num_threads(1)
 import features.pairs.open
-features.pairs.base.PART_RECORDS = features.pairs.tables.PART_RECORDS = 8
+features.pairs.base.PART_RECORDS = features.pairs.delimited.PART_RECORDS = 8
 from features.encoders.load import load_encoder
 from features.store.extract import extract
 
@@ -47,7 +47,7 @@ if __name__ == "__main__":
 
 @pytest.fixture(autouse=True)
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("base", "tables"):
+    for module in ("base", "delimited", "parquet"):
         monkeypatch.setattr(f"features.pairs.{module}.PART_RECORDS", 8)
 
 

@@ -49,7 +49,7 @@ def test_imagefolder(imagefolder: Path) -> None:
     assert first.attributes["shape"] is None
     colour = first.attributes["colour"]
     assert first.attributes["tags"].startswith(f"{colour}|")
-    found = source.images([first.location, "images/none.png"])
+    found = dict(source.images([first.location, "images/none.png"]))
     assert list(found) == [first.location]
     assert found[first.location].tobytes() == first.image.tobytes()
 
@@ -93,7 +93,7 @@ def test_all_layouts_give_the_same_pairs(imagefolder: Path, tmp_path: Path) -> N
     for name in ("struct.parquet", "bytes.parquet"):
         source = open_pairs(str(tmp_path / name))
         assert summary(source) == expected
-        found = source.images(["39", "3", "99"])
+        found = dict(source.images(["39", "3", "99"]))
         assert set(found) == {"3", "39"}
         assert found["39"].tobytes() == expected[39][2]
 
@@ -120,7 +120,10 @@ def test_all_layouts_give_the_same_pairs(imagefolder: Path, tmp_path: Path) -> N
         assert [(c, sorted(a.items(), key=str), i) for c, a, i in summary(source)] == unordered
         assert [part.name for part in source.parts()] == ["pairs-0.tar", "pairs-1.tar"]
         assert source.total() is None
-        assert source.images(["pairs-1.tar/0030"])["pairs-1.tar/0030"].tobytes() == expected[30][2]
+        assert (
+            dict(source.images(["pairs-1.tar/0030"]))["pairs-1.tar/0030"].tobytes()
+            == expected[30][2]
+        )
 
 
 def test_csv_and_tsv_keep_attributes(tmp_path: Path) -> None:
@@ -239,9 +242,9 @@ def test_user_errors_name_the_cause(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=match):
             open_pairs(str(path))
 
-    refused(tmp_path, "no metadata.jsonl and no .tar")
-    refused(tmp_path / "none", "no such file")
-    refused(tmp_path / "none-*.tar", "no such .tar")
+    refused(tmp_path, "no metadata.jsonl, .csv or .parquet, no .tar file and no images")
+    refused(tmp_path / "none", "no such file or folder")
+    refused(tmp_path / "none-*.tar", "no such file or folder")
     (tmp_path / "x.zip").write_text("")
     refused(tmp_path / "x.zip", "unknown format")
     (tmp_path / "x.csv").write_text("image,words\na.png,b\n")

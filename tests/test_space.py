@@ -47,12 +47,10 @@ class ColouredSquares(PairSource):
     def total(self) -> int:
         return PAIRS
 
-    def images(self, locations: Iterable[str]) -> dict[str, Image.Image]:
-        return {
-            location: Image.new("RGB", (100, 60), COLOURS[int(location) % 4])
-            for location in locations
-            if int(location) < PAIRS - 1
-        }
+    def images(self, locations: Iterable[str]) -> Iterator[tuple[str, Image.Image]]:
+        for location in locations:
+            if int(location) < PAIRS - 1:
+                yield location, Image.new("RGB", (100, 60), COLOURS[int(location) % 4])
 
     def fingerprint(self) -> str:
         return "squares"

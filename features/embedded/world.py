@@ -20,10 +20,9 @@ from PIL import Image
 
 from features.embedded import EMOJI
 from features.errors import UserError
-from features.pairs.base import Pair, PairSource, Part, Skipped
+from features.pairs.base import Pair, PairSource, Part, Skipped, spans
 
 SIZE = 64
-PART_RECORDS = 512
 
 BACKGROUNDS: dict[str, tuple[int, int, int]] = {
     "white": (245, 245, 245),
@@ -195,22 +194,17 @@ class EmbeddedPairs(PairSource):
         return len(self.rows)
 
     def parts(self) -> list[Part]:
-        return [
-            Part(name=EMOJI.name, start=start, stop=min(start + PART_RECORDS, len(self.rows)))
-            for start in range(0, len(self.rows), PART_RECORDS)
-        ]
+        return spans(EMOJI.name, len(self.rows))
 
     def read(self, part: Part) -> Iterator[Pair | Skipped]:
         for index in range(part.start, part.stop):
             yield self.pair(index)
 
-    def images(self, locations: Iterable[str]) -> dict[str, Image.Image]:
+    def images(self, locations: Iterable[str]) -> Iterator[tuple[str, Image.Image]]:
         index_of = {row["id"]: index for index, row in enumerate(self.rows)}
-        return {
-            location: self.pair(index_of[location]).image
-            for location in locations
-            if location in index_of
-        }
+        for location in locations:
+            if location in index_of:
+                yield location, self.pair(index_of[location]).image
 
     def fingerprint(self) -> str:
         digest = hashlib.sha256(EMOJI.read_bytes())

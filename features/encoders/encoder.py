@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
+from features.pairs.images import rgb
+
 
 @dataclass(frozen=True)
 class Preprocessing:
@@ -46,13 +48,18 @@ class Preprocessing:
         same = np.array_equal(np.asarray(crop(Image.fromarray(noise))), noise)
         return cls(transform, crop, tuple(end.mean), tuple(end.std), size if same else None)
 
-    def pixels(self, images: Sequence[Image.Image]) -> Tensor:
-        """What `normalise` takes: uint8 `[n, height, width, 3]`, or the finished float32
-        `[n, 3, height, width]` where the transform cannot be cut."""
+    def pixels_of(self, image: Image.Image) -> Tensor:
+        """One row of what `normalise` takes: uint8 `[height, width, 3]`, or the finished float32
+        `[3, height, width]` where the transform cannot be cut."""
         if self.crop is None:
-            return torch.stack([self.transform(image) for image in images])
-        crops = [i if i.size == self.untouched else self.crop(i) for i in images]
-        return torch.from_numpy(np.stack([np.asarray(crop) for crop in crops]))
+            return self.transform(image)
+        return torch.from_numpy(
+            np.array(image if image.size == self.untouched else self.crop(image))
+        )
+
+    def pixels(self, images: Sequence[Image.Image]) -> Tensor:
+        """What `normalise` takes: `[n, ...]` of `pixels_of`."""
+        return torch.stack([self.pixels_of(image) for image in images])
 
     def normalise(self, pixels: Tensor) -> Tensor:
         """The output of `pixels`, on any device, as float32 `[n, 3, height, width]`.
@@ -135,8 +142,12 @@ class Encoder:
         return F.normalize(embedding.float(), dim=-1)
 
     def encode_images(self, images: Sequence[Image.Image]) -> Tensor:
-        """Images -> unit embeddings `[n, dim]` float32."""
-        pixels = self.preprocessing.pixels([image.convert("RGB") for image in images])
+        """Images of any mode (`features.pairs.images.rgb`) -> unit embeddings `[n, dim]` float32.
+
+        Raises:
+            UserError: an image is too long and narrow.
+        """
+        pixels = self.preprocessing.pixels([rgb(image) for image in images])
         return self.encode_image_tensors(self.preprocessing.normalise(pixels.to(self.device)))
 
     def encode_texts(self, texts: Sequence[str]) -> Tensor:

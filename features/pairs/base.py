@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import IO, Any
 
 from PIL import Image
 
 PART_RECORDS = 512
+SAMPLED_BYTES = 8192
 Record = dict[str, Any]
 
 
@@ -21,7 +24,7 @@ class Pair:
     image: Image.Image
     """RGB; transparency is laid on white."""
     captions: tuple[str, ...]
-    """At least one, none empty."""
+    """None empty; at least one, unless the source was opened for images alone."""
     attributes: dict[str, str | None]
     location: str
     """By which `PairSource.images` finds the image again."""
@@ -61,12 +64,13 @@ class PairSource(ABC):
         """The part's records in order."""
 
     @abstractmethod
-    def images(self, locations: Iterable[str]) -> dict[str, Image.Image]:
-        """The RGB images at these locations; those that cannot be read are left out."""
+    def images(self, locations: Iterable[str]) -> Iterator[tuple[str, Image.Image]]:
+        """The RGB images at these locations, each with its location, one at a time in the order in
+        which they are stored; those that cannot be read are left out."""
 
     @abstractmethod
     def fingerprint(self) -> str:
-        """sha256 over the metadata and the files' names and sizes."""
+        """sha256 over the content: all texts, and each image file's size and some of its bytes."""
 
     def total(self) -> int | None:
         """The number of records, where it is known without reading the files."""
@@ -74,7 +78,18 @@ class PairSource(ABC):
 
 
 def spans(name: str, count: int) -> list[Part]:
+    """Parts of PART_RECORDS records, the last one shorter."""
     return [
         Part(name, start, min(start + PART_RECORDS, count))
         for start in range(0, count, PART_RECORDS)
     ]
+
+
+def sampled(file: IO[bytes], start: int, size: int) -> bytes:
+    """sha256 over a long content's size and its first, middle and last 8 KiB, where any change of
+    a compressed picture shows."""
+    digest = hashlib.sha256(str(size).encode())
+    for offset in sorted({0, max(0, size // 2 - SAMPLED_BYTES), max(0, size - SAMPLED_BYTES)}):
+        file.seek(start + offset, os.SEEK_SET)
+        digest.update(file.read(min(SAMPLED_BYTES, size - offset)))
+    return digest.digest()

@@ -1,49 +1,160 @@
-"""The one decoder of pictures."""
+"""The one decoder: whatever picture comes in anywhere leaves as 8-bit RGB."""
 
 from __future__ import annotations
 
 import io
+import os
+import stat
+import warnings
+from functools import cache
+from pathlib import Path
 
-from PIL import Image, UnidentifiedImageError
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from features.errors import UserError
+
+FORMATS = (
+    "AVIF",
+    "BMP",
+    "DIB",
+    "GIF",
+    "ICO",
+    "JPEG",
+    "JPEG2000",
+    "PCX",
+    "PNG",
+    "PPM",
+    "QOI",
+    "SGI",
+    "TIFF",
+    "WEBP",
+)
+"""Raster formats that are read. PIL knows more, some of which start other programs (EPS)."""
+MAX_ASPECT_RATIO = 100
+"""Encoders scale the short side up: one pixel by 20,000 would become gigabytes."""
+EIGHT_BIT, SIXTEEN_BIT, THIRTY_TWO_BIT = 255, 65_535, 2**31 - 1
 
 
-class UnreadableImage(Exception):
-    """An image that cannot be decoded; the message is the reason."""
+class UnreadableImage(UserError):
+    """A picture that cannot be used; the message is the reason, as "kind: detail"."""
 
 
 def decode_image(content: bytes) -> Image.Image:
-    """Decode an image file completely: RGB, transparency laid on white, the first frame.
-
-    EXIF orientation is left alone, as in the training of CLIP models.
+    """Decode an image file completely: its first frame, as `rgb` makes it.
 
     Raises:
-        UnreadableImage: not an image, truncated or damaged, or too many pixels (PIL's limit).
+        UnreadableImage: no raster format, truncated or damaged, too many pixels (PIL's limit), or
+            too long and narrow.
     """
-    try:
-        image = Image.open(io.BytesIO(content))
-    except UnidentifiedImageError:
-        raise UnreadableImage("unreadable image: not a format that PIL knows") from None
-    except Image.DecompressionBombError:
-        raise UnreadableImage("image too large: a decompression bomb to PIL") from None
-    except Exception as error:
-        raise UnreadableImage(f"unreadable image: {error}") from None
-    try:
-        image.load()
-        return _on_white(image)
-    except Image.DecompressionBombError:
-        raise UnreadableImage("image too large: a decompression bomb to PIL") from None
-    except Exception as error:  # PIL's plugins raise OSError, SyntaxError, struct.error and others
-        raise UnreadableImage(f"truncated image or damaged: {error}") from None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PIL's, of metadata that is damaged or of a large picture
+        try:
+            image = Image.open(io.BytesIO(content), formats=_readable_formats())
+        except UnidentifiedImageError:
+            raise UnreadableImage(
+                "unreadable image: none of the formats " + ", ".join(FORMATS)
+            ) from None
+        except Image.DecompressionBombError:
+            raise UnreadableImage("image too large: a decompression bomb to PIL") from None
+        except Exception as error:
+            raise UnreadableImage(f"unreadable image: {error}") from None
+        _check_shape(image)
+        try:
+            image.load()
+            return rgb(image)
+        except UnreadableImage:
+            raise
+        except Image.DecompressionBombError:
+            raise UnreadableImage("image too large: a decompression bomb to PIL") from None
+        except Exception as error:  # PIL's plugins raise OSError, SyntaxError, struct.error ...
+            raise UnreadableImage(f"truncated image or damaged: {error}") from None
 
 
-def _on_white(image: Image.Image) -> Image.Image:
+def rgb(image: Image.Image) -> Image.Image:
+    """A picture as 8-bit RGB, upright as its EXIF orientation says, transparency laid on white.
+
+    16-bit samples keep their range, of 0 to 65,535. Integers of 32 bits and floats are taken to
+    span the smallest usual range that holds them: 0 to 1 (floats alone), 255, 65,535 or 2^31 - 1.
+
+    Raises:
+        UnreadableImage: too long and narrow, or no pixels.
+    """
+    _check_shape(image)
+    image = ImageOps.exif_transpose(image)
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
-    if image.mode.startswith("I"):  # 16-bit grey, which convert() would clip at 255
-        return image.point(lambda value: value / 256).convert("L").convert("RGB")
-    if image.mode != "RGBA" and not image.has_transparency_data:
+    if image.mode.startswith("I") or image.mode == "F":
+        return _from_wide_samples(image)
+    if image.mode in ("La", "RGBa"):  # alpha multiplied in already
+        image = image.convert("LA" if image.mode == "La" else "RGBA")
+    if not image.has_transparency_data:
         return image.convert("RGB")
-    layer = image if image.mode == "RGBA" else image.convert("RGBA")
+    layer = image.convert("RGBA")
     canvas = Image.new("RGB", image.size, (255, 255, 255))
     canvas.paste(layer, mask=layer)
     return canvas
+
+
+def read_image(path: str | Path) -> Image.Image:
+    """Decode the image file at a path.
+
+    Raises:
+        UserError: there is no regular file that can be read, or no picture in it.
+    """
+    content = file_content(path)
+    if content is None:
+        raise UserError(f"{path}: no such image file, or it cannot be read; check the path")
+    try:
+        return decode_image(content)
+    except UnreadableImage as error:
+        raise UnreadableImage(f"{path}: {error}; give another picture") from None
+
+
+def file_content(path: str | Path) -> bytes | None:
+    """What a regular file holds; None where there is none, or it cannot be read. Pipes and devices,
+    which may never end, are none."""
+    try:
+        with open(path, "rb", opener=_without_waiting) as file:
+            return file.read() if stat.S_ISREG(os.fstat(file.fileno()).st_mode) else None
+    except (OSError, ValueError):  # ValueError: a null byte in the name
+        return None
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    """Opens a pipe that nobody writes to at once, where a plain open would wait for ever."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
+@cache
+def _readable_formats() -> tuple[str, ...]:
+    """Those of FORMATS for which this PIL was built."""
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
+def _check_shape(image: Image.Image) -> None:
+    width, height = image.size
+    if not width or not height:
+        raise UnreadableImage(f"unreadable image: {width} x {height} pixels")
+    if max(width, height) > MAX_ASPECT_RATIO * min(width, height):
+        raise UnreadableImage(
+            f"image too long and narrow: {width} x {height} pixels; sides may differ "
+            f"{MAX_ASPECT_RATIO} times at most"
+        )
+
+
+def _from_wide_samples(image: Image.Image) -> Image.Image:
+    """Grey of 16 or 32 bits or floats, in which a key value may be transparent."""
+    samples = np.asarray(image).astype(np.float64)  # [height, width]
+    most = np.nanmax(samples, initial=0.0, where=np.isfinite(samples))
+    if image.mode.startswith("I;16"):
+        full = float(SIXTEEN_BIT)
+    else:
+        ranges = (1, EIGHT_BIT, SIXTEEN_BIT) if image.mode == "F" else (EIGHT_BIT, SIXTEEN_BIT)
+        full = float(next((end for end in ranges if most <= end), THIRTY_TWO_BIT))
+    grey = np.nan_to_num(samples / full, nan=0.0, posinf=1.0, neginf=0.0).clip(0, 1)
+    key = image.info.get("transparency")
+    if isinstance(key, int):
+        grey[samples == key] = 1.0
+    return Image.fromarray(np.rint(grey * 255).astype(np.uint8), "L").convert("RGB")

@@ -1,34 +1,63 @@
 """Image-caption pairs behind one iterator, from any of the usual layouts.
 
-    pairs = open_pairs("photos/")            # imagefolder: metadata.jsonl beside the images
-    pairs = open_pairs("photos.csv")         # or .tsv, .parquet
-    pairs = open_pairs("photos-{0..9}.tar")  # webdataset: a folder, a glob or a brace pattern
+    pairs = open_pairs("photos/")             # imagefolder: metadata.jsonl, .csv or .parquet beside
+                                              # the images, splits and classes in folders
+    pairs = open_pairs("photos.csv")          # or .tsv, .jsonl, .parquet
+    pairs = open_pairs("data/train-*.parquet")  # shards, by folder, glob or brace pattern
+    pairs = open_pairs("photos-{0..9}.tar")   # webdataset, likewise
     pairs = open_pairs("https://host/photos-{0..9}.tar")  # the same behind https or s3 URLs
-    pairs = open_pairs("embedded")           # the small world that ships with the package
+    pairs = open_pairs("embedded")            # the small world that ships with the package
 
 A pair that cannot be read comes out as `Skipped`, with the reason, and the reading goes on.
-Nothing is held in memory but an index of one number every 512 records.
+Images are never held in memory, of tables only the places of their records, of archives and folders
+the names.
 """
 
 from __future__ import annotations
 
+import glob
+import os
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 from features.errors import UserError
 from features.pairs.base import PairSource
+from features.pairs.folders import EXTENSIONS, SPLITS, FolderPairs
 from features.pairs.parquet import ParquetPairs
+from features.pairs.records import Wanted
 from features.pairs.remote import is_url, path_of
-from features.pairs.tables import FilePairs
-from features.pairs.tars import TarPairs, _braces, _expand
+from features.pairs.several import SeveralPairs
+from features.pairs.tables import DELIMITED, JSON_LINES, FilePairs
+from features.pairs.tars import ENDINGS, TarPairs
+
+PARQUET = ".parquet"
+TABLES = (*JSON_LINES, *DELIMITED, PARQUET)
+METADATA = "metadata"
+DEPTH = 2
+"""Folders below the named one in which tables and archives are looked for."""
+MAX_FILES = 1_000_000
+"""That a pattern may stand for."""
 
 
-def open_pairs(spec: str) -> PairSource:
+def open_pairs(
+    spec: str,
+    *,
+    image_column: str | None = None,
+    caption_column: str | None = None,
+    captions_needed: bool = True,
+) -> PairSource:
     """Open the pairs that `spec` names.
 
     Args:
-        spec: `embedded`, `embedded:train` or `embedded:heldout`; a folder with metadata.jsonl; a
-            .csv, .tsv or .parquet file; or a folder, a glob or a brace pattern of .tar files,
-            which may be http, https or s3 URLs.
+        spec: `embedded`, `embedded:train` or `embedded:heldout`; a folder of images with metadata
+            (.jsonl, .csv, .tsv or .parquet), of such folders (splits), of folders whose names are
+            the labels, of .parquet or of .tar files; a .csv, .tsv, .jsonl or .parquet file; or a
+            glob or brace pattern of such files. .tar files may be http, https or s3 URLs.
+        image_column: the column that names or holds the images; None to look for the usual names.
+        caption_column: the column of the captions; None to look for the usual names.
+        captions_needed: False where images alone are asked for: pairs without captions are not
+            skipped then.
 
     Raises:
         UserError: nothing is there, the format is unknown, or there are no images or captions.
@@ -37,29 +66,163 @@ def open_pairs(spec: str) -> PairSource:
         from features.embedded.world import EmbeddedPairs, split_named
 
         return EmbeddedPairs(split_named(spec))
+    wanted = Wanted(image_column, caption_column, captions_needed)
     path = Path(spec)
     if is_url(spec):
-        if path_of(spec).suffix != ".tar":
+        if not path_of(spec).name.endswith(ENDINGS):
             raise UserError(f"{spec}: of URLs only .tar files are read; name them, or download it")
-        return TarPairs(list(dict.fromkeys(_braces(spec))), name=path_of(spec).name)
-    if path.is_dir():
-        if (path / "metadata.jsonl").is_file():
-            return FilePairs(path / "metadata.jsonl", name=path.resolve().name)
-        if any(path.glob("*.tar")):
-            return TarPairs(sorted(map(str, path.glob("*.tar"))), name=path.resolve().name)
-        raise UserError(
-            f"{spec}: no metadata.jsonl and no .tar file in this folder; put one there, or name "
-            "a .csv, .tsv or .parquet file"
-        )
-    if spec.endswith(".tar"):
-        return TarPairs(_expand(spec), name=path.name)
-    if not path.is_file():
-        raise UserError(f"{spec}: no such file or folder; name the pairs' folder or file")
-    if path.suffix == ".parquet":
-        return ParquetPairs(path)
-    if path.suffix in (".csv", ".tsv", ".jsonl"):
-        return FilePairs(path, name=path.name)
+        return TarPairs(_braces(spec), path_of(spec).name, wanted)
+    try:
+        if path.is_dir():
+            return _folder(path, spec, wanted)
+        if path.is_file():
+            return _file(path, wanted)
+        files = _expand(spec)
+    except OSError as error:
+        raise UserError(f"{spec}: cannot be read ({error.strerror}); check the path") from None
+    return _shards(files, path.name, wanted)
+
+
+def _file(path: Path, wanted: Wanted) -> PairSource:
+    name = path.name.lower()
+    if name.endswith(ENDINGS):
+        return TarPairs([str(path)], path.name, wanted)
+    if name.endswith(PARQUET):
+        return ParquetPairs(path, wanted)
+    if name.endswith(TABLES):
+        return FilePairs(path, path.name, wanted)
     raise UserError(
-        f"{spec}: unknown format {path.suffix!r}; use a folder with metadata.jsonl, .csv, .tsv, "
-        ".parquet or .tar"
+        f"{path}: unknown format {path.suffix!r}; use a folder of images, or a file that ends in "
+        f"{', '.join(TABLES)} or .tar"
     )
+
+
+def _folder(folder: Path, spec: str, wanted: Wanted) -> PairSource:
+    """The pairs in a folder, by the first of the layouts that fits."""
+    name = folder.resolve().name
+    files = _files_below(folder)
+    for depth in (1, 2):
+        described = [f for f in files if len(f.parts) <= depth and _is_metadata(f)]
+        if described:
+            return _tables(folder, described, name, wanted)
+    for endings in (ENDINGS, (PARQUET,)):
+        found = [f for f in files if f.name.lower().endswith(endings)]
+        if found:
+            return _shards([str(folder / file) for file in found], name, wanted)
+    tables = [f for f in files if len(f.parts) == 1 and f.name.lower().endswith(TABLES)]
+    if len(tables) == 1:
+        return _file(folder / tables[0], wanted)
+    if tables:
+        raise UserError(
+            f"{spec}: {len(tables)} tables ({', '.join(map(str, tables[:5]))}); name one of them"
+        )
+    source = FolderPairs(folder, wanted) if _has_image(folder) else None
+    if source is None:
+        raise UserError(
+            f"{spec}: no metadata.jsonl, .csv or .parquet, no .tar file and no images in this "
+            f"folder; images end in {', '.join(EXTENSIONS)}"
+        )
+    return source
+
+
+def _is_metadata(file: Path) -> bool:
+    return file.stem.lower() == METADATA and file.suffix.lower() in TABLES
+
+
+def _tables(folder: Path, tables: list[Path], name: str, wanted: Wanted) -> PairSource:
+    """Metadata of one folder, or of several, whose names are the splits."""
+    by_folder: dict[str, Path] = {}
+    for table in tables:
+        place = table.parent.as_posix()
+        if place in by_folder:
+            raise UserError(
+                f"{folder / place}: {by_folder[place].name} and {table.name}; keep one of them"
+            )
+        by_folder[place] = table
+    if list(by_folder) == ["."]:
+        table = folder / by_folder["."]
+        if table.suffix.lower() == PARQUET:
+            return ParquetPairs(table, wanted)
+        return FilePairs(table, name, wanted)
+    sources = {place: _file(folder / table, wanted) for place, table in by_folder.items()}
+    return SeveralPairs(name, sources, {place: Path(place).name for place in sources})
+
+
+def _shards(files: list[str], name: str, wanted: Wanted) -> PairSource:
+    """Archives, or tables and parquet files, as one source."""
+    archives = [file for file in files if file.lower().endswith(ENDINGS)]
+    if len(archives) == len(files):
+        return TarPairs(files, name, wanted)
+    if archives:
+        raise UserError(f"{name}: archives and tables together; name one kind of files")
+    if len(files) == 1:
+        return _file(Path(files[0]), wanted)
+    parent = Path(os.path.commonpath([Path(file).absolute().parent for file in files]))
+    paths = {Path(file).absolute().relative_to(parent).as_posix(): Path(file) for file in files}
+    splits = {place: split for place in paths if (split := _split_of(place)) is not None}
+    return SeveralPairs(name, {place: _file(p, wanted) for place, p in paths.items()}, splits)
+
+
+def _split_of(place: str) -> str | None:
+    """The split that a shard's path names: `train/0.parquet`, `train-00000-of-00002.parquet`."""
+    first = place.split("/")[0].split("-")[0].split(".")[0].lower()
+    return first if first in SPLITS else None
+
+
+def _files_below(folder: Path) -> list[Path]:
+    """Tables and archives at most DEPTH folders deep, relative to the folder, sorted."""
+    found = []
+    for where, folders, files in os.walk(folder):
+        inside = Path(where).relative_to(folder)
+        if len(inside.parts) >= DEPTH:
+            folders.clear()
+        folders[:] = [f for f in folders if not f.startswith((".", "__MACOSX"))]
+        found += [
+            inside / name
+            for name in files
+            if name.lower().endswith((*TABLES, *ENDINGS)) and not name.startswith(".")
+        ]
+    return sorted(found)
+
+
+def _has_image(folder: Path) -> bool:
+    return any(
+        name.lower().endswith(EXTENSIONS) for _, _, files in os.walk(folder) for name in files
+    )
+
+
+def _expand(pattern: str) -> list[str]:
+    """The files of a brace and glob pattern.
+
+    Raises:
+        UserError: there is none, or one that the braces name is missing.
+    """
+    files: list[str] = []
+    for piece in _braces(pattern):
+        found = [piece] if os.path.isfile(piece) else sorted(glob.glob(piece, recursive=True))
+        if not found:
+            raise UserError(f"{piece}: no such file or folder; check the path or the pattern")
+        files += [file for file in found if os.path.isfile(file)]
+    if not files:
+        raise UserError(f"{pattern}: stands for folders only; name one of them, or files")
+    return list(dict.fromkeys(files))
+
+
+def _braces(pattern: str) -> list[str]:
+    """All that a pattern's braces stand for: `{0..9}`, `{a,b}`.
+
+    Raises:
+        UserError: more than MAX_FILES.
+    """
+    from braceexpand import braceexpand
+
+    def expanded() -> Iterator[str]:
+        try:
+            yield from braceexpand(pattern)
+        except ValueError:  # braces that do not match
+            yield pattern
+
+    found = list(dict.fromkeys(islice(expanded(), MAX_FILES + 1)))
+    if len(found) > MAX_FILES:
+        raise UserError(f"{pattern}: stands for more than {MAX_FILES:,} files; name fewer")
+    return found

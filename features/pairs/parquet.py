@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,132 +13,219 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from features.errors import UserError
-from features.pairs.base import Pair, PairSource, Part, Record, Skipped, spans
-from features.pairs.images import UnreadableImage, decode_image
-from features.pairs.records import CAPTION_COLUMNS, image_column, make_pair
+from features.errors import UserError, first_line
+from features.pairs.base import PART_RECORDS, Pair, PairSource, Part, Record, Skipped, sampled
+from features.pairs.images import UnreadableImage, decode_image, file_content
+from features.pairs.records import ATTRIBUTES, Wanted, make_pair, skipped, text_of
 
-PARQUET_BATCH = 64
-
-
-@dataclass
-class _Cursor:
-    """A position in a parquet file that is being read forward."""
-
-    at: int
-    group: int
-    rows: Iterator[Record] = field(repr=False)
+BATCH = 64
+"""Rows that are held in memory together where the file holds the images."""
 
 
 class ParquetPairs(PairSource):
     """A parquet file whose images are bytes, struct{bytes, path}, or relative paths.
 
+    Where it holds the images, parts are whole row groups, so that no byte is decoded twice.
+
     Raises:
         UserError: not a parquet file, no row, or no image or caption column.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, wanted: Wanted | None = None) -> None:
         self.path = path
         self.name = path.name
         try:
             with pq.ParquetFile(path) as file:
                 schema = file.schema_arrow
                 groups = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
-        except (pa.ArrowInvalid, OSError) as error:
-            raise UserError(f"{path}: not a readable parquet file ({error})") from None
-        self.image_column = image_column(schema.names, str(path))
-        self._group_ends = [sum(groups[: i + 1]) for i in range(len(groups))]
+        except (pa.ArrowException, OSError) as error:
+            raise UserError(
+                f"{path}: not a readable parquet file ({first_line(error)}); write it again"
+            ) from None
+        self.columns = (wanted or Wanted()).columns(schema.names, str(path))
+        assert self.columns.image is not None
+        self._image = self.columns.image
+        self._group_starts = [sum(groups[:i]) for i in range(len(groups) + 1)]
         if not self.total():
             raise UserError(f"{path}: no rows; give at least one image with its caption")
-        self._wanted = [f.name for f in schema if f.name == self.image_column or _readable(f)]
-        self._cursor: _Cursor | None = None
+        self._holds_images = _holds_bytes(schema.field(self._image).type)
+        self._read_columns = [f.name for f in schema if f.name == self._image or _is_read(f)]
+        self._cached: tuple[int, pa.Table] | None = None
 
     def parts(self) -> list[Part]:
-        return spans(self.path.name, self.total())
-
-    def total(self) -> int:
-        return self._group_ends[-1] if self._group_ends else 0
-
-    def read(self, part: Part) -> Iterator[Pair | Skipped]:
-        for index, record in enumerate(self._rows(part.start, part.stop), part.start):
-            content, path = self._content(record[self.image_column])
-            row_id = path or f"{part.name}:{index + 1}"
-            yield make_pair({"id": row_id} | record, self.image_column, content, str(index))
-
-    def images(self, locations: Iterable[str]) -> dict[str, Image.Image]:
-        found = {}
-        rows = sorted(int(text) for text in set(locations) if text.isdigit())
-        for row in rows:
-            if row >= self.total():
-                break
-            record = next(self._rows(row, row + 1))
-            content, _ = self._content(record[self.image_column])
-            if content is not None:
-                try:
-                    found[str(row)] = decode_image(content)
-                except UnreadableImage:
-                    continue
+        found: list[Part] = []
+        start = 0
+        for end in self._group_starts[1:]:
+            if not self._holds_images:
+                cuts = range(start, end, PART_RECORDS)
+                found += [Part(self.name, c, min(c + PART_RECORDS, end)) for c in cuts]
+                start = end
+            elif end - start >= PART_RECORDS or (end == self.total() and end > start):
+                found.append(Part(self.name, start, end))
+                start = end
         return found
 
+    def total(self) -> int:
+        return self._group_starts[-1]
+
+    def read(self, part: Part) -> Iterator[Pair | Skipped]:
+        for row, record in self._rows(part.start, part.stop, self._read_columns):
+            where = f"{part.name}:{row + 1}"
+            if isinstance(record, str):
+                yield skipped(where, str(row), record)
+                continue
+            content, path = self._content(record[self._image])
+            named = {"id": path or where} | {k: v for k, v in record.items() if v is not None}
+            yield make_pair(record | {"id": named["id"]}, self.columns, content, str(row))
+
+    def images(self, locations: Iterable[str]) -> Iterator[tuple[str, Image.Image]]:
+        rows = sorted({int(text) for text in locations if text.isascii() and text.isdigit()})
+        wanted = {row for row in rows if row < self.total()}
+        for group in range(len(self._group_starts) - 1):
+            start, stop = self._group_starts[group : group + 2]
+            mine = wanted.intersection(range(start, stop))
+            if not mine:
+                continue
+            for row, record in self._rows(min(mine), max(mine) + 1, [self._image]):
+                if row not in mine or isinstance(record, str):
+                    continue
+                content, _ = self._content(record[self._image])
+                if content is not None:
+                    try:
+                        yield str(row), decode_image(content)
+                    except UnreadableImage:
+                        continue
+
     def fingerprint(self) -> str:
-        """sha256 over the file's size and its footer, which holds every column chunk's sizes and
-        statistics."""
-        with self.path.open("rb") as file:
+        return self._fingerprint
+
+    @cached_property
+    def _fingerprint(self) -> str:
+        """Over the footer, the stored bytes of every column but the image's, and samples of its."""
+        digest = hashlib.sha256(repr(self.columns).encode())
+        with self.path.open("rb") as file, pq.ParquetFile(self.path) as parquet:
             size = file.seek(0, os.SEEK_END)
             file.seek(-8, os.SEEK_END)
             length = int.from_bytes(file.read(4), "little")
             file.seek(-8 - length, os.SEEK_END)
-            return hashlib.sha256(str(size).encode() + file.read(length)).hexdigest()
+            digest.update(str(size).encode() + file.read(length))
+            for group in range(parquet.num_row_groups):
+                row_group = parquet.metadata.row_group(group)
+                for number in range(row_group.num_columns):
+                    chunk = row_group.column(number)
+                    starts = (chunk.dictionary_page_offset, chunk.data_page_offset)
+                    start = min(offset for offset in starts if offset is not None)
+                    if self._holds_images and chunk.path_in_schema.split(".")[0] == self._image:
+                        digest.update(sampled(file, start, chunk.total_compressed_size))
+                    else:
+                        file.seek(start)
+                        digest.update(file.read(chunk.total_compressed_size))
+        return digest.hexdigest()
 
     def _content(self, value: Any) -> tuple[bytes | None, str | None]:
         """The image file's content and its path, where there are any."""
         content, path = value, None
         if isinstance(value, dict):
-            content, path = value.get("bytes"), value.get("path")
-        elif isinstance(value, str):
-            content, path = None, value
-        if content is None and path is not None:
+            content, path = value.get("bytes"), text_of(value.get("path"))
+        elif not isinstance(value, bytes):
+            content, path = None, text_of(value)
+        if content is None and path:
+            content = file_content(os.path.join(self.path.parent, path))
+        return content if isinstance(content, bytes) else None, path
+
+    def _rows(
+        self, start: int, stop: int, columns: list[str]
+    ) -> Iterator[tuple[int, Record | str]]:
+        """Rows start..stop with their numbers; one that cannot be read is the reason, a string."""
+        for group in range(len(self._group_starts) - 1):
+            first, end = self._group_starts[group : group + 2]
+            if end <= start or first >= stop:
+                continue
+            at = first
+            reason = "the row group ends early"
             try:
-                content = (self.path.parent / path).read_bytes()
-            except OSError:
-                content = None
-        return content, path
+                for batch in self._batches(group, columns, max(start, first) - first):
+                    at = first + batch[0]
+                    for record in _records(batch[1]):
+                        if at >= stop:
+                            return
+                        if at >= start:
+                            yield at, record
+                        at += 1
+            except (pa.ArrowException, OSError) as error:
+                reason = first_line(error)
+            for row in range(max(at, start), min(end, stop)):
+                yield row, f"unreadable parquet rows: {reason}"
 
-    def _rows(self, start: int, stop: int) -> Iterator[Record]:
-        """Rows start..stop. Reading goes on from where it stands when that is not past `start`, so
-        that parts in rising order cost one pass."""
-        group = next(i for i, end in enumerate(self._group_ends) if start < end)
-        cursor = self._cursor
-        if cursor is None or cursor.at > start or cursor.group < group:
-            first = self._group_ends[group - 1] if group else 0
-            cursor = self._cursor = _Cursor(first, group, self._stream(group))
-        for record in cursor.rows:
-            cursor.at += 1
-            while cursor.at > self._group_ends[cursor.group]:
-                cursor.group += 1
-            if cursor.at > start:
-                yield record
-            if cursor.at >= stop:
-                return
-
-    def _stream(self, group: int) -> Iterator[Record]:
-        with pq.ParquetFile(self.path, memory_map=True) as file:
-            batches = file.iter_batches(
-                PARQUET_BATCH,
-                row_groups=list(range(group, file.num_row_groups)),
-                columns=self._wanted,
-                use_threads=False,
-            )
-            for batch in batches:
-                yield from batch.to_pylist()
+    def _batches(
+        self, group: int, columns: list[str], skip: int
+    ) -> Iterator[tuple[int, pa.RecordBatch]]:
+        """A row group's batches, each with the number of its first row within the group; those
+        before row `skip` may be left out."""
+        if self._holds_images:
+            at = 0
+            with pq.ParquetFile(self.path, memory_map=True) as file:
+                for batch in file.iter_batches(
+                    BATCH, row_groups=[group], columns=columns, use_threads=False
+                ):
+                    yield at, batch
+                    at += len(batch)
+            return
+        if self._cached is None or self._cached[0] != group:
+            with pq.ParquetFile(self.path, memory_map=True) as file:
+                table = file.read_row_group(group, self._read_columns, use_threads=False)
+                self._cached = (group, table)
+        at = skip
+        for batch in self._cached[1].select(columns).slice(skip).to_batches(max_chunksize=BATCH):
+            yield at, batch
+            at += len(batch)
 
 
-def _readable(column: pa.Field) -> bool:
-    """Whether a parquet column holds captions, tags or an attribute."""
-    kind = column.type
+def _records(batch: pa.RecordBatch) -> Iterator[Record | str]:
+    """The rows of a batch; one whose text is no UTF-8 is the reason, a string."""
+    try:
+        yield from batch.to_pylist()
+    except UnicodeDecodeError:
+        for row in range(len(batch)):
+            try:
+                yield batch.slice(row, 1).to_pylist()[0]
+            except UnicodeDecodeError as error:
+                yield f"unreadable text: not {error.encoding}"
+
+
+def _holds_bytes(kind: pa.DataType) -> bool:
+    """Whether a column's values are, or hold, the bytes of image files."""
+    if pa.types.is_dictionary(kind):
+        return _holds_bytes(kind.value_type)
+    if pa.types.is_struct(kind):
+        return any(_holds_bytes(kind.field(i).type) for i in range(kind.num_fields))
     return (
-        pa.types.is_string(kind)
-        or pa.types.is_large_string(kind)
-        or column.name == "id"
-        or (pa.types.is_list(kind) and column.name in (*CAPTION_COLUMNS, "tags"))
+        pa.types.is_binary(kind)
+        or pa.types.is_large_binary(kind)
+        or pa.types.is_binary_view(kind)
+        or pa.types.is_fixed_size_binary(kind)
     )
+
+
+def _is_read(column: pa.Field) -> bool:
+    """Whether a column may hold captions or an attribute: text, scalars, lists of these."""
+    kind = column.type
+    if column.name == ATTRIBUTES and pa.types.is_struct(kind):
+        return True
+    while True:
+        if pa.types.is_dictionary(kind) or _is_list(kind):
+            kind = kind.value_type
+        else:
+            break
+    return not (pa.types.is_nested(kind) or pa.types.is_null(kind) or _holds_bytes(kind))
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    checks = (
+        pa.types.is_list,
+        pa.types.is_large_list,
+        pa.types.is_fixed_size_list,
+        pa.types.is_list_view,
+        pa.types.is_large_list_view,
+    )
+    return any(check(kind) for check in checks)

@@ -1,76 +1,199 @@
-"""A record of a table or a .json file as a pair."""
+"""A record of a table or of a .json file as a pair: the one reader of values, whatever type Arrow,
+JSON or CSV gives them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import date, time
+from decimal import Decimal
+from typing import Any
+from uuid import UUID
 
 from features.errors import UserError
 from features.pairs.base import Pair, Record, Skipped
 from features.pairs.images import UnreadableImage, decode_image
+from features.pairs.text import UnknownEncoding, decode_text, is_unicode, printable
 
-IMAGE_COLUMNS = ("image", "file_name", "filepath", "path")
-CAPTION_COLUMNS = ("caption", "captions", "text", "texts", "title")
-NOT_ATTRIBUTES = frozenset(("id", *CAPTION_COLUMNS))
+IMAGE_COLUMNS = (
+    "image",
+    "file_name",
+    "filepath",
+    "path",
+    "file",
+    "filename",
+    "image_path",
+    "image_file",
+    "img",
+)
+CAPTION_COLUMNS = ("caption", "captions", "text", "texts", "title", "description")
+ATTRIBUTES = "attributes"
+"""A record within the record that holds more attributes."""
+SEPARATOR = "|"
+"""Between the values of an attribute that has several, such as tags."""
 
 
-def record_captions(record: Record) -> tuple[str, ...]:
+@dataclass(frozen=True)
+class Columns:
+    """Which of a source's columns hold what.
+
+    image: None for tar files, in which the image is a file beside the record.
+    captions: the first of these that has any text gives a record's captions.
+    captions_needed: whether a record without captions is skipped.
+    """
+
+    image: str | None
+    captions: tuple[str, ...]
+    captions_needed: bool = True
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What the user wants of the columns.
+
+    image, caption: names of columns; None to look for the usual ones.
+    captions_needed: False where images alone are asked for.
+    """
+
+    image: str | None = None
+    caption: str | None = None
+    captions_needed: bool = True
+
+    def columns(self, found: Iterable[str], where: str, *, image_beside: bool = False) -> Columns:
+        """The columns among those found, whatever the case of the usual names.
+
+        Args:
+            image_beside: the image is no column but a file of its own.
+
+        Raises:
+            UserError: there is none for the image, or none for the caption where one is needed.
+        """
+        names = list(dict.fromkeys(found))
+        image = None
+        if not image_beside:
+            image = _chosen(self.image, IMAGE_COLUMNS, names, "image", where)[0]
+        if self.caption is None and not self.captions_needed:
+            return Columns(image, tuple(_usual(CAPTION_COLUMNS, names)), False)
+        captions = _chosen(self.caption, CAPTION_COLUMNS, names, "caption", where)
+        return Columns(image, tuple(captions), self.captions_needed)
+
+    def of_record(self, record: Record) -> Columns:
+        """The columns of a record that stands alone, with its image and texts beside it; these are
+        put in the first of the caption columns."""
+        captions = (self.caption,) if self.caption else _usual(CAPTION_COLUMNS, list(record))
+        return Columns(None, tuple(captions) or CAPTION_COLUMNS[:1], self.captions_needed)
+
+
+def _usual(usual: Iterable[str], names: list[str]) -> list[str]:
+    """Those of the usual names that occur, as they are written, in the order of the usual ones."""
+    by_name = {name.strip().lower(): name for name in reversed(names)}
+    return [by_name[name] for name in usual if name in by_name]
+
+
+def _chosen(
+    asked: str | None, usual: tuple[str, ...], names: list[str], kind: str, where: str
+) -> list[str]:
+    if asked is not None:
+        if asked in names:
+            return [asked]
+        raise UserError(
+            f"{where}: no column {asked!r} for the {kind}; there are {', '.join(names) or 'none'}"
+        )
+    found = _usual(usual, names)
+    if not found:
+        raise UserError(
+            f"{where}: no {kind} column among {', '.join(names) or 'none'}; name one of them "
+            f"{', '.join(usual[:-1])} or {usual[-1]}, or say which it is with --{kind}-column"
+        )
+    return found
+
+
+def text_of(value: Any) -> str | None:
+    """A scalar as text, None where there is nothing: missing, NaN, or no scalar.
+
+    Whole numbers are written without a fraction, since a column of whole numbers becomes one of
+    floats where a value is missing.
+    """
+    if isinstance(value, str):
+        return value
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int | UUID):
+        return str(value)
+    if isinstance(value, float):
+        if math.isnan(value):
+            return None
+        return str(int(value)) if value.is_integer() and abs(value) < 1e15 else str(value)
+    if isinstance(value, Decimal):
+        return str(value)
+    if isinstance(value, date | time):
+        return value.isoformat()
+    if isinstance(value, bytes):
+        try:
+            return decode_text(value)
+        except UnknownEncoding:
+            return None
+    return None
+
+
+def texts_of(value: Any) -> list[str]:
+    """The texts of a scalar or of a list, at any depth, in order; without those that are blank."""
+    if isinstance(value, list | tuple):
+        return [text for inner in value for text in texts_of(inner)]
+    text = (text_of(value) or "").strip()
+    return [text] if text else []
+
+
+def record_captions(record: Record, columns: Iterable[str]) -> tuple[str, ...]:
     """The captions of a record's first caption column that has any, stripped."""
-    for column in CAPTION_COLUMNS:
-        value = record.get(column)
-        if value is None:
-            continue
-        texts = value if isinstance(value, list) else [value]
-        captions = tuple([t.strip() for t in texts if isinstance(t, str) and t.strip()])
+    for column in columns:
+        captions = texts_of(record.get(column))
         if captions:
-            return captions
+            return tuple(captions)
     return ()
 
 
-def record_attributes(record: Record, image_column: str | None) -> dict[str, str | None]:
-    """A record's other strings (and nulls), and its tags joined by "|"."""
+def record_attributes(record: Record, columns: Columns) -> dict[str, str | None]:
+    """What else a record holds: scalars as text, the values of lists joined by "|"."""
+    own = record.get(ATTRIBUTES)
+    inner = own if isinstance(own, Mapping) else {}
+    used = {"id", columns.image, *columns.captions}
     attributes: dict[str, str | None] = {}
-    for name, value in record.items():
-        if name == "tags" and isinstance(value, list):
-            attributes[name] = "|".join(map(str, value))
-        elif name == image_column or name in NOT_ATTRIBUTES:
+    for name, value in (*record.items(), *inner.items()):
+        if name in used or isinstance(value, Mapping):
             continue
-        elif value is None or isinstance(value, str):
-            attributes[name] = value
+        if isinstance(value, list | tuple):
+            attributes[name] = SEPARATOR.join(texts_of(value))
+        else:
+            attributes[name] = text_of(value)
     return attributes
 
 
 def make_pair(
     record: Record,
-    image_column: str | None,
+    columns: Columns,
     content: bytes | None,
     location: str,
 ) -> Pair | Skipped:
     """A pair from a record and its image file's content (None where the file is missing)."""
-    identity = str(record.get("id") or location)
-    captions = record_captions(record)
-    if not captions:
-        return Skipped(identity, location, "missing caption")
+    identity = text_of(record.get("id")) or location
+    captions = record_captions(record, columns.captions)
+    attributes = record_attributes(record, columns)
+    texts = (identity, location, *captions, *attributes, *attributes.values())
+    if not all(is_unicode(text) for text in texts if text is not None):
+        return skipped(identity, location, "unreadable text: it is no valid Unicode")
+    if columns.captions_needed and not captions:
+        return skipped(identity, location, "missing caption")
     if content is None:
-        return Skipped(identity, location, f"missing image file: {location}")
+        return skipped(identity, location, f"missing image file: {location}")
     try:
         image = decode_image(content)
     except UnreadableImage as error:
-        return Skipped(identity, location, str(error))
-    return Pair(identity, image, captions, record_attributes(record, image_column), location)
+        return skipped(identity, location, str(error))
+    return Pair(identity, image, captions, attributes, location)
 
 
-def image_column(found: Iterable[str], where: str) -> str:
-    """The image column among the columns found.
-
-    Raises:
-        UserError: there is none, or no caption column.
-    """
-    names = list(dict.fromkeys(found))
-    image = next((name for name in IMAGE_COLUMNS if name in names), None)
-    if image is None or not any(name in names for name in CAPTION_COLUMNS):
-        kind, wanted = ("caption", CAPTION_COLUMNS) if image else ("image", IMAGE_COLUMNS)
-        raise UserError(
-            f"{where}: no {kind} column among {', '.join(names) or 'none'}; "
-            f"name one of them {', '.join(wanted[:-1])} or {wanted[-1]}"
-        )
-    return image
+def skipped(identity: str, location: str, reason: str) -> Skipped:
+    """A record that gave no pair, in texts that can be written."""
+    return Skipped(printable(identity), printable(location), printable(reason))

@@ -7,6 +7,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from email.utils import parsedate_to_datetime
 from http.client import HTTPException
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
@@ -22,8 +23,10 @@ TIMEOUT = 60
 """Seconds without a byte after which a connection is given up."""
 PAUSES = (1, 2, 4)
 """Seconds before each further try."""
-FINAL = range(400, 500)
+NOT_RETRIED = frozenset(range(400, 500)) - {408, 425, 429}
 """Status codes that another try does not mend."""
+LONGEST_PAUSE = 600
+"""Seconds that a server may ask for before the next try (Retry-After)."""
 
 Got = TypeVar("Got")
 
@@ -40,16 +43,15 @@ def path_of(where: str) -> PurePosixPath:
     return PurePosixPath(f"{url.hostname}{url.path}")
 
 
-def size_and_head(where: str) -> tuple[int, bytes]:
-    """A file's size in bytes, and its first 64 KiB.
+def version(url: str) -> bytes:
+    """What tells one version of a file from another without reading it whole: its size, its first
+    64 KiB, and the server's own mark of the version (ETag, or else when it was modified).
 
     Raises:
         UserError: the URL cannot be read.
     """
-    if not is_url(where):
-        with open(where, "rb") as file:
-            return Path(where).stat().st_size, file.read(HEAD_BYTES)
-    return _tried(where, _s3_head if where.startswith("s3:") else _http_head)
+    size, mark, head = _tried(url, _s3_head if url.startswith("s3:") else _http_head)
+    return f"{size}/{mark}/".encode() + head
 
 
 @contextmanager
@@ -79,21 +81,34 @@ def _tried(url: str, get: Callable[[str], Got]) -> Got:
         try:
             return get(url)
         except (OSError, HTTPException) as error:
-            final = isinstance(error, HTTPError) and error.code in FINAL
-            if pause is None or final:
+            final = isinstance(error, HTTPError) and error.code in NOT_RETRIED
+            asked = _asked_pause(error)
+            if pause is None or final or asked > LONGEST_PAUSE:
                 raise UserError(
                     f"{url}: cannot be read ({first_line(error)}); check the address and the "
                     "network, then run the same command again to go on"
                 ) from None
-            time.sleep(pause)
+            time.sleep(max(pause, asked))
     raise AssertionError("the last try returns or raises")
 
 
-def _http_head(url: str) -> tuple[int, bytes]:
+def _asked_pause(error: Exception) -> float:
+    """Seconds that a server asks to wait for before the next try; 0 where it says nothing."""
+    asked = error.headers.get("Retry-After", "") if isinstance(error, HTTPError) else ""
+    if asked.strip().isdigit():
+        return float(asked)
+    try:
+        return max(0.0, parsedate_to_datetime(asked).timestamp() - time.time())
+    except (TypeError, ValueError):
+        return 0.0
+
+
+def _http_head(url: str) -> tuple[int, str, bytes]:
     request = Request(url, headers={"Range": f"bytes=0-{HEAD_BYTES - 1}"})
     with urlopen(request, timeout=TIMEOUT) as answer:
         whole = answer.headers.get("Content-Range", "").rpartition("/")[2]
-        return int(whole or answer.headers["Content-Length"] or -1), answer.read(HEAD_BYTES)
+        mark = answer.headers["ETag"] or answer.headers["Last-Modified"] or ""
+        return int(whole or answer.headers["Content-Length"] or -1), mark, answer.read(HEAD_BYTES)
 
 
 def _http_download(url: str, path: Path) -> None:
@@ -104,10 +119,11 @@ def _http_download(url: str, path: Path) -> None:
             raise OSError(f"{file.tell()} of {expected} bytes came")
 
 
-def _s3_head(url: str) -> tuple[int, bytes]:
+def _s3_head(url: str) -> tuple[int, str, bytes]:
     with _s3_errors():
         answer = _s3().get_object(**_s3_place(url), Range=f"bytes=0-{HEAD_BYTES - 1}")
-        return int(answer["ContentRange"].rpartition("/")[2]), answer["Body"].read()
+        size = int(answer["ContentRange"].rpartition("/")[2])
+        return size, answer.get("ETag", ""), answer["Body"].read()
 
 
 def _s3_download(url: str, path: Path) -> None:

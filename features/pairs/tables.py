@@ -1,171 +1,125 @@
-"""Image files listed in a metadata.jsonl, .csv or .tsv."""
+"""Image files listed in a .csv, .tsv or .jsonl file, among them imagefolder's metadata."""
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
 import os
-import sys
+import unicodedata
 from collections.abc import Iterable, Iterator
 from functools import cached_property
-from itertools import islice
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
 
 from features.errors import UserError
-from features.pairs.base import PART_RECORDS, Pair, PairSource, Part, Record, Skipped, spans
-from features.pairs.images import UnreadableImage, decode_image
-from features.pairs.records import image_column, make_pair
+from features.pairs.base import Pair, PairSource, Part, Record, Skipped, sampled, spans
+from features.pairs.delimited import Delimited, JsonLines, TextRecords
+from features.pairs.images import UnreadableImage, decode_image, file_content
+from features.pairs.records import Wanted, make_pair, skipped, text_of
+
+JSON_LINES = (".jsonl", ".ndjson")
+DELIMITED = (".csv", ".tsv")
 
 
 class FilePairs(PairSource):
-    """Image files listed in a metadata.jsonl, .csv or .tsv; paths are relative to its folder.
+    """Image files listed in a table; their paths are relative to its folder.
 
     Raises:
         UserError: there is no record, or no image or caption column.
     """
 
-    def __init__(self, metadata: Path, name: str) -> None:
+    def __init__(self, metadata: Path, name: str, wanted: Wanted | None = None) -> None:
+        wanted = wanted or Wanted()
         self.metadata = metadata
         self.folder = metadata.parent
         self.name = name
-        self.table = metadata.suffix in (".csv", ".tsv")
-        first = list(self._records(0, PART_RECORDS)) if self._count else []
-        if not first:
+        self.records: TextRecords
+        if metadata.suffix.lower() in JSON_LINES:
+            self.records = JsonLines(metadata)
+        else:
+            asked = [column for column in (wanted.image, wanted.caption) if column]
+            self.records = Delimited(metadata, asked)
+        names = self.records.names()
+        if not self.records.count:
             raise UserError(f"{metadata}: no records; list at least one image with its caption")
-        found = (key for record in first if isinstance(record, dict) for key in record)
-        self.image_column = image_column(found, str(metadata))
+        self.columns = wanted.columns(names, str(metadata))
 
     def parts(self) -> list[Part]:
-        return spans(self.metadata.name, self._count)
+        return spans(self.metadata.name, self.total())
 
     def total(self) -> int:
-        return self._count
+        return self.records.count
 
     def read(self, part: Part) -> Iterator[Pair | Skipped]:
-        for index, record in enumerate(self._records(part.start, part.stop), part.start):
-            row = f"{part.name}:{index + 1}"
+        for line, record in self.records.read(part.start, part.stop):
+            row = f"{part.name}:{line.number}"
             if isinstance(record, str):
-                yield Skipped(row, row, f"unreadable metadata row: {record}")
+                yield skipped(row, row, f"unreadable metadata row: {record}")
                 continue
-            file_name = record.get(self.image_column)
-            if not isinstance(file_name, str) or not file_name:
-                yield Skipped(str(record.get("id") or row), row, "missing image file: no name")
+            file_name = self._file_name(record)
+            if not file_name:
+                yield skipped(text_of(record.get("id")) or row, row, "missing image file: no name")
                 continue
             location = self._location(file_name)
-            yield make_pair(record, self.image_column, self._content(location), location)
+            yield make_pair(record, self.columns, self._content(location), location)
 
-    def images(self, locations: Iterable[str]) -> dict[str, Image.Image]:
-        found = {}
+    def images(self, locations: Iterable[str]) -> Iterator[tuple[str, Image.Image]]:
         for location in locations:
             content = self._content(location)
             if content is not None:
                 try:
-                    found[location] = decode_image(content)
+                    yield location, decode_image(content)
                 except UnreadableImage:
                     continue
-        return found
 
     def fingerprint(self) -> str:
         return self._fingerprint
 
     @cached_property
     def _fingerprint(self) -> str:
-        digest = hashlib.sha256()
-        for record in self._records(0, self._count):
+        digest = hashlib.sha256(repr(self.columns).encode())
+        for _, record in self.records.read(0, self.total()):
             digest.update(json.dumps(record, sort_keys=True).encode())
-            file_name = record.get(self.image_column) if isinstance(record, dict) else None
-            if isinstance(file_name, str):
-                try:
-                    size = (self.folder / file_name).stat().st_size
-                except OSError:
-                    size = -1
-                digest.update(str(size).encode())
+            file_name = self._file_name(record) if isinstance(record, dict) else None
+            if file_name:
+                digest.update(sampled_file(os.path.join(self._root, self._location(file_name))))
         return digest.hexdigest()
+
+    def _file_name(self, record: Record) -> str | None:
+        value = record.get(self.columns.image or "")
+        return text_of(value.get("path") if isinstance(value, dict) else value)
 
     def _location(self, file_name: str) -> str:
         return os.path.relpath(file_name, self.folder) if os.path.isabs(file_name) else file_name
 
     def _content(self, location: str) -> bytes | None:
-        try:
-            with open(os.path.join(self._root, location), "rb") as file:
-                return file.read()
-        except OSError:
-            return None
+        """The image file's content, however its name was written: with a Windows path's
+        backslashes, or in another Unicode form (macOS has one of its own)."""
+        tried = (
+            location,
+            location.replace("\\", "/"),
+            unicodedata.normalize("NFC", location),
+            unicodedata.normalize("NFD", location),
+        )
+        for name in dict.fromkeys(tried):
+            content = file_content(os.path.join(self._root, name))
+            if content is not None:
+                return content
+        return None
 
     @cached_property
     def _root(self) -> str:
         return str(self.folder)
 
-    @property
-    def _count(self) -> int:
-        return self._index[1]
 
-    @cached_property
-    def _index(self) -> tuple[list[int], int]:
-        """The byte offset of every 512th record, and the number of records."""
-        offsets: list[int] = []
-        count = 0
-        for offset, _ in self._scan(None):
-            if count % PART_RECORDS == 0:
-                offsets.append(offset)
-            count += 1
-        return offsets, count
-
-    def _records(self, start: int, stop: int) -> Iterator[Record | str]:
-        """Records start..stop; one that cannot be parsed is the reason, a string.
-
-        `start` is a multiple of 512.
-        """
-        offset = self._index[0][start // PART_RECORDS]
-        for _, raw in islice(self._scan(offset), stop - start):
-            if isinstance(raw, list):
-                yield dict(zip(self._header, raw, strict=False))
-                continue
-            try:
-                record = json.loads(raw)
-                yield record if isinstance(record, dict) else "not an object"
-            except ValueError as error:
-                yield str(error)
-
-    @cached_property
-    def _header(self) -> list[str]:
-        with self.metadata.open("rb") as file:
-            return next(csv.reader(self._lines(file, [0]), delimiter=self._delimiter), [])
-
-    @cached_property
-    def _delimiter(self) -> str:
-        """Tab for .tsv, and for a .csv whose header has tabs and no comma (open_clip's default)."""
-        with self.metadata.open("rb") as file:
-            header = file.readline()
-        tabs = b"\t" in header and b"," not in header
-        return "\t" if self.metadata.suffix == ".tsv" or tabs else ","
-
-    @staticmethod
-    def _lines(file: Any, position: list[int]) -> Iterator[str]:
-        """Decoded lines; `position` holds the number of bytes that were handed out."""
-        for line in file:
-            position[0] += len(line)
-            yield line.decode("utf-8-sig", errors="replace")
-
-    def _scan(self, offset: int | None) -> Iterator[tuple[int, str | list[str]]]:
-        """(byte offset, record) from `offset`, or from the first record; blank lines are none."""
-        if self.table:
-            csv.field_size_limit(sys.maxsize)
-        with self.metadata.open("rb") as file:
-            file.seek(offset or 0)
-            position = [offset or 0]
-            lines = self._lines(file, position)
-            rows: Iterator[str | list[str]] = (
-                csv.reader(lines, delimiter=self._delimiter) if self.table else lines
-            )
-            if self.table and offset is None:
-                next(rows, None)
-            start = position[0]
-            for row in rows:
-                if row if isinstance(row, list) else row.strip():
-                    yield start, row
-                start = position[0]
+def sampled_file(path: str) -> bytes:
+    """`sampled` of a whole file; empty where there is none."""
+    try:
+        size = os.stat(path).st_size
+        if not os.path.isfile(path):
+            return b""
+        with open(path, "rb") as file:
+            return sampled(file, 0, size)
+    except (OSError, ValueError):
+        return b""

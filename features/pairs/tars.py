@@ -1,32 +1,78 @@
-"""Webdataset tar files."""
+"""Webdataset tar files, read by Python's own tarfile: nothing in a name is ever run or fetched."""
 
 from __future__ import annotations
 
-import glob
+import contextlib
 import hashlib
 import json
 import os
+import shutil
+import tarfile
+import tempfile
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import IO, Any
 
 from PIL import Image
 
 from features.errors import UserError, first_line
-from features.pairs.base import Pair, PairSource, Part, Record, Skipped
+from features.pairs.base import Pair, PairSource, Part, Record, Skipped, sampled
 from features.pairs.images import UnreadableImage, decode_image
-from features.pairs.records import CAPTION_COLUMNS, make_pair, record_captions
-from features.pairs.remote import local_file, path_of, size_and_head
+from features.pairs.records import Wanted, make_pair, record_captions, skipped
+from features.pairs.remote import is_url, local_file, path_of, version
+from features.pairs.text import UnknownEncoding, decode_text, printable
 
-IMAGE_EXTENSIONS = ("png", "jpg", "jpeg", "webp")
+ENDINGS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+IMAGES = ("png", "jpg", "jpeg", "webp", "gif", "bmp", "tif", "tiff", "avif", "jp2", "ppm")
+TEXTS = ("txt", "caption")
+MAX_MEMBER = 1 << 30
+"""Bytes of a file in an archive; a larger one is no picture."""
 CONNECTIONS = 16
 """Files that are looked at together."""
 
 
+@dataclass(frozen=True)
+class Member:
+    """One regular file in an archive: where its bytes are."""
+
+    name: str
+    start: int
+    size: int
+
+    @property
+    def stem(self) -> str:
+        return self.name.rsplit(".", 1)[0]
+
+    @property
+    def ending(self) -> str:
+        return self.name.rsplit("/", 1)[-1].rpartition(".")[2].lower()
+
+
+@dataclass
+class Sample:
+    """The files of an archive that belong together."""
+
+    key: str
+    images: list[Member] = field(default_factory=list)
+    texts: list[Member] = field(default_factory=list)
+    records: list[Member] = field(default_factory=list)
+
+    def add(self, member: Member) -> None:
+        kind = {**dict.fromkeys(IMAGES, self.images), **dict.fromkeys(TEXTS, self.texts)}
+        kind.get(member.ending, self.records).append(member)
+
+    @property
+    def members(self) -> list[Member]:
+        return [*self.images, *self.texts, *self.records]
+
+
 class TarPairs(PairSource):
-    """Webdataset tar files: an image with .txt (the caption) or .json (captions, attributes).
+    """Tar files with an image and its .txt (the caption) or .json (captions, attributes), of one
+    name, wherever in the archive they stand.
 
     A file behind a URL is downloaded when it is read, and removed afterwards.
 
@@ -34,8 +80,9 @@ class TarPairs(PairSource):
         files: paths or URLs, at least one.
     """
 
-    def __init__(self, files: list[str], name: str) -> None:
+    def __init__(self, files: list[str], name: str, wanted: Wanted | None = None) -> None:
         self.name = name
+        self.wanted = wanted or Wanted()
         paths = {file: path_of(file) for file in files}
         parent = os.path.commonpath([path.parent for path in paths.values()])
         self.files = {path.relative_to(parent).as_posix(): file for file, path in paths.items()}
@@ -45,102 +92,194 @@ class TarPairs(PairSource):
 
     def read(self, part: Part) -> Iterator[Pair | Skipped]:
         """As in `PairSource`; raises UserError where a URL cannot be read."""
-        with local_file(self.files[part.name]) as path:
-            try:
-                for sample in _tar_samples(path):
-                    yield _tar_pair(sample, f"{part.name}/{sample['__key__']}")
-            except Exception as error:  # tarfile, zlib and webdataset each raise their own
-                detail = first_line(error).replace(str(path), part.name)
-                yield Skipped(part.name, part.name, f"unreadable tar file from here on: {detail}")
+        with self._opened(part.name) as file:
+            samples, damage = _samples(file)
+            for sample in samples:
+                yield self._pair(file, sample, f"{part.name}/{sample.key}")
+            for reason in damage:
+                yield skipped(part.name, part.name, f"unreadable tar file: {reason}")
 
-    def images(self, locations: Iterable[str]) -> dict[str, Image.Image]:
+    def images(self, locations: Iterable[str]) -> Iterator[tuple[str, Image.Image]]:
         keys_of: dict[str, set[str]] = defaultdict(set)
         for location in locations:
             for name in self.files:
                 if location.startswith(name + "/"):
                     keys_of[name].add(location.removeprefix(name + "/"))
-        found = {}
         for name, keys in keys_of.items():
-            try:
-                with local_file(self.files[name]) as path:
-                    for sample in _tar_samples(path):
-                        key = sample["__key__"]
-                        content = _member(sample, IMAGE_EXTENSIONS)
-                        if key in keys and content is not None:
-                            try:
-                                found[f"{name}/{key}"] = decode_image(content)
-                            except UnreadableImage:
-                                continue
-            except Exception:
-                continue
-        return found
+            with self._opened(name) as file:
+                for sample in _samples(file)[0]:
+                    if sample.key in keys and sample.images:
+                        try:
+                            image = decode_image(_content(file, sample.images[0]))
+                        except UnreadableImage:
+                            continue
+                        yield f"{name}/{sample.key}", image
 
     def fingerprint(self) -> str:
-        """sha256 over the files' names, sizes and first 64 KiB."""
         return self._fingerprint
 
     @cached_property
     def _fingerprint(self) -> str:
-        digest = hashlib.sha256()
+        """Of files: over all texts and samples of the images. Of URLs: over size, first bytes, and
+        the version that the server names."""
+        digest = hashlib.sha256(repr(self.wanted).encode())
         with ThreadPoolExecutor(CONNECTIONS) as pool:
-            heads = pool.map(size_and_head, self.files.values())
-            for name, (size, head) in zip(self.files, heads, strict=True):
-                digest.update(f"{name}/{size}/".encode() + head)
+            prints = pool.map(self._print_of, self.files)
+            for name, own in zip(self.files, prints, strict=True):
+                digest.update(f"{printable(name)}/".encode() + own)
         return digest.hexdigest()
 
+    def _print_of(self, name: str) -> bytes:
+        where = self.files[name]
+        if is_url(where):
+            return version(where)
+        digest = hashlib.sha256()
+        with self._opened(name) as file:
+            samples, damage = _samples(file)
+            digest.update(repr(damage).encode())
+            for sample in samples:
+                for member in sample.members:
+                    digest.update(printable(member.name).encode())
+                    if member.ending in IMAGES:
+                        digest.update(sampled(file, member.start, member.size))
+                    else:
+                        digest.update(_content(file, member))
+        return digest.digest()
 
-def _tar_samples(path: Path) -> Iterator[Record]:
-    import webdataset as wds
+    @contextlib.contextmanager
+    def _opened(self, name: str) -> Iterator[IO[bytes]]:
+        """The archive's bytes, unpacked where it is compressed.
 
-    return iter(wds.DataPipeline(wds.SimpleShardList([str(path)]), wds.tarfile_to_samples()))
+        Raises:
+            UserError: the file or the URL cannot be read.
+        """
+        with local_file(self.files[name]) as path, contextlib.ExitStack() as stack:
+            try:
+                file: IO[bytes] = stack.enter_context(path.open("rb"))
+                if path.suffix.lower() != ".tar":
+                    file = stack.enter_context(_unpacked(path))
+            except (OSError, EOFError) as error:
+                raise UserError(
+                    f"{name}: cannot be read ({first_line(error)}); check or remove it"
+                ) from None
+            yield file
 
-
-def _member(sample: Record, extensions: tuple[str, ...]) -> bytes | None:
-    """The content of the sample's first file with one of the extensions."""
-    for name, content in sample.items():
-        if name.rsplit(".", 1)[-1].lower() in extensions and isinstance(content, bytes):
-            return content
-    return None
-
-
-def _tar_pair(sample: Record, location: str) -> Pair | Skipped:
-    content = _member(sample, IMAGE_EXTENSIONS)
-    if content is None:
-        return Skipped(location, location, "missing image file: no .png, .jpg, .jpeg or .webp")
-    record: Record = {}
-    described = _member(sample, ("json",))
-    if described is not None:
+    def _pair(self, file: IO[bytes], sample: Sample, location: str) -> Pair | Skipped:
+        for members in (sample.images, sample.records):
+            names = [member.name for member in members]
+            if len(set(names)) < len(names):
+                reason = f"ambiguous sample: {len(names)} files named {names[0]}"
+                return skipped(location, location, reason)
+        if not sample.images:
+            reason = f"missing image file: none of .{', .'.join(IMAGES)}"
+            return skipped(location, location, reason)
+        record: Record = {"id": sample.key}
         try:
-            parsed = json.loads(described)
-        except ValueError as error:
-            return Skipped(location, location, f"unreadable metadata row: {error}")
-        if isinstance(parsed, dict):
-            own = parsed.get("attributes")
-            record = dict(own) if isinstance(own, dict) else {}
-            record |= {k: v for k, v in parsed.items() if k in ("id", "tags", *CAPTION_COLUMNS)}
-    text = _member(sample, ("txt",))
-    if text is not None and not record_captions(record):
-        record["caption"] = text.decode("utf-8", errors="replace")
-    return make_pair({"id": sample["__key__"]} | record, None, content, location)
+            if sample.records:
+                parsed = json.loads(_content(file, sample.records[0]))
+                record |= parsed if isinstance(parsed, dict) else {}
+            texts = [decode_text(_content(file, member)) for member in sample.texts]
+        except UnknownEncoding as error:
+            return skipped(location, location, f"unreadable text: {error}")
+        except (ValueError, RecursionError) as error:
+            return skipped(location, location, f"unreadable metadata row: {first_line(error)}")
+        columns = self.wanted.of_record(record)
+        if texts and not record_captions(record, columns.captions):
+            record[columns.captions[0]] = texts
+        content = _content(file, sample.images[0])
+        return make_pair(record, columns, content, location)
 
 
-def _expand(pattern: str) -> list[str]:
-    """The files of a brace and glob pattern.
+def _samples(file: IO[bytes]) -> tuple[list[Sample], list[str]]:
+    """An archive's samples in the order of their first files, and what is damaged, in words."""
+    members, damage = _members(file)
+    groups: dict[str, list[Member]] = defaultdict(list)
+    for member in members:
+        folder, slash, name = member.name.rpartition("/")
+        groups[folder + slash + name.split(".")[0]].append(member)
+    samples: list[Sample] = []
+    for key, group in groups.items():
+        # Webdataset's key ends at the name's first dot; where that joins several images, the dots
+        # belong to the names (photo.1.png, photo.2.png).
+        several = sum(member.ending in IMAGES for member in group) > 1
+        own: dict[str, Sample] = {}
+        for member in group:
+            name = member.stem if several else key
+            own.setdefault(name, Sample(name)).add(member)
+        samples += own.values()
+    return samples, damage
 
-    Raises:
-        UserError: there is none, or one that the braces name is missing.
-    """
-    files: list[str] = []
-    for piece in _braces(pattern):
-        found = [piece] if os.path.isfile(piece) else sorted(glob.glob(piece))
-        if not found:
-            raise UserError(f"{piece}: no such .tar file; check the path or the pattern")
-        files += found
-    return list(dict.fromkeys(files))
+
+def _members(file: IO[bytes]) -> tuple[list[Member], list[str]]:
+    """The images, texts and records of an archive, and what is damaged, in words."""
+    members: list[Member] = []
+    damage: list[str] = []
+    end = 0
+    size = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    try:
+        with tarfile.open(fileobj=file, mode="r:", ignore_zeros=True) as tar:
+            while (info := tar.next()) is not None:
+                tar.members = []  # type: ignore[attr-defined]  # else it keeps them all
+                if info.offset > end and _any_byte(file, end, info.offset):
+                    damage.append(f"bytes {end} to {info.offset} hold no files")
+                end = info.offset_data + -(-info.size // 512) * 512
+                name = info.name.removeprefix("./")
+                base = name.rsplit("/", 1)[-1]
+                member = Member(name, info.offset_data, info.size)
+                plain = info.isreg() and not info.sparse
+                hidden = base.startswith(".") or name.startswith("__MACOSX/")
+                if not plain or hidden or member.ending not in (*IMAGES, *TEXTS, "json"):
+                    continue
+                if member.start + member.size > size or member.size > MAX_MEMBER:
+                    damage.append(f"{printable(name)} is cut off or too large")
+                else:
+                    members.append(member)
+    except (tarfile.TarError, OSError, ValueError, OverflowError) as error:
+        damage.append(f"from byte {end} on: {first_line(error)}")
+    if not members and not damage:
+        damage.append("there are no images and texts in it")
+    return members, damage
 
 
-def _braces(pattern: str) -> Iterator[str]:
-    """All that a pattern's braces stand for: `{0..9}`, `{a,b}`."""
-    from braceexpand import braceexpand
+def _any_byte(file: IO[bytes], start: int, stop: int) -> bool:
+    """Whether anything but zeros stands there."""
+    here = file.tell()
+    file.seek(start)
+    found = False
+    while start < stop and not found:
+        block = file.read(min(1 << 20, stop - start))
+        if not block:
+            break
+        found = any(block)
+        start += len(block)
+    file.seek(here)
+    return found
 
-    return braceexpand(pattern)
+
+def _content(file: IO[bytes], member: Member) -> bytes:
+    file.seek(member.start)
+    return file.read(member.size)
+
+
+@contextlib.contextmanager
+def _unpacked(path: Path) -> Iterator[IO[bytes]]:
+    """A compressed archive's bytes in a temporary file."""
+    import bz2
+    import gzip
+    import lzma
+
+    kinds: dict[str, Callable[[Path], Any]] = {
+        ".gz": gzip.GzipFile,
+        ".tgz": gzip.GzipFile,
+        ".bz2": bz2.BZ2File,
+        ".xz": lzma.LZMAFile,
+    }
+    with tempfile.TemporaryFile() as copy, kinds[path.suffix.lower()](path) as packed:
+        try:
+            shutil.copyfileobj(packed, copy, length=1 << 20)
+        except (EOFError, lzma.LZMAError, OSError) as error:
+            if not copy.tell():
+                raise OSError(f"no archive: {first_line(error)}") from None
+        copy.seek(0)
+        yield copy

@@ -140,6 +140,11 @@ def _check_inputs(store: ActivationStore, dictionary: Dictionary, judge: Activat
         )
     if len(store) == 0:
         raise UserError(f"{store.path}: holds no pairs; extract some first")
+    if store.config.uncaptioned:
+        raise UserError(
+            f"{store.path}: {store.config.uncaptioned} pairs have no caption, so nothing can be "
+            "said about texts; extract pairs with captions"
+        )
     if judge is not store and not same_pairs(store, judge):
         raise UserError(
             f"{judge.path}: the judge's pairs are not those of {store.path}, row by row; extract "

@@ -16,7 +16,6 @@ from features.store.store import ActivationStore
 
 THUMBNAIL_SIDE = 48
 THUMBNAIL_COLOURS = 64
-THUMBNAIL_BATCH = 512
 FEATURE_COLUMNS = (
     "feature",
     "mds",
@@ -124,14 +123,9 @@ def exemplar_table(
 
 
 def _thumbnails(source: PairSource | None, locations: set[str]) -> dict[str | None, bytes]:
-    pictures: dict[str | None, bytes] = {}
     if source is None:
-        return pictures
-    ordered = sorted(locations)
-    for start in range(0, len(ordered), THUMBNAIL_BATCH):
-        images = source.images(ordered[start : start + THUMBNAIL_BATCH])
-        pictures |= {location: thumbnail(image) for location, image in images.items()}
-    return pictures
+        return {}
+    return {location: thumbnail(image) for location, image in source.images(locations)}
 
 
 def thumbnail(image: Image.Image) -> bytes:

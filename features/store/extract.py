@@ -27,7 +27,7 @@ from features.distributed import this_process
 from features.encoders.encoder import Encoder, Preprocessing
 from features.errors import UserError
 from features.files import write_json
-from features.pairs.base import Pair, PairSource, Part, Skipped
+from features.pairs.base import PairSource, Part, Skipped
 from features.store.store import ActivationStore, StoreConfig
 from features.store.write import (
     finish_store,
@@ -148,6 +148,10 @@ def default_workers(device: torch.device, processes: int = 1) -> int:
     return min(8, max(1, share) if device.type == "cuda" else share)
 
 
+_Sample = tuple[str, tuple[str, ...], str, dict[str, str | None]]
+"""id, captions, location and attributes of a pair."""
+
+
 @dataclass(frozen=True)
 class _Batch:
     """Pairs of one part on their way to the encoder."""
@@ -158,13 +162,11 @@ class _Batch:
     pixels: Tensor | None = None
     """As `Preprocessing.normalise` takes them, n of them."""
     tokens: Tensor | None = None
-    """`[captions, context]`"""
+    """`[captions, context]`; None where no pair has a caption."""
     owners: Tensor | None = None
     """`[captions]`: which of the n pairs a caption belongs to."""
-    samples: list[tuple[str, tuple[str, ...], str, dict[str, str | None]]] = field(
-        default_factory=list
-    )
-    """id, captions, location, attributes of the n pairs."""
+    samples: list[_Sample] = field(default_factory=list)
+    """Of the n pairs."""
     last: bool = False
     """Whether the part is complete."""
     failure: str = ""
@@ -206,32 +208,39 @@ class _Batches(IterableDataset[_Batch]):
                 yield _Batch(index, [], failure=str(error))
 
     def _part(self, index: int, part: Part) -> Iterator[_Batch]:
-        pairs: list[Pair] = []
+        samples: list[_Sample] = []
+        pixels: list[Tensor] = []  # crops, since whole photographs would fill the memory
         skipped: list[Skipped] = []
         for record in self.source.read(part):
             if isinstance(record, Skipped):
                 skipped.append(record)
                 continue
-            if len(pairs) == self.batch_size:
-                yield self._batch(index, pairs, skipped)
-                pairs, skipped = [], []
-            pairs.append(record)
-        yield self._batch(index, pairs, skipped, last=True)
+            if len(samples) == self.batch_size:
+                yield self._batch(index, samples, pixels, skipped)
+                samples, pixels, skipped = [], [], []
+            pixels.append(self.preprocessing.pixels_of(record.image))
+            samples.append((record.id, record.captions, record.location, record.attributes))
+        yield self._batch(index, samples, pixels, skipped, last=True)
 
     def _batch(
-        self, part: int, pairs: list[Pair], skipped: list[Skipped], last: bool = False
+        self,
+        part: int,
+        samples: list[_Sample],
+        pixels: list[Tensor],
+        skipped: list[Skipped],
+        last: bool = False,
     ) -> _Batch:
-        if not pairs:
+        if not samples:
             return _Batch(part, skipped, last=last)
-        captions = [caption for pair in pairs for caption in pair.captions]
-        owners = [i for i, pair in enumerate(pairs) for _ in pair.captions]
+        captions = [caption for _, own, _, _ in samples for caption in own]
+        owners = [i for i, (_, own, _, _) in enumerate(samples) for _ in own]
         return _Batch(
             part,
             skipped,
-            self.preprocessing.pixels([pair.image for pair in pairs]),
-            self.tokenizer(captions),
+            torch.stack(pixels),
+            self.tokenizer(captions) if captions else None,
             torch.tensor(owners),
-            [(pair.id, pair.captions, pair.location, pair.attributes) for pair in pairs],
+            samples,
             last,
         )
 
@@ -305,9 +314,9 @@ def _encode(
 ) -> tuple[Tensor, Tensor]:
     """Unit embeddings (image, text) of a batch's n pairs, each `[n, dim]` fp16 on the CPU.
 
-    A pair's text embedding is the normalised mean of its captions'.
+    A pair's text embedding is the normalised mean of its captions', zeros where it has none.
     """
-    assert batch.pixels is not None and batch.tokens is not None and batch.owners is not None
+    assert batch.pixels is not None and batch.owners is not None
     device = encoder.device
     autocast = (
         contextlib.nullcontext()
@@ -315,13 +324,15 @@ def _encode(
         else torch.autocast(device.type, PRECISIONS[precision])
     )
     pixels = batch.pixels.to(device, non_blocking=True)
-    tokens = batch.tokens.to(device, non_blocking=True)
     with autocast:
         image = encoder.encode_image_tensors(encoder.preprocessing.normalise(pixels))
+        if batch.tokens is None:
+            return image.half().cpu(), torch.zeros_like(image).half().cpu()
+        tokens = batch.tokens.to(device, non_blocking=True)
         pieces = [encoder.encode_token_tensors(piece) for piece in tokens.split(batch_size)]
     text = torch.cat(pieces)  # [captions, dim]
-    if len(text) > len(image):
-        owners = batch.owners.to(device)
+    owners = batch.owners.to(device)
+    if not torch.equal(owners, torch.arange(len(image), device=device)):
         sums = torch.zeros_like(image).index_add_(0, owners, text)  # [n, dim]
         text = F.normalize(sums, dim=-1)
     return image.half().cpu(), text.half().cpu()

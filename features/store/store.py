@@ -57,6 +57,8 @@ class StoreConfig:
     schema: int = SCHEMA
     shards: tuple[int, ...] = ()
     """Rows of each shard."""
+    uncaptioned: int = 0
+    """Pairs without a caption, whose text embedding is zero."""
     skipped: int = 0
     skipped_reasons: dict[str, int] = field(default_factory=dict)
     """Count by reason, cut at its first colon."""

@@ -72,13 +72,13 @@ def sample_table(
     """The table of a store's samples.
 
     Args:
-        captions: each pair's captions, at least one.
+        captions: each pair's captions; `caption` is null where there are none.
         locations: by which the pair source finds the image again; the ids where None.
         attributes: each pair's attributes; a pair that lacks one has null.
     """
     columns: dict[str, pa.Array] = {
         "id": pa.array(ids, pa.string()),
-        "caption": pa.array([texts[0] for texts in captions], pa.string()),
+        "caption": pa.array([texts[0] if texts else None for texts in captions], pa.string()),
         "captions": pa.array([list(texts) for texts in captions], pa.list_(pa.string())),
         "location": pa.array(ids if locations is None else locations, pa.string()),
     }
@@ -136,6 +136,7 @@ def finish_store(folder: Path, config: StoreConfig, parts: int) -> StoreConfig:
     schema = pa.unify_schemas([s.remove_metadata() for s in schemas]) if schemas else None
     schema = schema or sample_table([], []).schema
     rows: list[int] = []
+    uncaptioned = 0
     digest = hashlib.sha256()
     reasons: Counter[str] = Counter()
     skipped_lines: list[str] = []
@@ -151,6 +152,7 @@ def finish_store(folder: Path, config: StoreConfig, parts: int) -> StoreConfig:
             for record in json.loads(metadata[b"skipped"]):
                 reasons[record["reason"].split(":")[0]] += 1
                 skipped_lines.append(json.dumps(record, ensure_ascii=False) + "\n")
+            uncaptioned += table["caption"].null_count
             if len(table):
                 writer.write_table(_with_columns(table, schema))
     if skipped_lines:
@@ -158,6 +160,7 @@ def finish_store(folder: Path, config: StoreConfig, parts: int) -> StoreConfig:
     config = dataclasses.replace(
         config,
         shards=tuple(rows),
+        uncaptioned=uncaptioned,
         skipped=reasons.total(),
         skipped_reasons=dict(sorted(reasons.items())),
         contents=digest.hexdigest(),

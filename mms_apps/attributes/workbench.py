@@ -85,7 +85,7 @@ class Workbench:
         """Images of pairs to show, spread evenly, with their captions."""
         rows = np.unique(np.linspace(0, len(self._test_store) - 1, GALLERY).astype(int)).tolist()
         table = self._test_store.sample_rows(rows, ["location", "caption"]).to_pylist()
-        images = self._test.images([row["location"] for row in table])
+        images = dict(self._test.images([row["location"] for row in table]))
         return [
             (images[row["location"]], row["caption"]) for row in table if row["location"] in images
         ]

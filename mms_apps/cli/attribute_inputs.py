@@ -189,7 +189,7 @@ def explain_some(
     found: list[Explanation] = explain(
         model, embeddings if edit is None else edit.apply(embeddings)
     )
-    images = source.images([sample["location"] for sample in samples])
+    images = dict(source.images([sample["location"] for sample in samples]))
     return [
         Explained(
             sample["id"],

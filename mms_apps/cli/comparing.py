@@ -10,9 +10,10 @@ import typer
 from features.errors import UserError
 from features.files import write_json
 from mms_apps.cli.common import require_pairs
-from mms_apps.cli.options import Device, Encoders, Out, Pairs, Seed
+from mms_apps.cli.options import CaptionColumn, Device, Encoders, ImageColumn, Out, Pairs, Seed
 
 if TYPE_CHECKING:
+    from features.pairs.base import PairSource
     from features.space.space import FeatureSpace
     from features.store.store import ActivationStore
 
@@ -33,10 +34,13 @@ def compare(
     encoder: Encoders = None,
     device: Device = "auto",
     seed: Seed = 0,
+    image_column: ImageColumn = None,
+    caption_column: CaptionColumn = None,
 ) -> None:
     """Compare FeatureSpaces with the first of them: a table, histograms, matched features."""
     from features.analysis.compare import compare as compare_spaces
     from features.analysis.matching import match_features
+    from features.pairs.open import open_pairs
     from features.reports.comparison import write_comparison
 
     if len(spaces) < 2:
@@ -47,7 +51,8 @@ def compare(
     labels = label or _labels(spaces, loaded)
     matchings = []
     if pairs is not None:
-        stores = [_store_for(space, pairs, out) for space in loaded]
+        source = open_pairs(pairs, image_column=image_column, caption_column=caption_column)
+        stores = [_store_for(space, source, out) for space in loaded]
         matchings = [
             match_features(loaded[0], stores[0], space, store, seed=seed)
             for space, store in zip(loaded[1:], stores[1:], strict=True)
@@ -80,15 +85,19 @@ def drift(
     encoder: Encoders = None,
     device: Device = "auto",
     seed: Seed = 0,
+    image_column: ImageColumn = None,
+    caption_column: CaptionColumn = None,
 ) -> None:
     """What changed in the features when a model or the data were updated."""
     from features.analysis.drift import find_drift, same_dictionary
     from features.analysis.matching import match_features
+    from features.pairs.open import open_pairs
 
     before, after = _load_spaces([old, new], encoder, device)
     matching = None
     if pairs is not None and not same_dictionary(before, after):
-        stores = [_store_for(space, pairs, out) for space in (before, after)]
+        source = open_pairs(pairs, image_column=image_column, caption_column=caption_column)
+        stores = [_store_for(space, source, out) for space in (before, after)]
         matching = match_features(before, stores[0], after, stores[1], seed=seed)
     found = find_drift(before, after, matching)
     out.mkdir(parents=True, exist_ok=True)
@@ -124,9 +133,12 @@ def concepts(
     encoder: Encoders = None,
     device: Device = "auto",
     seed: Seed = 0,
+    image_column: ImageColumn = None,
+    caption_column: CaptionColumn = None,
 ) -> None:
     """Which modality supports each concept, and where better data would help most."""
     from features.analysis.concepts import attribute_concepts, concept_support
+    from features.pairs.open import open_pairs
     from features.reports.concepts import write_concepts
     from features.scores.naming import read_vocabulary
 
@@ -134,7 +146,8 @@ def concepts(
         raise UserError("name concepts: --concepts FILE, --attribute NAME, or both")
     wanted = [] if concepts is None else read_vocabulary(concepts)
     [loaded] = _load_spaces([space], encoder, device)
-    store = _store_for(loaded, pairs, out)
+    source = open_pairs(pairs, image_column=image_column, caption_column=caption_column)
+    store = _store_for(loaded, source, out)
     require_pairs(store)
     for name in attribute or []:
         wanted += attribute_concepts(store, name)
@@ -169,13 +182,12 @@ def _load_spaces(names: list[str], encoders: list[str] | None, device: str) -> l
     return spaces
 
 
-def _store_for(space: FeatureSpace, pairs: str, out: Path) -> ActivationStore:
+def _store_for(space: FeatureSpace, source: PairSource, out: Path) -> ActivationStore:
     """The pairs encoded by a space's encoder, one store an encoder, in `out`."""
-    from features.pairs.open import open_pairs
     from features.store.extract import extract as extract_pairs
 
     folder = out / f"store-{space.config.encoder_fingerprint[:12]}"
-    return extract_pairs(open_pairs(pairs), space.encoder, folder)
+    return extract_pairs(source, space.encoder, folder)
 
 
 def _labels(names: list[str], spaces: list[FeatureSpace]) -> list[str]:

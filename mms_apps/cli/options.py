@@ -11,8 +11,17 @@ KINDS = ("identity", "topk", "batchtopk", "matryoshka", "group", "ncl")
 Pairs = Annotated[
     str,
     typer.Option(
-        help="Folder with metadata.jsonl, .csv, .tsv, .parquet, .tar files or URLs, or embedded."
+        help="Folder of images with metadata or of classes, .csv, .tsv, .jsonl, .parquet or .tar "
+        "files (globs and braces too), URLs of .tar files, or embedded."
     ),
+]
+ImageColumn = Annotated[
+    str | None,
+    typer.Option(help="Column that names or holds the images [default: the usual names]."),
+]
+CaptionColumn = Annotated[
+    str | None,
+    typer.Option(help="Column of the captions; of a folder of classes: label."),
 ]
 EncoderId = Annotated[
     str,

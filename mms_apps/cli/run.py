@@ -16,9 +16,11 @@ from mms_apps.cli.common import quality, report_skipped, require_pairs, train_co
 from mms_apps.cli.options import (
     ActiveCount,
     BatchSize,
+    CaptionColumn,
     Device,
     EncoderId,
     FeatureCount,
+    ImageColumn,
     Kind,
     ModalityBias,
     Out,
@@ -66,6 +68,8 @@ def run(
     workers: Workers = None,
     strict: Strict = False,
     seed: Seed = 0,
+    image_column: ImageColumn = None,
+    caption_column: CaptionColumn = None,
 ) -> None:
     """All of it: extract, fit, score and report. Run it again to go on after an interruption."""
     from features.dictionary import fit_dictionary
@@ -79,7 +83,7 @@ def run(
     from features.store.extract import extract as extract_pairs
 
     config = train_config(dictionary, features, k, modality_bias, seed)
-    source = open_pairs(pairs)
+    source = open_pairs(pairs, image_column=image_column, caption_column=caption_column)
     model = load_encoder(encoder, device=device)
     fitted = None
     if space is not None:

@@ -11,9 +11,11 @@ from mms_apps.cli.common import quality, report_skipped, require_pairs, train_co
 from mms_apps.cli.options import (
     ActiveCount,
     BatchSize,
+    CaptionColumn,
     Device,
     EncoderId,
     FeatureCount,
+    ImageColumn,
     Kind,
     ModalityBias,
     Out,
@@ -33,13 +35,15 @@ def extract(
     batch_size: BatchSize = 256,
     workers: Workers = None,
     strict: Strict = False,
+    image_column: ImageColumn = None,
+    caption_column: CaptionColumn = None,
 ) -> None:
     """Encode pairs into an activation store."""
     from features.encoders.load import load_encoder
     from features.pairs.open import open_pairs
     from features.store.extract import extract as extract_pairs
 
-    source = open_pairs(pairs)
+    source = open_pairs(pairs, image_column=image_column, caption_column=caption_column)
     model = load_encoder(encoder, device=device)
     store = extract_pairs(source, model, out, batch_size=batch_size, workers=workers, strict=strict)
     typer.echo(f"{len(store)} pairs of {store.dim} dimensions -> {out}")
@@ -80,6 +84,8 @@ def score(
     vocabulary: Vocabulary = None,
     device: Device = "cpu",
     seed: Seed = 0,
+    image_column: ImageColumn = None,
+    caption_column: CaptionColumn = None,
 ) -> None:
     """Score, name and illustrate a dictionary's features; write the FeatureSpace."""
     from features.dictionary import load_dictionary
@@ -91,7 +97,9 @@ def score(
 
     opened = ActivationStore.open(store)
     judge = None if judge_store is None else ActivationStore.open(judge_store)
-    source = None if pairs is None else open_pairs(pairs)
+    source = None
+    if pairs is not None:
+        source = open_pairs(pairs, image_column=image_column, caption_column=caption_column)
     terms = None if vocabulary is None else read_vocabulary(vocabulary)
     scored = score_features(
         opened,

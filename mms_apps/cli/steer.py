@@ -11,8 +11,6 @@ from features.errors import UserError
 from features.files import write_json
 
 if TYPE_CHECKING:
-    from PIL import Image
-
     from features.space.space import FeatureSpace
     from mms_apps.steering.edits import Blend, Edit
 
@@ -56,10 +54,11 @@ def steer(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")] = "auto",
 ) -> None:
     """Draw with edited features: plain.png, steered.png, strip.png and edits.json."""
+    from features.pairs.images import read_image
     from mms_apps.steering.edits import Steering
     from mms_apps.steering.generator import SteeredGenerator, side_by_side
 
-    reference = None if image is None else _open_image(image)
+    reference = None if image is None else read_image(image)
     if reference is None and not prompt.strip():
         raise UserError("nothing to draw; give --prompt, --image, or both")
     drawer = SteeredGenerator.load(generator, space, device)
@@ -105,20 +104,6 @@ def steer(
     if scale < 1:
         bound = f"{steering.max_drift:.0f} degrees"
         typer.echo(f"The edits were scaled by {scale:.2f} to stay within {bound}.", err=True)
-
-
-def _open_image(path: Path) -> Image.Image:
-    """An RGB image from a file.
-
-    Raises:
-        UserError: it cannot be decoded.
-    """
-    from features.pairs.images import UnreadableImage, decode_image
-
-    try:
-        return decode_image(path.read_bytes())
-    except UnreadableImage as error:
-        raise UserError(f"--image {path}: {error}; give a PNG, JPEG or WebP file") from None
 
 
 def _wished(space: FeatureSpace, wish: str | None, strength: float) -> tuple[Edit, ...]:

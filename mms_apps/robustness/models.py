@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from features.encoders.encoder import Encoder
 from features.errors import UserError
+from features.pairs.images import rgb
 
 Progress = Callable[[float], None]
 """Called with the share that is done, in (0, 1]."""
@@ -141,7 +142,7 @@ def pixels_of(encoder: Encoder, images: Sequence[Image.Image]) -> Tensor:
     """The images as the encoder sees them, before normalisation: float32
     `[n, 3, height, width]` in [0, 1], on the encoder's device."""
     require_pixels(encoder)
-    eight_bit = encoder.preprocessing.pixels([image.convert("RGB") for image in images])
+    eight_bit = encoder.preprocessing.pixels([rgb(image) for image in images])
     return (eight_bit.to(encoder.device).permute(0, 3, 1, 2).float() / 255).contiguous()
 
 

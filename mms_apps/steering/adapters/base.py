@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from features.dictionary import Modality
 from features.errors import UserError
+from features.pairs.images import rgb
 
 
 class Adapter(ABC):
@@ -40,7 +41,7 @@ class Adapter(ABC):
             raise UserError(
                 f"{type(self.pipe).__name__} has no image encoder of its own; give the embedding"
             )
-        pixels = extractor(images=image.convert("RGB"), return_tensors="pt").pixel_values
+        pixels = extractor(images=rgb(image), return_tensors="pt").pixel_values
         first = next(encoder.parameters())
         with torch.no_grad():
             return encoder(pixels.to(first.device, first.dtype)).image_embeds

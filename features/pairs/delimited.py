@@ -1,0 +1,288 @@
+"""Records of text files: delimited tables (.csv, .tsv) and JSON lines.
+
+Neither is held in memory: of every 512th record the place in the file is kept.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+import sys
+import tempfile
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple
+
+from features.errors import UserError
+from features.pairs.base import PART_RECORDS, Record
+from features.pairs.records import CAPTION_COLUMNS, IMAGE_COLUMNS
+from features.pairs.text import UnknownEncoding, encoding_of
+
+DELIMITERS = (",", "\t", ";", "|")
+EXCEL_HINT = re.compile(r"sep=(.)\s*$")
+MAX_QUOTED_LINES = 100
+"""A quoted field that goes on for more lines was opened by a stray quote."""
+IMAGE_FILE = re.compile(r"\.(png|jpe?g|webp|gif|bmp|tiff?|avif|jp2)\s*$", re.IGNORECASE)
+OPEN = "open"
+"""The outcome of parsing text that ends within quotes."""
+TRANSCODED = ("utf-16", "utf-16-le", "utf-16-be", "utf-32")
+"""In these, bytes cannot be cut into lines."""
+
+
+class Line(NamedTuple):
+    """A physical line of a file."""
+
+    offset: int
+    number: int
+    text: str | None
+    """None where it cannot be decoded."""
+
+
+class FoundRecord(NamedTuple):
+    """A record, or in words why it cannot be read, and where it begins."""
+
+    line: Line
+    record: Record | str
+
+
+class TextRecords(ABC):
+    """The records of a text file.
+
+    Raises:
+        UserError: the file cannot be read, or its encoding cannot be told.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._transcoded: tempfile._TemporaryFileWrapper[str] | None = None
+        try:
+            with path.open("rb") as file:
+                self.encoding = encoding_of(file)
+                file.seek(0)
+                old_mac = b"\r" in file.readline() and not file.read(1)
+        except UnknownEncoding as error:
+            raise UserError(f"{path}: {error}") from None
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read ({error.strerror}); check the file") from None
+        if self.encoding in TRANSCODED or old_mac:
+            self._transcode()
+
+    @abstractmethod
+    def names(self) -> list[str]:
+        """Of the columns, or of the fields of the first records."""
+
+    @abstractmethod
+    def _found(self, lines: Iterator[Line]) -> Iterator[FoundRecord]:
+        """The records of consecutive lines; blank lines are none."""
+
+    @property
+    def count(self) -> int:
+        """The number of records."""
+        return self._index[1]
+
+    def read(self, start: int, stop: int) -> Iterator[FoundRecord]:
+        """Records start..stop; `start` is a multiple of PART_RECORDS."""
+        places, _ = self._index
+        if start >= stop or start // PART_RECORDS >= len(places):
+            return
+        offset, number = places[start // PART_RECORDS]
+        yield from islice(self._found(self._lines(offset, number)), stop - start)
+
+    @property
+    def _first_line(self) -> int:
+        """The number of lines before the first record."""
+        return 0
+
+    @cached_property
+    def _index(self) -> tuple[list[tuple[int, int]], int]:
+        """Byte offset and line number of every 512th record, and the number of records."""
+        places: list[tuple[int, int]] = []
+        count = 0
+        for found in self._found(islice(self._lines(0, 1), self._first_line, None)):
+            if count % PART_RECORDS == 0:
+                places.append((found.line.offset, found.line.number))
+            count += 1
+        return places, count
+
+    def _lines(self, offset: int, number: int) -> Iterator[Line]:
+        """Lines from a byte offset on; a carriage return within one is a blank."""
+        encoding = "utf-8" if self.encoding == "utf-8-sig" else self.encoding
+        path = self.path
+        if self._transcoded is not None:
+            encoding, path = "utf-8", Path(self._transcoded.name)
+        with path.open("rb") as file:
+            file.seek(offset)
+            for raw in file:
+                try:
+                    text = raw.decode(encoding)
+                except UnicodeDecodeError:
+                    yield Line(offset, number, None)
+                else:
+                    text = text.replace("\r\n", "\n").replace("\r", " ")
+                    yield Line(offset, number, text.removeprefix("\ufeff") if not offset else text)
+                offset += len(raw)
+                number += 1
+
+    def _transcode(self) -> None:
+        """Keep a copy in UTF-8 for as long as this object lives."""
+        copy = tempfile.NamedTemporaryFile("w", encoding="utf-8", newline="\n")  # noqa: SIM115
+        with self.path.open(encoding=self.encoding, errors="surrogateescape") as file:
+            for line in file:
+                copy.write(line.encode("utf-8", "replace").decode("utf-8"))
+        copy.flush()
+        self._transcoded = copy
+
+
+class JsonLines(TextRecords):
+    """One JSON object a line."""
+
+    def names(self) -> list[str]:
+        first = [found.record for found in self.read(0, PART_RECORDS)]
+        records = [record for record in first if isinstance(record, dict)]
+        if first and not records:
+            raise UserError(f"{self.path}: {first[0]}; write one JSON object a line")
+        return list(dict.fromkeys(key for record in records for key in record))
+
+    def _found(self, lines: Iterator[Line]) -> Iterator[FoundRecord]:
+        for line in lines:
+            if line.text is None:
+                yield FoundRecord(line, f"line {line.number} is not {self.encoding}")
+            elif line.text.strip():
+                yield FoundRecord(line, self._parsed(line.text))
+
+    @staticmethod
+    def _parsed(text: str) -> Record | str:
+        try:
+            record = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            return str(error) or "nested too deeply"
+        return record if isinstance(record, dict) else "not an object"
+
+
+class Delimited(TextRecords):
+    """A table whose first line names the columns, with any of DELIMITERS and quotes as usual.
+
+    A quote that opens a field and never closes it, or closes it only after lines that are records
+    themselves, is taken literally.
+
+    Args:
+        columns: names that the user gave, which help to find the delimiter.
+    """
+
+    def __init__(self, path: Path, columns: Sequence[str] = ()) -> None:
+        super().__init__(path)
+        csv.field_size_limit(sys.maxsize)
+        self.delimiter = ","
+        self.header: list[str] = []
+        self._header_lines = 0
+        known = {*IMAGE_COLUMNS, *CAPTION_COLUMNS, *(name.lower() for name in columns)}
+        for line in self._lines(0, 1):
+            self._header_lines = line.number
+            text = line.text or ""
+            if hint := EXCEL_HINT.match(text):
+                known = set()
+                self.delimiter = hint.group(1)
+            elif text.strip():
+                if known:
+                    self.delimiter = self._best_delimiter(text, known)
+                row = self._parsed(text, self.delimiter)
+                cells = row if isinstance(row, list) else self._literal(text)
+                self.header = [cell.strip() for cell in cells]
+                break
+
+    def names(self) -> list[str]:
+        return [name for name in self.header if name]
+
+    @property
+    def _first_line(self) -> int:
+        return self._header_lines
+
+    def _best_delimiter(self, header: str, known: set[str]) -> str:
+        """The one that gives the most known names; of equals the one that gives the most names."""
+
+        def goodness(delimiter: str) -> tuple[int, int]:
+            row = self._parsed(header, delimiter)
+            names = row if isinstance(row, list) else header.split(delimiter)
+            return sum(name.strip().lower() in known for name in names), len(names)
+
+        return max(DELIMITERS, key=goodness)
+
+    def _found(self, lines: Iterator[Line]) -> Iterator[FoundRecord]:
+        waiting: deque[Line] = deque()
+        while (line := waiting.popleft() if waiting else next(lines, None)) is not None:
+            if line.text is None:
+                yield FoundRecord(line, f"line {line.number} is not {self.encoding}")
+            elif not line.text.strip():
+                continue
+            elif '"' in line.text:
+                yield FoundRecord(line, self._record(self._quoted(line, lines, waiting)))
+            else:
+                yield FoundRecord(line, self._record(self._literal(line.text)))
+
+    def _record(self, row: list[str]) -> Record | str:
+        if len(row) > len(self.header):
+            if any(row[len(self.header) :]):
+                return (
+                    f"{len(row)} fields where the header names {len(self.header)} (delimiter "
+                    f"{self.delimiter!r}); put fields that hold it in double quotes"
+                )
+            row = row[: len(self.header)]
+        return {name: value for name, value in zip(self.header, row, strict=False) if name}
+
+    def _literal(self, text: str) -> list[str]:
+        """The fields of one line, in which quotes mean nothing."""
+        return [field.strip() for field in text.rstrip("\n").split(self.delimiter)]
+
+    def _quoted(self, first: Line, lines: Iterator[Line], waiting: deque[Line]) -> list[str]:
+        """The fields of the record that begins with this line, which holds a quote; lines that were
+        read ahead and are no part of it go to the front of `waiting`."""
+        taken = [first]
+        text = first.text or ""
+        while (row := self._parsed(text, self.delimiter)) == OPEN:
+            if len(taken) > MAX_QUOTED_LINES:
+                break
+            line = waiting.popleft() if waiting else next(lines, None)
+            if line is None:
+                break
+            taken.append(line)
+            if line.text is None:
+                break
+            text += line.text
+        if isinstance(row, list) and not any(self._looks_whole(line) for line in taken[1:]):
+            return row
+        waiting.extendleft(reversed(taken[1:]))
+        return self._literal(first.text or "")
+
+    def _looks_whole(self, line: Line) -> bool:
+        """Whether a line that stands within quotes looks like a record of its own."""
+        fields = self._literal(line.text or "")
+        return len(fields) == len(self.header) and any(map(IMAGE_FILE.search, fields))
+
+    @staticmethod
+    def _parsed(text: str, delimiter: str) -> list[str] | str | None:
+        """The fields of one record; OPEN where it ends within quotes, None where it is no CSV."""
+        outcome = None
+        for settings in ({}, {"doublequote": False, "escapechar": "\\"}):
+            if settings and '\\"' not in text:
+                break
+            rows = csv.reader(
+                io.StringIO(text, newline="\n"),
+                delimiter=delimiter,
+                skipinitialspace=delimiter != "\t",
+                strict=True,
+                **settings,  # type: ignore[arg-type]
+            )
+            try:
+                return next(rows)
+            except StopIteration:
+                return []
+            except csv.Error as error:
+                if "end of data" in str(error):
+                    outcome = OPEN
+        return outcome

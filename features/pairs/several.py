@@ -1,0 +1,71 @@
+"""Several sources as one: splits in folders of their own, tables and parquet files in shards."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+
+from PIL import Image
+
+from features.pairs.base import Pair, PairSource, Part, Skipped
+
+SPLIT = "split"
+"""The attribute that says in which split a pair is."""
+
+
+class SeveralPairs(PairSource):
+    """Sources by a name each, which stands before their pairs' ids and locations.
+
+    Args:
+        splits: by source, the split that its pairs get as an attribute, where it is one.
+    """
+
+    def __init__(
+        self, name: str, sources: Mapping[str, PairSource], splits: Mapping[str, str] | None = None
+    ) -> None:
+        self.name = name
+        self.sources = dict(sources)
+        self.splits = dict(splits or {})
+
+    def parts(self) -> list[Part]:
+        return [
+            replace(part, name=f"{name}/{part.name}")
+            for name, source in self.sources.items()
+            for part in source.parts()
+        ]
+
+    def total(self) -> int | None:
+        totals = [source.total() for source in self.sources.values()]
+        return None if None in totals else sum(total for total in totals if total is not None)
+
+    def read(self, part: Part) -> Iterator[Pair | Skipped]:
+        name = self._source_of(part.name)
+        inner = replace(part, name=part.name.removeprefix(f"{name}/"))
+        for record in self.sources[name].read(inner):
+            record = replace(record, id=f"{name}/{record.id}", location=f"{name}/{record.location}")
+            if isinstance(record, Pair) and name in self.splits:
+                split: dict[str, str | None] = {SPLIT: self.splits[name]}
+                record = replace(record, attributes=split | record.attributes)
+            yield record
+
+    def images(self, locations: Iterable[str]) -> Iterator[tuple[str, Image.Image]]:
+        wanted: dict[str, list[str]] = {}
+        for location in locations:
+            name = self._source_of(location)
+            if name:
+                wanted.setdefault(name, []).append(location.removeprefix(f"{name}/"))
+        for name, inner in wanted.items():
+            for location, image in self.sources[name].images(inner):
+                yield f"{name}/{location}", image
+
+    def fingerprint(self) -> str:
+        digest = hashlib.sha256()
+        for name, source in self.sources.items():
+            digest.update(f"{name}/{source.fingerprint()}/{self.splits.get(name)}".encode())
+        return digest.hexdigest()
+
+    def _source_of(self, place: str) -> str:
+        """The name that a part's name or a location begins with; empty where there is none."""
+        found = [name for name in self.sources if place.startswith(f"{name}/")]
+        return max(found, key=len, default="")
