@@ -1,0 +1,126 @@
+"""The one decoder, and that every way in for a picture goes through it."""
+
+from __future__ import annotations
+
+import io
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from features.errors import UserError
+from features.pairs.images import UnreadableImage, decode_image, file_content, read_image, rgb
+from tests.pairs.reading import png
+
+
+def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("samples", "expected"),
+    [
+        (np.array([[0, 65_535]], np.uint16), [0, 255]),
+        (np.array([[0, 200]], np.uint16), [0, 1]),
+        (np.array([[0, 128, 255]], np.int32), [0, 128, 255]),
+        (np.array([[0, 65_535]], np.int32), [0, 255]),
+        (np.array([[-5, 2**31 - 1]], np.int32), [0, 255]),
+        (np.array([[0.0, 0.5, 1.0]], np.float32), [0, 128, 255]),
+        (np.array([[0.0, 128.0, 255.0]], np.float32), [0, 128, 255]),
+        (np.array([[0.0, 32_768.0, 65_535.0]], np.float32), [0, 128, 255]),
+        (np.array([[np.nan, np.inf, -np.inf, 0.5]], np.float32), [0, 255, 0, 128]),
+    ],
+)
+def test_wide_samples_keep_their_range(samples: np.ndarray, expected: list[int]) -> None:
+    image = Image.fromarray(samples)
+    assert np.asarray(rgb(image))[0, :, 0].tolist() == expected
+    if image.mode == "F" or samples.dtype == np.uint16:
+        tiff = decode_image(encoded(image, "TIFF"))
+        assert np.asarray(tiff)[0, :, 1].tolist() == expected
+
+
+@pytest.mark.parametrize("mode", ["LA", "La", "RGBA", "RGBa", "PA", "P", "1", "L", "RGB", "I;16"])
+def test_what_is_transparent_is_white(mode: str) -> None:
+    if mode in ("LA", "RGBA"):
+        image = Image.new(mode, (4, 4))
+    elif mode in ("La", "RGBa"):
+        image = Image.new("LA" if mode == "La" else "RGBA", (4, 4)).convert(mode)
+    elif mode == "PA":
+        image = Image.new("RGBA", (4, 4)).convert("PA")
+    else:
+        content = encoded(
+            Image.new(mode, (4, 4)), "PNG", transparency=(0, 0, 0) if mode == "RGB" else 0
+        )
+        assert decode_image(content).getpixel((0, 0)) == (255, 255, 255)
+        return
+    assert rgb(image).getpixel((0, 0)) == (255, 255, 255)
+
+
+def test_cmyk_ycbcr_lab_and_hsv_are_rgb() -> None:
+    red = Image.new("RGB", (8, 8), (200, 30, 40))
+    cmyk = decode_image(encoded(red.convert("CMYK"), "JPEG", quality=100))
+    for image in (cmyk, rgb(red.convert("YCbCr")), rgb(red.convert("HSV"))):
+        assert image.mode == "RGB"
+        assert np.abs(np.array(image.getpixel((4, 4))) - (200, 30, 40)).max() < 8
+
+
+def test_pictures_stand_upright_as_exif_says() -> None:
+    image = Image.new("RGB", (20, 10), "white")
+    image.paste("red", (0, 0, 5, 10))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by 90 degrees
+    for kind in ("JPEG", "PNG", "WEBP", "TIFF"):
+        upright = decode_image(encoded(image, kind, exif=exif))
+        assert upright.size == (10, 20)
+        assert upright.getpixel((5, 2))[1] < 60 and upright.getpixel((5, 18))[1] > 200
+
+
+def test_the_first_frame_of_an_animation() -> None:
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
+    content = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
+    assert decode_image(content).getpixel((0, 0)) == (255, 0, 0)
+
+
+EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n"
+
+
+@pytest.mark.parametrize("content", [EPS, b"%PDF-1.4\n", b"P7\n", b"", b"\x89PNG", b"RIFF0000WEBP"])
+def test_other_formats_never_start_a_program(
+    content: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def started(*_: object, **__: object) -> None:
+        raise AssertionError("a program was started")
+
+    monkeypatch.setattr("subprocess.Popen.__init__", started)
+    monkeypatch.setattr("os.system", started)
+    with pytest.raises(UnreadableImage, match="unreadable image|truncated image"):
+        decode_image(content)
+
+
+@pytest.mark.parametrize("size", [(1, 20_000), (20_000, 1), (3, 500)])
+def test_long_and_narrow_pictures_are_refused(size: tuple[int, int]) -> None:
+    with pytest.raises(UnreadableImage, match=f"{size[0]} x {size[1]}"):
+        decode_image(encoded(Image.new("RGB", size), "PNG"))
+    with pytest.raises(UserError):
+        rgb(Image.new("RGB", size))
+    assert decode_image(encoded(Image.new("RGB", (10, 800)), "PNG")).size == (10, 800)
+
+
+def test_only_regular_files_are_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "a.png").write_bytes(png())
+    (tmp_path / "link.png").symlink_to(tmp_path / "a.png")
+    assert file_content(tmp_path / "pipe.png") is None
+    assert file_content(tmp_path) is None
+    assert file_content("/dev/zero") is None
+    assert file_content("null\0byte.png") is None
+    assert file_content(tmp_path / "link.png") == png()
+    with pytest.raises(UserError, match="check the path"):
+        read_image(tmp_path / "pipe.png")
+    (tmp_path / "b.png").write_bytes(b"no picture")
+    with pytest.raises(UserError, match=r"b\.png: unreadable image"):
+        read_image(tmp_path / "b.png")

@@ -1,0 +1,217 @@
+"""Tables as people's programs write them: any delimiter, encoding and quoting, or a reason."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from features.errors import UserError
+from features.pairs.open import open_pairs
+from tests.pairs.reading import captions, pairs, png, reasons, records
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for name in "abcdefgh":
+        (tmp_path / f"{name}.png").write_bytes(png())
+    return tmp_path
+
+
+def table(folder: Path, text: str | bytes, name: str = "t.csv") -> Path:
+    path = folder / name
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return path
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
+@pytest.mark.parametrize("name", ["t.csv", "t.tsv", "T.CSV"])
+def test_the_delimiter_is_found(folder: Path, delimiter: str, name: str) -> None:
+    lines = ["image", "caption", "mood"], ["a.png", "a dog", "good"], ["b.png", '"x, y; z"', "bad"]
+    path = table(folder, "\r\n".join(delimiter.join(line) for line in lines), name)
+    found = pairs(path)
+    assert [pair.captions for pair in found] == [("a dog",), ("x, y; z",)]
+    assert [pair.attributes for pair in found] == [{"mood": "good"}, {"mood": "bad"}]
+
+
+def test_excels_hint_names_the_delimiter(folder: Path) -> None:
+    assert captions(table(folder, "sep=;\nImage;Caption\na.png;x, y\n")) == ["x, y"]
+
+
+@pytest.mark.parametrize(
+    "encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-32", "latin-1", "cp1252"]
+)
+@pytest.mark.parametrize("name", ["t.csv", "t.jsonl"])
+def test_the_encoding_is_told(folder: Path, encoding: str, name: str) -> None:
+    texts = ["café au lait", "naïve façade", "plain"]
+    if name == "t.csv":
+        text = "image,caption\n" + "".join(f"a.png,{caption}\n" for caption in texts)
+    else:
+        rows = [{"image": "a.png", "caption": caption} for caption in texts]
+        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    assert captions(table(folder, text.encode(encoding), name)) == texts
+
+
+@pytest.mark.parametrize("encoding", ["shift-jis", "koi8-r", "gb18030", "cp1251"])
+def test_an_encoding_that_cannot_be_told_is_refused(folder: Path, encoding: str) -> None:
+    word = {"koi8-r": "собака", "cp1251": "собака"}.get(encoding, "犬と猫")
+    path = table(folder, f"image,caption\na.png,x\nb.png,{word}\n".encode(encoding))
+    with pytest.raises(UserError, match=r"t\.csv: byte 0x.. in line 3 is not UTF-8"):
+        open_pairs(str(path))
+
+
+def test_one_line_in_another_encoding_is_skipped(folder: Path) -> None:
+    lines = [f"a.png,été {i}".encode() for i in range(5)] + ["b.png,café".encode("latin-1")]
+    path = table(folder, b"image,caption\n" + b"\n".join(lines))
+    assert len(captions(path)) == 5
+    assert reasons(path) == ["unreadable metadata row: line 7 is not utf-8"]
+
+
+STRAY = [
+    'a.png{d}"quiet\nb.png{d}loud\nc.png{d}soft\n',
+    'a.png{d}"quiet\nb.png{d}end"\nc.png{d}soft\n',
+    'a.png{d}"quiet\nb.png{d}say "hi"\nc.png{d}soft\n',
+    'a.png{d}x\nb.png{d}"quiet" he said\nc.png{d}soft\n',
+    'a.png{d}5" tall\nb.png{d}6" tall\nc.png{d}soft\n',
+]
+
+
+@pytest.mark.parametrize("delimiter", [",", "\t"])
+@pytest.mark.parametrize("rows", STRAY)
+def test_a_stray_quote_swallows_no_row(folder: Path, rows: str, delimiter: str) -> None:
+    path = table(folder, f"image{delimiter}caption\n" + rows.format(d=delimiter))
+    found = records(path)
+    assert len(found) == 3
+    assert captions(path)[-1] == "soft"
+
+
+def test_quotes_as_they_are_meant(folder: Path) -> None:
+    text = (
+        "image,caption,mood\n"
+        'a.png,"first line\nsecond, line",x\n'
+        'b.png,"say ""hi"", then go",x\n'
+        'c.png, "after a blank, quoted",x\n'
+        r'd.png,"escaped \"so\", too",x'
+        "\n"
+        '"e.png","all","x"\n'
+    )
+    assert captions(table(folder, text)) == [
+        "first line\nsecond, line",
+        'say "hi", then go',
+        "after a blank, quoted",
+        'escaped "so", too',
+        "all",
+    ]
+
+
+def test_carriage_returns_anywhere(folder: Path) -> None:
+    assert captions(table(folder, "image,caption\r\na.png,a\rb\r\nb.png,c\r\n")) == ["a b", "c"]
+    assert captions(table(folder, "image,caption\ra.png,x\rb.png,y\r")) == ["x", "y"]
+
+
+def test_rows_of_another_length(folder: Path) -> None:
+    path = table(folder, "image,caption\na.png,a dog, running\nb.png\nc.png,fine\nd.png,x,,\n")
+    assert captions(path) == ["fine", "x"]
+    wide, short = reasons(path)
+    assert "3 fields where the header names 2" in wide and "double quotes" in wide
+    assert short == "missing caption"
+
+
+def test_a_place_that_a_person_finds(folder: Path) -> None:
+    path = table(folder, "image,caption\n\n\na.png,x\n,y\n")
+    (skipped,) = [r for r in records(path) if r.id != "a.png"]
+    assert skipped.location == "t.csv:5"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"image": "a.png", "caption": "\\ud800"}',
+        '{"image": "a.png", "caption": "x", "mood": "\\udfff"}',
+        '{"image": "\\udcff.png", "caption": "x"}',
+        '{"image": "a\\u0000.png", "caption": "x"}',
+        '{"image": "a.png", "caption": ' + "[" * 100_000,
+        '{"image": "a.png", "caption": ' + "9" * 10_000 + "}",
+        '{"image": ["a.png"], "caption": "x"}',
+        '{"image": "a.png", "caption": {"en": "x"}}',
+        '"text"',
+        "NaN",
+    ],
+)
+def test_one_bad_record_is_one_skipped(folder: Path, line: str) -> None:
+    path = table(folder, f'{line}\n{{"image": "b.png", "caption": "good"}}\n', "t.jsonl")
+    assert captions(path)[-1] == "good"
+    for record in records(path):
+        json.dumps([record.id, record.location]).encode()
+        str(record.id).encode("utf-8")
+
+
+def test_values_of_any_type(folder: Path) -> None:
+    rows = [
+        {"image": "a.png", "caption": 1984, "n": 3, "x": 2.5, "whole": 4.0, "yes": True},
+        {"image": "b.png", "captions": ["p", " ", None, 7], "n": None, "l": ["u", 2, False]},
+        {"image": {"path": "c.png"}, "text": "t", "attributes": {"inner": 1}, "d": {"x": 1}},
+    ]
+    path = table(folder, "\n".join(map(json.dumps, rows)), "t.jsonl")
+    first, second, third = pairs(path)
+    assert first.captions == ("1984",)
+    assert first.attributes == {"n": "3", "x": "2.5", "whole": "4", "yes": "true"}
+    assert second.captions == ("p", "7")
+    assert second.attributes == {"n": None, "l": "u|2|false"}
+    assert third.captions == ("t",)
+    assert third.attributes == {"inner": "1"}
+
+
+def test_columns_can_be_named(folder: Path) -> None:
+    path = table(folder, "where,words,caption\na.png,mine,not this\n")
+    with pytest.raises(UserError, match="no image column among where, words, caption"):
+        open_pairs(str(path))
+    source = open_pairs(str(path), image_column="where", caption_column="words")
+    (pair,) = pairs(source)
+    assert pair.captions == ("mine",) and pair.attributes == {"caption": "not this"}
+    with pytest.raises(UserError, match="no column 'wrong' for the caption; there are where"):
+        open_pairs(str(path), image_column="where", caption_column="wrong")
+
+
+def test_captions_may_be_missing_where_images_are_asked_for(tmp_path: Path) -> None:
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train/1.jpg").write_bytes(png())
+    path = table(
+        tmp_path, "file,age,gender,race,service_test\ntrain/1.jpg,50-59,Male,Indian,True\n"
+    )
+    with pytest.raises(UserError, match="no caption column"):
+        open_pairs(str(path))
+    (pair,) = pairs(open_pairs(str(path), captions_needed=False))
+    assert pair.captions == () and pair.attributes["gender"] == "Male"
+    assert pair.location == "train/1.jpg"
+
+
+def test_names_of_other_systems(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images/caf\u00e9.png").write_bytes(png())
+    path = table(tmp_path, "image,caption\nimages\\cafe\u0301.png,x\nimages/cafe\u0301.png,y\n")
+    assert captions(path) == ["y"]
+    path = table(tmp_path, "image,caption\nimages\\caf\u00e9.png,x\n")
+    assert captions(path) == ["x"]
+
+
+def test_json_that_is_no_json_lines_is_explained(folder: Path) -> None:
+    path = table(folder, json.dumps([{"image": "a.png"}], indent=1), "t.jsonl")
+    with pytest.raises(UserError, match="write one JSON object a line"):
+        open_pairs(str(path))
+
+
+def test_the_fingerprint_follows_captions_pictures_and_columns(folder: Path) -> None:
+    def fingerprint(text: str, **columns: str) -> str:
+        return open_pairs(str(table(folder, text)), **columns).fingerprint()
+
+    text = "image,caption,text\na.png,one,two\n"
+    first = fingerprint(text)
+    assert fingerprint(text) == first
+    assert fingerprint(text.replace("one", "won")) != first
+    assert fingerprint(text, caption_column="text") != first
+    same_size = bytearray((folder / "a.png").read_bytes())
+    same_size[-20] ^= 1
+    (folder / "a.png").write_bytes(same_size)
+    assert fingerprint(text) != first
