@@ -43,7 +43,7 @@ from mms_apps.attributes.debias.baselines import prompt_projection, random_edits
 from mms_apps.attributes.debias.choosing import cells, choose_edit
 from mms_apps.attributes.debias.comparison import MethodRow, compare_methods
 from mms_apps.attributes.debias.debiasing import VALIDATION, split_samples
-from mms_apps.attributes.edits import Edit, Project
+from mms_apps.attributes.edits import EmbeddingEdit, Project
 from mms_apps.attributes.explain import explain
 from mms_apps.attributes.labels import Samples
 from mms_apps.attributes.measures import (
@@ -256,8 +256,8 @@ def compared(
     choice, edit = choose_edit(model, choosing, factor, groups(choosing))
     names = model.space.features["name"].to_pylist()
     print(f"{factor}: {choice.how}", [(f, names[f]) for f in choice.features])
-    edits: dict[str, Sequence[Edit]] = {
-        "none": [Edit()],
+    edits: dict[str, Sequence[EmbeddingEdit]] = {
+        "none": [EmbeddingEdit()],
         "features": [edit],
         "debias_vl": [projection],
         "random": random_edits(choice, edit, choosing, seed=seed),

@@ -11,7 +11,7 @@ from features.bootstrap import NOT_KNOWN, Estimate
 from features.errors import UserError
 from features.modality import CROSS_MODAL, IMAGE_DOMINANT, TEXT_DOMINANT
 from mms_apps.attributes.edits import (
-    Edit,
+    EmbeddingEdit,
     KeepFeatures,
     RemoveFeatures,
     feature_energy,
@@ -99,7 +99,7 @@ def audit(
     *,
     role: str | None = None,
     unspecified: str = UNSPECIFIED,
-    edit: Edit | None = None,
+    edit: EmbeddingEdit | None = None,
     seed: int = 0,
     replicates: int = REPLICATES,
 ) -> Audit:

@@ -24,7 +24,7 @@ LAMBDA = 1000.0
 """Of the calibrated projection (Chuang et al. 2023, arXiv 2302.00070)."""
 
 
-class Edit:
+class EmbeddingEdit:
     """A change to embeddings; this one changes nothing."""
 
     def apply(self, embeddings: Tensor) -> Tensor:
@@ -33,7 +33,7 @@ class Edit:
 
 
 @dataclass(frozen=True)
-class RemoveFeatures(Edit):
+class RemoveFeatures(EmbeddingEdit):
     """Takes features out of one modality's embeddings.
 
     how: "mask" decodes the other activations, without the dictionary's error; "subtract" takes away
@@ -70,7 +70,7 @@ class RemoveFeatures(Edit):
 
 
 @dataclass(frozen=True)
-class KeepFeatures(Edit):
+class KeepFeatures(EmbeddingEdit):
     """Decodes the activations of some features alone."""
 
     space: FeatureSpace
@@ -85,7 +85,7 @@ class KeepFeatures(Edit):
 
 
 @dataclass(frozen=True)
-class Project(Edit):
+class Project(EmbeddingEdit):
     """Multiplies embeddings by a matrix `[dim, dim]`."""
 
     matrix: Tensor

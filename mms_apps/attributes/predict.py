@@ -18,7 +18,7 @@ from mms_apps.attributes.labels import require_encoder
 from mms_apps.attributes.model import AttributeModel
 
 if TYPE_CHECKING:
-    from mms_apps.attributes.edits import Edit
+    from mms_apps.attributes.edits import EmbeddingEdit
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ def predictions(
     model: AttributeModel,
     store: ActivationStore,
     *,
-    edit: Edit | None = None,
+    edit: EmbeddingEdit | None = None,
     batch_size: int = SAMPLE_BATCH,
 ) -> Iterator[pa.Table]:
     """Predictions of all pairs in order: id, label (null where there is none), prediction, and
@@ -79,7 +79,7 @@ def write_predictions(
     store: ActivationStore,
     out: Path,
     *,
-    edit: Edit | None = None,
+    edit: EmbeddingEdit | None = None,
     batch_size: int = SAMPLE_BATCH,
 ) -> PredictionSummary:
     """Write `predictions` to a CSV file."""

@@ -16,7 +16,7 @@ from features.reports.page import CLASS_NAMES, templates
 from features.space.space import FeatureSpace
 from features.space.tables import thumbnail
 from mms_apps.attributes.audit import Audit
-from mms_apps.attributes.debias.choosing import Choice
+from mms_apps.attributes.debias.choosing import ChosenFeatures
 from mms_apps.attributes.debias.comparison import MethodRow
 from mms_apps.attributes.explain import Explanation
 from mms_apps.attributes.model import ModelConfig
@@ -97,7 +97,7 @@ def write_audit_report(audit: Audit, config: ModelConfig, out: Path) -> Path:
 
 def write_debias_report(
     methods: Sequence[MethodRow],
-    choice: Choice,
+    choice: ChosenFeatures,
     config: ModelConfig,
     factor: str,
     unrelated: str,

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from features.pairs.base import PairSource
     from features.space.space import FeatureSpace
     from features.store.store import ActivationStore
-    from mms_apps.attributes.edits import Edit
+    from mms_apps.attributes.edits import EmbeddingEdit
     from mms_apps.attributes.explain import Explanation
     from mms_apps.attributes.labels import Samples
     from mms_apps.attributes.model import AttributeModel
@@ -157,7 +157,9 @@ def read_prompts(path: Path | None) -> dict[str, list[str]] | None:
     return found
 
 
-def read_edit(space: FeatureSpace, folder: Path | None, modality: ModalityName) -> Edit | None:
+def read_edit(
+    space: FeatureSpace, folder: Path | None, modality: ModalityName
+) -> EmbeddingEdit | None:
     from mms_apps.attributes.debias.files import load_edit
 
     return None if folder is None else load_edit(folder, space, modality)
@@ -167,7 +169,7 @@ def explain_some(
     model: AttributeModel,
     source: PairSource,
     store: ActivationStore,
-    edit: Edit | None,
+    edit: EmbeddingEdit | None,
     count: int,
 ) -> list[Explained]:
     """Explanations of `count` pairs, spread evenly over the store."""

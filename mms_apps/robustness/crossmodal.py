@@ -18,13 +18,7 @@ from features.encoders.encoder import Encoder
 from features.space.space import FeatureSpace
 from mms_apps.robustness.distances import Norm
 from mms_apps.robustness.groups import GROUPS, Control, controls
-from mms_apps.robustness.models import (
-    BATCH,
-    ResizedTo,
-    ZeroShot,
-    batched,
-    image_size,
-)
+from mms_apps.robustness.models import BATCH, ResizedTo, ZeroShot, batched, image_size
 from mms_apps.robustness.projected_gradient import climb
 
 ALL = "all"

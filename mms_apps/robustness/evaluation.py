@@ -37,8 +37,7 @@ from mms_apps.robustness.results import (
     image_estimate,
     worst_case,
 )
-from mms_apps.robustness.runner import Progress
-from mms_apps.robustness.runner import Runner as Steps
+from mms_apps.robustness.runner import Progress, Runner
 from mms_apps.robustness.tasks import Task
 
 RESULT = "robustness.json"
@@ -77,7 +76,7 @@ def evaluate(
     out = Path(out)
     _claim(out, model, task, config, space, surrogate)
     start = time.perf_counter()
-    run = Steps(model, task, out, config, space, surrogate, progress)
+    run = Runner(model, task, out, config, space, surrogate, progress)
     right = correct(model, task.pixels, task.labels).cpu()
     by_attack = {
         name: {eps: run.part(name, eps) for eps in sorted(config.eps)} for name in config.attacks

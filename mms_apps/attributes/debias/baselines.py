@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mms_apps.attributes.debias.choosing import Choice
+from mms_apps.attributes.debias.choosing import ChosenFeatures
 from mms_apps.attributes.edits import (
     Project,
     RemoveFeatures,
@@ -44,7 +44,7 @@ def prompt_projection(
 
 
 def random_edits(
-    choice: Choice, edit: RemoveFeatures, validation: Samples, *, seed: int = 0
+    choice: ChosenFeatures, edit: RemoveFeatures, validation: Samples, *, seed: int = 0
 ) -> list[RemoveFeatures]:
     """RANDOM_SETS edits like `edit`, of random features of the same number and energy."""
     space, modality = edit.space, edit.modality

@@ -10,17 +10,9 @@ import torch
 
 from features.analysis.concepts import feature_auroc
 from features.errors import UserError
-from mms_apps.attributes.edits import (
-    WAYS,
-    Edit,
-    How,
-    RemoveFeatures,
-    reading_directions,
-)
+from mms_apps.attributes.edits import WAYS, EmbeddingEdit, How, RemoveFeatures, reading_directions
 from mms_apps.attributes.labels import Samples
-from mms_apps.attributes.measures import (
-    MIN_GROUP,
-)
+from mms_apps.attributes.measures import MIN_GROUP
 from mms_apps.attributes.model import AttributeModel
 
 COUNTS = (1, 2, 3, 5, 8, 12, 20, 30)
@@ -44,7 +36,7 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class Choice:
+class ChosenFeatures:
     """The features to take out, and how."""
 
     how: How
@@ -101,7 +93,7 @@ def choose_edit(
     *,
     counts: Sequence[int] = COUNTS,
     ways: Sequence[How] = WAYS,
-) -> tuple[Choice, RemoveFeatures]:
+) -> tuple[ChosenFeatures, RemoveFeatures]:
     """Choose which features to take out of the embeddings that a model reads.
 
     Of all candidates that cost at most COST of the accuracy, the one whose worst group has the
@@ -138,7 +130,7 @@ def choose_edit(
     top = torch.from_numpy(order[: max(counts)].copy())
     space, modality = model.space, model.config.modality
     readings = reading_directions(space, validation.embeddings, top, modality)
-    before = _candidate(model, Edit(), "subtract", 0, validation, truth, groups, large)
+    before = _candidate(model, EmbeddingEdit(), "subtract", 0, validation, truth, groups, large)
     candidates = []
     edits = {}
     for how in ways:
@@ -150,7 +142,7 @@ def choose_edit(
     allowed = [c for c in candidates if c.accuracy >= before.accuracy - COST]
     best = min([before, *allowed], key=lambda c: (c.loss, c.count))
     chosen = order[: best.count]
-    choice = Choice(
+    choice = ChosenFeatures(
         how=best.how,
         features=tuple(int(f) for f in chosen),
         association=tuple(float(found[f]) for f in chosen),
@@ -162,7 +154,7 @@ def choose_edit(
 
 def _candidate(
     model: AttributeModel,
-    edit: Edit,
+    edit: EmbeddingEdit,
     how: How,
     count: int,
     validation: Samples,

@@ -12,9 +12,7 @@ from torch import Tensor
 from features.bootstrap import Estimate
 from features.errors import UserError
 from mms_apps.attributes.debias.choosing import cells
-from mms_apps.attributes.edits import (
-    Edit,
-)
+from mms_apps.attributes.edits import EmbeddingEdit
 from mms_apps.attributes.labels import Samples
 from mms_apps.attributes.measures import (
     MIN_GROUP,
@@ -77,7 +75,7 @@ def leakage_hits(
 
 def compare_methods(
     model: AttributeModel,
-    edits: Mapping[str, Sequence[Edit]],
+    edits: Mapping[str, Sequence[EmbeddingEdit]],
     test: Samples,
     factor: str,
     groups: np.ndarray,

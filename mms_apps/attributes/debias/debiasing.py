@@ -12,12 +12,9 @@ from features.errors import UserError
 from features.modality import Modality
 from features.space.space import FeatureSpace
 from mms_apps.attributes.debias.baselines import prompt_projection, random_edits
-from mms_apps.attributes.debias.choosing import Choice, cells, choose_edit
+from mms_apps.attributes.debias.choosing import ChosenFeatures, cells, choose_edit
 from mms_apps.attributes.debias.comparison import MethodRow, compare_methods
-from mms_apps.attributes.edits import (
-    Edit,
-    RemoveFeatures,
-)
+from mms_apps.attributes.edits import EmbeddingEdit, RemoveFeatures
 from mms_apps.attributes.estimators import TEMPLATES
 from mms_apps.attributes.labels import Samples
 from mms_apps.attributes.model import AttributeModel, Method, fit_model
@@ -31,7 +28,7 @@ class Debiasing:
     """A comparison of methods, and the edit that was chosen."""
 
     model: AttributeModel
-    choice: Choice
+    choice: ChosenFeatures
     edit: RemoveFeatures
     factor: str
     unrelated: str
@@ -113,8 +110,8 @@ def debias(
             for first, second in combinations(factor_values, 2)
         ],
     )
-    edits: dict[str, Sequence[Edit]] = {
-        "none": [Edit()],
+    edits: dict[str, Sequence[EmbeddingEdit]] = {
+        "none": [EmbeddingEdit()],
         "features": [edit],
         "debias_vl": [projection],
         "random": random_edits(choice, edit, validation, seed=seed),

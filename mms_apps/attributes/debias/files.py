@@ -10,17 +10,14 @@ from features.errors import UserError
 from features.files import replacing, write_json
 from features.modality import Modality
 from features.space.space import FeatureSpace
-from mms_apps.attributes.debias.choosing import Choice
-from mms_apps.attributes.edits import (
-    WAYS,
-    RemoveFeatures,
-)
+from mms_apps.attributes.debias.choosing import ChosenFeatures
+from mms_apps.attributes.edits import WAYS, RemoveFeatures
 
 SCHEMA = 1
 WEIGHTS = "edit.safetensors"
 
 
-def save_edit(choice: Choice, edit: RemoveFeatures, folder: str | Path) -> Path:
+def save_edit(choice: ChosenFeatures, edit: RemoveFeatures, folder: str | Path) -> Path:
     """Write edit.safetensors and then config.json into a folder."""
     from safetensors.torch import save_file
 

@@ -7,9 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from mms_apps.robustness.attacks.base import AttackConfig
-from mms_apps.robustness.models import (
-    batched,
-)
+from mms_apps.robustness.models import batched
 
 MAX_TARGETS = 10
 """Classes that targeted attacks go for, the likeliest first, as in AutoAttack."""

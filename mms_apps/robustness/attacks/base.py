@@ -10,9 +10,7 @@ from torch import Tensor, nn
 
 from features.errors import UserError
 from mms_apps.robustness.distances import Norm, read_norm
-from mms_apps.robustness.models import (
-    BATCH,
-)
+from mms_apps.robustness.models import BATCH
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,7 @@ from torch import Tensor, nn
 
 from mms_apps.robustness.attacks.base import AttackConfig
 from mms_apps.robustness.distances import distances
-from mms_apps.robustness.models import (
-    correct,
-)
+from mms_apps.robustness.models import correct
 
 CW_CONSTANTS = (1.0, 10.0, 100.0)
 

@@ -21,13 +21,7 @@ from mms_apps.robustness.attacks.registry import (
     require_offered,
 )
 from mms_apps.robustness.distances import within
-from mms_apps.robustness.models import (
-    Progress,
-    batched,
-    correct,
-    require_float32,
-    undisturbed,
-)
+from mms_apps.robustness.models import Progress, batched, correct, require_float32, undisturbed
 
 
 def run_attack(
