@@ -40,12 +40,12 @@ from features.embedded.world import REGISTERS, EmbeddedPairs, render
 from features.space.space import FeatureSpace
 from mms_apps.attributes.audit import class_effects
 from mms_apps.attributes.debias.baselines import prompt_projection, random_edits
-from mms_apps.attributes.debias.choosing import cells, choose_edit
+from mms_apps.attributes.debias.choosing import choose_edit
 from mms_apps.attributes.debias.comparison import MethodRow, compare_methods
 from mms_apps.attributes.debias.debiasing import VALIDATION, split_samples
 from mms_apps.attributes.edits import EmbeddingEdit, Project
 from mms_apps.attributes.explain import explain
-from mms_apps.attributes.labels import Samples
+from mms_apps.attributes.labels import Samples, cells
 from mms_apps.attributes.measures import (
     bootstrap_weights,
     estimate,

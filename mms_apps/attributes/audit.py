@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from features.bootstrap import NOT_KNOWN, Estimate
+from features.bootstrap import Estimate
 from features.errors import UserError
 from features.modality import CROSS_MODAL, IMAGE_DOMINANT, TEXT_DOMINANT
 from mms_apps.attributes.edits import (
@@ -18,6 +18,7 @@ from mms_apps.attributes.edits import (
     random_features,
 )
 from mms_apps.attributes.labels import Samples
+from mms_apps.attributes.leakage import group_leakage
 from mms_apps.attributes.measures import (
     REPLICATES,
     Measures,
@@ -150,32 +151,6 @@ def audit(
         classes=class_effects(model, samples.take(labelled), seed=seed, replicates=replicates),
         lean=[] if role is None else lean(model, samples.take(labels == unspecified), role),
     )
-
-
-def group_leakage(
-    samples: Samples, groups: np.ndarray, *, seed: int = 0, replicates: int = REPLICATES
-) -> tuple[Estimate, float]:
-    """Accuracy of a cross-validated probe for the groups on embeddings, and the share of the
-    largest group. Groups of one sample are left out; undefined where fewer than two are left."""
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
-    names, sizes = np.unique(groups, return_counts=True)
-    kept = np.isin(groups, names[sizes >= 2])
-    if len(names[sizes >= 2]) < 2:
-        return NOT_KNOWN, float("nan")
-    left = groups[kept]
-    probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
-    folds = StratifiedGroupKFold(
-        min(5, int(sizes[sizes >= 2].min())), shuffle=True, random_state=seed
-    )
-    _, ids = np.unique(samples.ids[kept].astype(str), return_inverse=True)
-    x = samples.embeddings.numpy()[kept]
-    hits = cross_val_predict(probe, x, left, groups=ids, cv=folds) == left
-    weights = bootstrap_weights(len(hits), replicates, seed, samples.ids[kept])
-    return estimate(weighted_mean(hits, weights)), float(sizes[sizes >= 2].max() / len(left))
 
 
 def class_effects(

@@ -141,3 +141,8 @@ def classes_of(
             f"({', '.join(chosen) or 'none is common enough'}); give an attribute with at least two"
         )
     return chosen
+
+
+def cells(attribute: np.ndarray, factor: np.ndarray) -> np.ndarray:
+    """The groups of samples with the same attribute and factor, "attribute, factor": `[n]`."""
+    return np.array([f"{a}, {f}" for a, f in zip(attribute, factor, strict=True)])

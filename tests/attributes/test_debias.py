@@ -13,11 +13,11 @@ from features.dictionary.identity import IdentityDictionary
 from features.errors import UserError
 from features.space.space import FeatureSpace
 from mms_apps.attributes.audit import audit, class_effects, lean, require_groups
-from mms_apps.attributes.debias.choosing import association, cells, choose_edit
-from mms_apps.attributes.debias.comparison import leakage_hits
+from mms_apps.attributes.debias.choosing import association, choose_edit
 from mms_apps.attributes.debias.debiasing import debias, split_samples
 from mms_apps.attributes.debias.files import load_edit, save_edit
-from mms_apps.attributes.labels import Samples
+from mms_apps.attributes.labels import Samples, cells
+from mms_apps.attributes.leakage import leakage_hits
 from mms_apps.attributes.model import fit_model
 
 

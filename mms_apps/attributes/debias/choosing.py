@@ -80,11 +80,6 @@ def association(activations: np.ndarray, factor: np.ndarray, strata: np.ndarray)
     return mean[np.abs(mean).argmax(axis=0), np.arange(mean.shape[1])]
 
 
-def cells(attribute: np.ndarray, factor: np.ndarray) -> np.ndarray:
-    """The groups of samples with the same attribute and factor, "attribute, factor": `[n]`."""
-    return np.array([f"{a}, {f}" for a, f in zip(attribute, factor, strict=True)])
-
-
 def choose_edit(
     model: AttributeModel,
     validation: Samples,

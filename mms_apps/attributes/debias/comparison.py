@@ -7,13 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from features.bootstrap import Estimate
 from features.errors import UserError
-from mms_apps.attributes.debias.choosing import cells
 from mms_apps.attributes.edits import EmbeddingEdit
 from mms_apps.attributes.labels import Samples
+from mms_apps.attributes.leakage import leakage_hits
 from mms_apps.attributes.measures import (
     MIN_GROUP,
     REPLICATES,
@@ -50,27 +49,6 @@ class MethodRow:
     accuracy_change: Estimate
     gap_less_features: Estimate
     worst_less_features: Estimate
-
-
-def leakage_hits(
-    train: Tensor, train_factor: np.ndarray, strata: np.ndarray, test: Tensor, factor: np.ndarray
-) -> np.ndarray:
-    """Whether a logistic regression finds the factor in each test embedding: `[n]` bool.
-
-    The cells of stratum and factor weigh the same in training, so that an attribute that goes with
-    the factor there does not stand in for it.
-    """
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
-    names, place, sizes = np.unique(
-        cells(strata, train_factor), return_inverse=True, return_counts=True
-    )
-    weight = len(place) / (len(names) * sizes[place])
-    probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
-    probe.fit(train.numpy(), train_factor, logisticregression__sample_weight=weight)
-    return probe.predict(test.numpy()) == factor
 
 
 def compare_methods(

@@ -12,11 +12,11 @@ from features.errors import UserError
 from features.modality import Modality
 from features.space.space import FeatureSpace
 from mms_apps.attributes.debias.baselines import prompt_projection, random_edits
-from mms_apps.attributes.debias.choosing import ChosenFeatures, cells, choose_edit
+from mms_apps.attributes.debias.choosing import ChosenFeatures, choose_edit
 from mms_apps.attributes.debias.comparison import MethodRow, compare_methods
 from mms_apps.attributes.edits import EmbeddingEdit, RemoveFeatures
 from mms_apps.attributes.estimators import TEMPLATES
-from mms_apps.attributes.labels import Samples
+from mms_apps.attributes.labels import Samples, cells
 from mms_apps.attributes.model import AttributeModel, Method, fit_model
 
 VALIDATION = 0.3

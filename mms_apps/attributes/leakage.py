@@ -1,0 +1,69 @@
+"""What embeddings give away of a factor, by the accuracy of probes for it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from torch import Tensor
+
+from features.bootstrap import NOT_KNOWN, Estimate
+from mms_apps.attributes.labels import Samples, cells
+from mms_apps.attributes.measures import REPLICATES, bootstrap_weights, estimate, weighted_mean
+
+if TYPE_CHECKING:
+    from sklearn.pipeline import Pipeline
+
+MAX_ITERATIONS = 2000
+
+
+def _probe() -> Pipeline:
+    """A logistic regression on standardised embeddings."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    return make_pipeline(StandardScaler(), LogisticRegression(max_iter=MAX_ITERATIONS))
+
+
+def group_leakage(
+    samples: Samples, groups: np.ndarray, *, seed: int = 0, replicates: int = REPLICATES
+) -> tuple[Estimate, float]:
+    """Accuracy of a cross-validated probe for the groups on embeddings, and the share of the
+    largest group. Groups of one sample are left out; undefined where fewer than two are left."""
+    from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
+
+    names, sizes = np.unique(groups, return_counts=True)
+    kept = np.isin(groups, names[sizes >= 2])
+    if len(names[sizes >= 2]) < 2:
+        return NOT_KNOWN, float("nan")
+    left = groups[kept]
+    folds = StratifiedGroupKFold(
+        min(5, int(sizes[sizes >= 2].min())), shuffle=True, random_state=seed
+    )
+    _, ids = np.unique(samples.ids[kept].astype(str), return_inverse=True)
+    x = samples.embeddings.numpy()[kept]
+    hits = cross_val_predict(_probe(), x, left, groups=ids, cv=folds) == left
+    weights = bootstrap_weights(len(hits), replicates, seed, samples.ids[kept])
+    return estimate(weighted_mean(hits, weights)), float(sizes[sizes >= 2].max() / len(left))
+
+
+def leakage_hits(
+    train: Tensor, train_factor: np.ndarray, strata: np.ndarray, test: Tensor, factor: np.ndarray
+) -> np.ndarray:
+    """Whether a probe finds the factor in each test embedding: `[n]` bool.
+
+    The cells of stratum and factor weigh the same in training, so that an attribute that goes with
+    the factor there does not stand in for it.
+
+    Args:
+        train: embeddings `[m, dim]`, with their factor and stratum, `[m]` each.
+        test: embeddings `[n, dim]`, with their factor, `[n]`.
+    """
+    names, place, sizes = np.unique(
+        cells(strata, train_factor), return_inverse=True, return_counts=True
+    )
+    weight = len(place) / (len(names) * sizes[place])
+    probe = _probe()
+    probe.fit(train.numpy(), train_factor, logisticregression__sample_weight=weight)
+    return probe.predict(test.numpy()) == factor
