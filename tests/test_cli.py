@@ -284,7 +284,7 @@ def test_the_embedded_world_with_the_shipped_weights(tmp_path: Path, mms: Mms) -
 
 
 def test_an_interruption_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch, mms: Mms) -> None:
-    def interrupt(spec: str) -> None:
+    def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("features.pairs.open.open_pairs", interrupt)

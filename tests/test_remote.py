@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+import time
+from email.utils import formatdate
 from pathlib import Path
 
 import pytest
@@ -97,3 +99,23 @@ def test_s3_without_boto3_says_what_to_install(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setitem(sys.modules, "boto3", None)
     with pytest.raises(UserError, match=r"mms-apps\[s3\]"):
         open_pairs("s3://bucket/a.tar").fingerprint()
+
+
+def test_a_busy_server_is_waited_for_as_it_asks(
+    shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waited: list[float] = []
+    monkeypatch.setattr(remote.time, "sleep", waited.append)
+    soon = formatdate(time.time() + 30, usegmt=True)
+    with serving(shards) as (address, server):
+        source = open_pairs(f"{address}/bucket/pairs-0.tar")
+        for status, pause in ((429, "7"), (503, soon), (408, ""), (425, "nonsense")):
+            server.busy[:] = [(status, pause)]
+            waited.clear()
+            assert len(list(source.read(source.parts()[0]))) == 4
+            (seconds,) = waited
+            assert seconds == {"7": 7}.get(pause, 0) or (pause == soon and 20 < seconds <= 30)
+        for status, pause in ((429, "86400"), (403, "1"), (410, "")):
+            server.busy[:] = [(status, pause)]
+            with pytest.raises(UserError, match=str(status)):
+                list(source.read(source.parts()[0]))

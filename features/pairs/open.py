@@ -16,9 +16,9 @@ the names.
 from __future__ import annotations
 
 import glob
+import math
 import os
-from collections.abc import Iterator
-from itertools import islice
+import re
 from pathlib import Path
 
 from features.errors import UserError
@@ -36,8 +36,9 @@ TABLES = (*JSON_LINES, *DELIMITED, PARQUET)
 METADATA = "metadata"
 DEPTH = 2
 """Folders below the named one in which tables and archives are looked for."""
-MAX_FILES = 1_000_000
+MAX_FILES = 100_000
 """That a pattern may stand for."""
+RANGE = re.compile(r"\{(\d+)\.\.(\d+)")
 
 
 def open_pairs(
@@ -101,7 +102,7 @@ def _folder(folder: Path, spec: str, wanted: Wanted) -> PairSource:
     """The pairs in a folder, by the first of the layouts that fits."""
     name = folder.resolve().name
     files = _files_below(folder)
-    for depth in (1, 2):
+    for depth in range(1, DEPTH + 2):
         described = [f for f in files if len(f.parts) <= depth and _is_metadata(f)]
         if described:
             return _tables(folder, described, name, wanted)
@@ -216,13 +217,10 @@ def _braces(pattern: str) -> list[str]:
     """
     from braceexpand import braceexpand
 
-    def expanded() -> Iterator[str]:
-        try:
-            yield from braceexpand(pattern)
-        except ValueError:  # braces that do not match
-            yield pattern
-
-    found = list(dict.fromkeys(islice(expanded(), MAX_FILES + 1)))
-    if len(found) > MAX_FILES:
+    ranges = [abs(int(last) - int(first)) + 1 for first, last in RANGE.findall(pattern)]
+    if math.prod(ranges) > MAX_FILES:
         raise UserError(f"{pattern}: stands for more than {MAX_FILES:,} files; name fewer")
-    return found
+    try:
+        return list(dict.fromkeys(braceexpand(pattern)))
+    except ValueError:  # braces that do not match
+        return [pattern]

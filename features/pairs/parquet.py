@@ -49,7 +49,8 @@ class ParquetPairs(PairSource):
         if not self.total():
             raise UserError(f"{path}: no rows; give at least one image with its caption")
         self._holds_images = _holds_bytes(schema.field(self._image).type)
-        self._read_columns = [f.name for f in schema if f.name == self._image or _is_read(f)]
+        always = {self._image, *self.columns.captions}
+        self._read_columns = [f.name for f in schema if f.name in always or _is_read(f)]
         self._cached: tuple[int, pa.Table] | None = None
 
     def parts(self) -> list[Part]:

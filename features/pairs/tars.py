@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import json
 import os
-import shutil
 import tarfile
 import tempfile
 from collections import defaultdict
@@ -235,6 +234,8 @@ def _members(file: IO[bytes]) -> tuple[list[Member], list[str]]:
                     damage.append(f"{printable(name)} is cut off or too large")
                 else:
                     members.append(member)
+        if end < size and _any_byte(file, end, size):
+            damage.append(f"bytes {end} to {size} hold no files")
     except (tarfile.TarError, OSError, ValueError, OverflowError) as error:
         damage.append(f"from byte {end} on: {first_line(error)}")
     if not members and not damage:
@@ -277,7 +278,8 @@ def _unpacked(path: Path) -> Iterator[IO[bytes]]:
     }
     with tempfile.TemporaryFile() as copy, kinds[path.suffix.lower()](path) as packed:
         try:
-            shutil.copyfileobj(packed, copy, length=1 << 20)
+            while block := packed.read1(1 << 16):  # what comes before a damage is kept
+                copy.write(block)
         except (EOFError, lzma.LZMAError, OSError) as error:
             if not copy.tell():
                 raise OSError(f"no archive: {first_line(error)}") from None

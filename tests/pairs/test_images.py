@@ -97,7 +97,7 @@ def test_other_formats_never_start_a_program(
 
     monkeypatch.setattr("subprocess.Popen.__init__", started)
     monkeypatch.setattr("os.system", started)
-    with pytest.raises(UnreadableImage, match="unreadable image|truncated image"):
+    with pytest.raises(UnreadableImage, match=r"unreadable image|truncated image"):
         decode_image(content)
 
 

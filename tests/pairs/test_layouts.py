@@ -1,0 +1,251 @@
+"""The folders, shards and archives that people have."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from features.errors import UserError
+from features.pairs.open import open_pairs
+from tests.pairs.reading import captions, pairs, png, reasons, records, write_tar
+
+
+def metadata(folder: Path, name: str, rows: list[dict]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for row in rows:
+        (folder / row["file_name"]).write_bytes(png())
+    if name.lower().endswith(".jsonl"):
+        (folder / name).write_text("\n".join(map(json.dumps, rows)))
+    elif name.lower().endswith(".csv"):
+        lines = [",".join(rows[0]), *(",".join(row.values()) for row in rows)]
+        (folder / name).write_text("\n".join(lines))
+    else:
+        pq.write_table(pa.Table.from_pylist(rows), folder / name)
+
+
+KINDS = ["metadata.jsonl", "metadata.csv", "metadata.parquet", "Metadata.CSV"]
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_imagefolders_metadata(tmp_path: Path, name: str) -> None:
+    metadata(tmp_path / "f", name, [{"file_name": "a.png", "text": "x", "mood": "y"}])
+    (pair,) = pairs(tmp_path / "f")
+    assert pair.captions == ("x",) and pair.attributes == {"mood": "y"}
+
+
+@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("below", ["", "data/"])
+def test_splits_in_folders_with_the_same_names(tmp_path: Path, name: str, below: str) -> None:
+    for split in ("train", "test"):
+        rows = [{"file_name": f"{i}.png", "text": f"{split} {i}"} for i in range(2)]
+        metadata(tmp_path / f"{below}{split}", name, rows)
+    source = open_pairs(str(tmp_path))
+    found = pairs(source)
+    assert sorted(captions(source)) == ["test 0", "test 1", "train 0", "train 1"]
+    assert {pair.attributes["split"] for pair in found} == {"train", "test"}
+    assert len({pair.id for pair in found}) == len({pair.location for pair in found}) == 4
+    assert source.total() == 4
+    locations = [pair.location for pair in found]
+    assert dict(source.images(locations)).keys() == set(locations)
+
+
+def test_metadata_above_split_folders(tmp_path: Path) -> None:
+    (tmp_path / "train").mkdir()
+    metadata(tmp_path, "metadata.csv", [{"file_name": "train/0.png", "text": "x"}])
+    (pair,) = pairs(tmp_path)
+    assert pair.location == "train/0.png"
+
+
+@pytest.mark.parametrize("splits", [False, True])
+def test_folders_of_classes(tmp_path: Path, splits: bool) -> None:
+    for split in ("train", "val") if splits else ("",):
+        for label in ("cat", "dog"):
+            folder = tmp_path / split / label
+            folder.mkdir(parents=True)
+            (folder / "0.PNG").write_bytes(png())
+            (folder / "notes.md").write_text("no picture")
+            (folder / ".hidden.png").write_bytes(png())
+    with pytest.raises(UserError, match=r"no captions.*--caption-column label"):
+        open_pairs(str(tmp_path))
+    for found in (
+        pairs(open_pairs(str(tmp_path), captions_needed=False)),
+        pairs(open_pairs(str(tmp_path), caption_column="label")),
+    ):
+        assert len(found) == (4 if splits else 2)
+        assert {pair.attributes.get("label", *pair.captions) for pair in found} == {"cat", "dog"}
+        if splits:
+            assert {pair.attributes["split"] for pair in found} == {"train", "val"}
+    assert captions(open_pairs(str(tmp_path), caption_column="label"))[0] == "cat"
+
+
+def test_texts_beside_images(tmp_path: Path) -> None:
+    for name, text in (("a", "été".encode("latin-1")), ("b", "naïve".encode("utf-16"))):
+        (tmp_path / f"{name}.png").write_bytes(png())
+        (tmp_path / f"{name}.txt").write_bytes(text)
+    (tmp_path / "c.png").write_bytes(png())
+    assert captions(tmp_path) == ["été", "naïve"]
+    assert reasons(tmp_path) == ["missing caption"]
+
+
+def shard(path: Path, first: int, rows: int = 6, *, group: int = 2, **options: object) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    numbers = range(first, first + rows)
+    columns = {
+        "image": [{"bytes": png((i, 0, 0)), "path": f"{i}.png"} for i in numbers],
+        "text": [f"number {i}" for i in numbers],
+    }
+    pq.write_table(pa.table(columns), path, row_group_size=group, **options)
+
+
+@pytest.mark.parametrize(
+    "pattern", ["", "/data", "/data/*.parquet", "/data/train-{00000..00001}-of-2.parquet"]
+)
+def test_sharded_parquet(tmp_path: Path, pattern: str) -> None:
+    for index in range(2):
+        shard(tmp_path / f"data/train-{index:05d}-of-2.parquet", 6 * index)
+    source = open_pairs(f"{tmp_path}{pattern}")
+    found = pairs(source)
+    assert captions(source) == [f"number {i}" for i in range(12)]
+    assert {pair.attributes["split"] for pair in found} == {"train"}
+    wanted = [found[i].location for i in (11, 2, 10, 3)]
+    images = dict(source.images(wanted))
+    assert [images[place].getpixel((0, 0))[0] for place in wanted] == [11, 2, 10, 3]
+
+
+def test_no_row_group_is_decoded_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shard(tmp_path / "x.parquet", 0, 200, group=50)
+    monkeypatch.setattr("features.pairs.parquet.PART_RECORDS", 40)
+    decoded: list[int] = []
+    whole = pq.ParquetFile.iter_batches
+
+    def counted(self: pq.ParquetFile, *args: object, row_groups: list[int], **options: object):
+        decoded.extend(row_groups)
+        return whole(self, *args, row_groups=row_groups, **options)
+
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", counted)
+    assert len(pairs(tmp_path / "x.parquet")) == 200
+    assert sorted(decoded) == [0, 1, 2, 3]
+    decoded.clear()
+    source = open_pairs(str(tmp_path / "x.parquet"))
+    found = [int(place) for place, _ in source.images(map(str, (199, 7, 100, 11)))]
+    assert found == [7, 11, 100, 199]
+    assert sorted(decoded) == [0, 2, 3]
+
+
+def arrow(kind: pa.DataType, values: list) -> pa.Array:
+    return pa.array(values, kind)
+
+
+TEXTS = ["one", "two"]
+CAPTIONS = [
+    pa.array(TEXTS, pa.string()),
+    pa.array(TEXTS, pa.large_string()),
+    pa.array(TEXTS, pa.string_view()),
+    pa.array(TEXTS, pa.binary()),
+    pa.array(TEXTS).dictionary_encode(),
+    pa.array([[t] for t in TEXTS], pa.list_(pa.string())),
+    pa.array([[t] for t in TEXTS], pa.large_list(pa.large_string())),
+    pa.array([[t] for t in TEXTS], pa.list_(pa.string(), 1)),
+    pa.array([[t] for t in TEXTS], pa.list_view(pa.string())),
+    pa.array([[[t]] for t in TEXTS], pa.list_(pa.list_(pa.string()))),
+]
+
+
+@pytest.mark.parametrize("column", CAPTIONS, ids=lambda column: str(column.type))
+def test_captions_of_any_arrow_type(tmp_path: Path, column: pa.Array) -> None:
+    for image in (pa.binary(), pa.large_binary(), pa.binary_view()):
+        table = pa.table({"image": pa.array([png(), png()], image), "caption": column})
+        try:
+            pq.write_table(table, tmp_path / "x.parquet")
+        except pa.ArrowNotImplementedError:
+            pytest.skip("parquet cannot hold it")
+        assert captions(tmp_path / "x.parquet") == TEXTS
+
+
+def test_attributes_of_any_arrow_type(tmp_path: Path) -> None:
+    import datetime
+    import decimal
+
+    table = pa.table(
+        {
+            "image": [png()],
+            "text": ["x"],
+            "int": pa.array([3], pa.int8()),
+            "float": pa.array([3.0], pa.float32()),
+            "half": [2.5],
+            "bool": [True],
+            "day": [datetime.date(2020, 1, 2)],
+            "price": [decimal.Decimal("1.50")],
+            "kind": pa.array(["a"]).dictionary_encode(),
+            "list": pa.array([[1, 2]], pa.large_list(pa.int64())),
+            "nothing": pa.array([None], pa.string()),
+            "nan": [float("nan")],
+            "blob": [b"\xff\xfe\x00\x01"],
+            "struct": [{"a": 1}],
+        }
+    )
+    pq.write_table(table, tmp_path / "x.parquet")
+    (pair,) = pairs(tmp_path / "x.parquet")
+    assert pair.attributes == {
+        "int": "3",
+        "float": "3",
+        "half": "2.5",
+        "bool": "true",
+        "day": "2020-01-02",
+        "price": "1.50",
+        "kind": "a",
+        "list": "1|2",
+        "nothing": None,
+        "nan": None,
+    }
+
+
+def test_a_damaged_row_group_costs_its_rows_alone(tmp_path: Path) -> None:
+    path = tmp_path / "x.parquet"
+    shard(path, 0, 6, compression="zstd", use_dictionary=False)
+    file = pq.ParquetFile(path)
+    chunk = file.metadata.row_group(1).column(0)
+    content = bytearray(path.read_bytes())
+    start = chunk.data_page_offset
+    content[start + 20 : start + chunk.total_compressed_size] = bytes(
+        chunk.total_compressed_size - 20
+    )
+    path.write_bytes(content)
+    found = records(path)
+    assert captions(path) == ["number 0", "number 1", "number 4", "number 5"]
+    assert len(found) == 6 and all("unreadable" in reason for reason in reasons(path))
+
+
+def test_a_caption_that_is_corrected_in_place_is_noticed(tmp_path: Path) -> None:
+    def prints(text: str) -> list[str]:
+        rows = {"image": [png()] * 3, "text": ["aa", text, "zz"]}
+        pq.write_table(pa.table(rows), tmp_path / "x.parquet", use_dictionary=False)
+        write_tar(tmp_path / "x.tar", [("a.png", png()), ("a.txt", text.encode())])
+        write_tar(tmp_path / "x.tgz", [("a.png", png()), ("a.json", b'{"text": "%s"}')], "w:gz")
+        return [open_pairs(str(tmp_path / name)).fingerprint() for name in ("x.parquet", "x.tar")]
+
+    first, again, other = prints("dog"), prints("dog"), prints("cat")
+    assert first == again
+    assert all(one != two for one, two in zip(first, other, strict=True))
+
+
+def test_what_was_expected_is_named(tmp_path: Path) -> None:
+    def refused(where: str, match: str) -> None:
+        with pytest.raises(UserError, match=match):
+            open_pairs(f"{tmp_path}/{where}")
+
+    (tmp_path / "empty").mkdir()
+    refused("empty", "no metadata.jsonl, .csv or .parquet, no .tar file and no images")
+    (tmp_path / "two").mkdir()
+    for name in ("a.csv", "b.csv"):
+        (tmp_path / "two" / name).write_text("image,caption\nx.png,y\n")
+    refused("two", r"2 tables \(a\.csv, b\.csv\); name one of them")
+    metadata(tmp_path / "both", "metadata.csv", [{"file_name": "a.png", "text": "x"}])
+    metadata(tmp_path / "both", "metadata.jsonl", [{"file_name": "a.png", "text": "x"}])
+    refused("both", "keep one of them")
+    refused("a{b", "no such file or folder")
+    refused("{0..99999999}.tar", "more than 100,000")
