@@ -1,4 +1,4 @@
-"""This process among those that `accelerate launch` or torchrun started."""
+"""This process among those that `accelerate launch` or torchrun started, and its device."""
 
 from __future__ import annotations
 
@@ -7,12 +7,17 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from features.errors import UserError, first_line
+
 if TYPE_CHECKING:
     import torch
     from accelerate import PartialState
 
-PATIENCE = timedelta(days=7)
+TIMEOUT = timedelta(days=7)
 """How long a process waits for the others to finish their parts."""
+BF16_CAPABILITY = 8
+"""Compute capability from which NVIDIA GPUs have bf16 (Ampere); older ones emulate it slowly."""
+DEVICES = "use auto, cpu, cuda, cuda:N or mps"
 
 Made = TypeVar("Made")
 
@@ -28,12 +33,44 @@ def this_process() -> PartialState:
     from accelerate import PartialState
 
     cpu = wants_cpu() or not torch.accelerator.is_available()
-    return PartialState(cpu=cpu, timeout=PATIENCE)
+    return PartialState(cpu=cpu, timeout=TIMEOUT)
 
 
 def from_main_process(make: Callable[[], Made]) -> Made:
-    """What `make` returns in the main process, in every process."""
-    return broadcast(make() if this_process().is_main_process else None, 0)
+    """What `make` returns in the main process, in every process.
+
+    Raises:
+        Exception: what `make` raised, in every process.
+    """
+    if this_process().is_main_process:
+        held = in_all_processes(make)
+        return broadcast(held, 0)
+    in_all_processes(lambda: None)
+    return broadcast(None, 0)
+
+
+def in_all_processes(do: Callable[[], Made]) -> Made:
+    """What `do` returns, once all processes are through with it.
+
+    Raises:
+        Exception: what `do` raised in the first process where it failed, in every process, so
+            that none waits for one that is gone.
+    """
+    if this_process().num_processes == 1:
+        return do()
+    failure: Exception | None = None
+    try:
+        made = do()
+    except Exception as error:
+        failure = error
+    told = failure if failure is None or isinstance(failure, UserError) else first_line(failure)
+    everyone = _gather(told)
+    if failure is not None:
+        raise failure
+    for rank, other in enumerate(everyone):
+        if other is not None:
+            raise other if isinstance(other, UserError) else RuntimeError(f"rank {rank}: {other}")
+    return made
 
 
 def broadcast(held: Any, process: int) -> Any:
@@ -43,15 +80,59 @@ def broadcast(held: Any, process: int) -> Any:
     return broadcast_object_list([held], from_process=process)[0]
 
 
+def _gather(held: Any) -> list[Any]:
+    """What each process holds, by rank, in every process."""
+    from accelerate.utils import gather_object
+
+    return gather_object([held])
+
+
 def resolve_device(device: str | torch.device) -> torch.device:
-    """`auto`: the GPU of this process's local rank, or the CPU."""
+    """The device that a user's word stands for: the one place that decides it.
+
+    Args:
+        device: `auto` is the GPU of this process's local rank, or the CPU where there is none (on
+            Apple's GPUs too: they lack float64); `cuda` is the GPU of the local rank; `cpu`,
+            `cuda:N`, `mps` are themselves.
+
+    Raises:
+        UserError: there is no such device here.
+    """
     import torch
 
-    if device != "auto":
-        return torch.device(device)
-    if wants_cpu():
-        return torch.device("cpu")
-    if torch.cuda.is_available():
-        rank = int(os.environ.get("LOCAL_RANK", 0))
-        return torch.device("cuda", rank % torch.cuda.device_count())
-    return torch.device("cpu")
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() and not wants_cpu() else "cpu"
+    try:
+        found = torch.device(device)
+    except (RuntimeError, TypeError):
+        raise UserError(f"device {device!r}: no such device; {DEVICES}") from None
+    if found.type == "cpu":
+        return found
+    if found.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if found.index is None and count:
+            return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % count)
+        if not count or found.index >= count:
+            there = f"{count} GPUs" if count else "no CUDA GPU"
+            raise UserError(f"device {device}: there is {there} here; {DEVICES}")
+        return found
+    if found.type == "mps" and torch.backends.mps.is_available():
+        return found
+    raise UserError(f"device {device}: not available here; {DEVICES}")
+
+
+def statistics_device(device: torch.device) -> torch.device:
+    """Where float64 sums over a device's activations are kept: there, or on the CPU where the
+    device has no float64 (Apple's GPUs)."""
+    import torch
+
+    return torch.device("cpu") if device.type == "mps" else device
+
+
+def has_bf16(device: torch.device) -> bool:
+    """Whether a device computes in bf16 itself, rather than by emulation."""
+    import torch
+
+    if device.type != "cuda":
+        return False
+    return torch.cuda.get_device_capability(device)[0] >= BF16_CAPABILITY

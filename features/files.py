@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from features.errors import UserError, first_line
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
@@ -36,6 +38,23 @@ def plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [plain(inner) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """What the JSON file of an artifact holds.
+
+    Raises:
+        UserError: it holds no JSON object.
+    """
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(
+            f"{path}: damaged ({first_line(error)}); make or copy its folder again"
+        ) from None
+    if not isinstance(record, dict):
+        raise UserError(f"{path}: holds no JSON object; make or copy its folder again")
+    return record
 
 
 def write_json(path: Path, record: Any) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from features.checkpoint import load_checkpoint, save_checkpoint
 from features.dictionary.base import Dictionary, DictionaryConfig, dictionary_class, load_dictionary
 from features.dictionary.reconstruction import reconstruction_figures
-from features.distributed import this_process
+from features.distributed import from_main_process, resolve_device, this_process
 from features.errors import UserError
 from features.modality import FIXED_BOUNDS, MODALITIES
 from features.store.store import ActivationStore
@@ -28,6 +28,7 @@ HASHED_DIMS = 16
 DECAY_SHARE = 0.2
 SHOW_EVERY = 20
 SHOWN_PAIRS = 64
+CHECKPOINT = "checkpoint.safetensors"
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ def fit_dictionary(
     config: TrainConfig,
     out: str | Path,
     *,
-    device: str = "auto",
+    device: torch.device | str = "auto",
     progress: bool = True,
 ) -> Dictionary:
     """Fit a dictionary and save it, with its figures on the held-out pairs, to the folder `out`.
@@ -67,7 +68,7 @@ def fit_dictionary(
     the same result; a finished one is loaded.
 
     Args:
-        device: a torch device; "auto" is this process's GPU where there is one.
+        device: as `resolve_device` takes it.
 
     Returns:
         The dictionary, on the CPU.
@@ -80,8 +81,8 @@ def fit_dictionary(
         "store_fingerprint": store.fingerprint,
         "pairs": store.config.pairs,
     }
-    if (out / "config.json").is_file():
-        return _finished(out, made_from)
+    if from_main_process(lambda: _finished(out, made_from)):
+        return load_dictionary(out)
     dictionary = new_dictionary(store, config)
     means, pairs = _training_means(store)
     if pairs < 2:
@@ -98,9 +99,12 @@ def fit_dictionary(
     dictionary.config = dataclasses.replace(
         dictionary.config, training=made_from, held_out=reconstruction_figures(dictionary, held_out)
     )
-    if this_process().is_main_process:
+
+    def finish() -> None:
         dictionary.save(out)
-        (out / "checkpoint.safetensors").unlink(missing_ok=True)
+        (out / CHECKPOINT).unlink(missing_ok=True)
+
+    from_main_process(finish)
     return dictionary
 
 
@@ -174,7 +178,7 @@ def _train(
     config: TrainConfig,
     out: Path,
     settings: str,
-    device: str,
+    device: torch.device | str,
     progress: bool,
 ) -> None:
     """The training loop; the dictionary is changed in place."""
@@ -188,7 +192,7 @@ def _train(
     )
 
     accelerator = Accelerator(device_placement=False, cpu=this_process().device.type == "cpu")
-    target = accelerator.device if device == "auto" else torch.device(device)
+    target = resolve_device(device)
     dictionary.to(target)
     activity = _Activity(dictionary.config.features).to(target)
     model, optimizer = accelerator.prepare(
@@ -196,7 +200,7 @@ def _train(
     )
     modules: dict[str, nn.Module] = {"dictionary": dictionary, "activity": activity}
     out.mkdir(parents=True, exist_ok=True)
-    checkpoint = out / "checkpoint.safetensors"
+    checkpoint = out / CHECKPOINT
     first = load_checkpoint(checkpoint, modules, optimizer, settings)
     share = slice(accelerator.process_index, None, accelerator.num_processes)
     bar = Progress(
@@ -292,15 +296,17 @@ def _training_means(store: ActivationStore) -> tuple[Tensor, int]:
     return total / max(1, pairs), pairs
 
 
-def _finished(out: Path, made_from: dict[str, Any]) -> Dictionary:
-    """The dictionary in `out`, if it was made from the same settings.
+def _finished(out: Path, made_from: dict[str, Any]) -> bool:
+    """Whether `out` holds the dictionary of these settings; what a kill left beside it is removed.
 
     Raises:
-        UserError: it was not.
+        UserError: it holds another.
     """
-    dictionary = load_dictionary(out)
-    if dictionary.config.training != made_from:
+    if not (out / "config.json").is_file():
+        return False
+    if load_dictionary(out).config.training != made_from:
         raise UserError(
             f"{out}: holds a dictionary of other settings; name another folder or remove it"
         )
-    return dictionary
+    (out / CHECKPOINT).unlink(missing_ok=True)
+    return True

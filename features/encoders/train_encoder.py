@@ -32,6 +32,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from features.checkpoint import load_checkpoint, save_checkpoint
+from features.distributed import has_bf16, resolve_device
 from features.embedded.world import REGISTERS, EmbeddedPairs, PlantedFactors, caption, render
 from features.errors import UserError
 from features.files import replacing, write_json
@@ -310,7 +311,7 @@ def train_encoder(
     source: PairSource,
     out: Path,
     training: EncoderTraining,
-    device: str = "cpu",
+    device: torch.device | str = "cpu",
     progress: bool = True,
 ) -> Path:
     """Train an encoder on `source` and save it to the folder `out`.
@@ -325,6 +326,7 @@ def train_encoder(
     import open_clip
     from rich.progress import track
 
+    device = resolve_device(device)
     pairs = TrainingPairs(source, training.image_size, training.group_by)
     if len(pairs) < 2:
         raise UserError(f"{source.name}: {len(pairs)} readable pairs; training needs at least two")
@@ -358,6 +360,7 @@ def train_encoder(
     contrast = open_clip.ClipLoss()
     mean = torch.tensor(MEAN, device=device).view(3, 1, 1)
     std = torch.tensor(STD, device=device).view(3, 1, 1)
+    in_bf16 = device.type == "cpu" or has_bf16(device)
 
     def tokenize(texts: list[str]) -> Tensor:
         return tokenizer(
@@ -373,7 +376,7 @@ def train_encoder(
         return encode(model.encode_image, view.contiguous(memory_format=torch.channels_last))
 
     def encode(encoder: Callable[[Tensor], Tensor], inputs: Tensor) -> Tensor:
-        with torch.autocast(torch.device(device).type, torch.bfloat16):
+        with torch.autocast(device.type, torch.bfloat16, enabled=in_bf16):
             return encoder(inputs).float()  # [batch, dim]
 
     model.train()

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from features.dictionary import Dictionary
-from features.distributed import broadcast, this_process
+from features.distributed import broadcast, statistics_device, this_process
 from features.scores.dominance import DominanceStatistics
 from features.scores.monosemanticity import Moments, MonosemanticityStatistics, TopSamples
 from features.scores.naming import NamingStatistics
@@ -129,6 +129,7 @@ def collect(
     state = this_process()
     rank, ranks = state.process_index, state.num_processes
     pairs = range(len(store) * rank // ranks, len(store) * (rank + 1) // ranks)
+    sums = statistics_device(device)
     found = ScoringStatistics(
         dictionary.config.features,
         judge.dim,
@@ -138,11 +139,11 @@ def collect(
         stream=store.config.pairs_fingerprint,
         start=pairs.start,
         replicates=replicates,
-        device=device,
+        device=sums,
     )
     batches = zip(
         _on_device(store, batch_size, pairs, device),
-        _on_device(judge, batch_size, pairs, device),
+        _on_device(judge, batch_size, pairs, sums),
         store.sample_batches(batch_size, pairs),
         strict=True,
     )
@@ -152,8 +153,8 @@ def collect(
         total=-(-len(pairs) // batch_size),
         disable=not (progress and state.is_local_main_process),
     ):
-        image = dictionary.encode(image, "image")  # [n, features]
-        text = dictionary.encode(text, "text")  # [n, features]
+        image = dictionary.encode(image, "image").to(sums)  # [n, features]
+        text = dictionary.encode(text, "text").to(sums)  # [n, features]
         found.update(image, text, judge_image, judge_text, samples)
     for other in range(1, ranks):
         theirs = broadcast(to_device(found, "cpu") if rank == other else None, other)

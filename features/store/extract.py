@@ -23,10 +23,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from features.distributed import this_process
+from features.distributed import from_main_process, has_bf16, this_process
 from features.encoders.encoder import Encoder, Preprocessing
 from features.errors import UserError
-from features.files import write_json
+from features.files import read_json, write_json
 from features.pairs.base import PairSource, Part, Skipped
 from features.store.store import ActivationStore, StoreConfig
 from features.store.write import (
@@ -62,7 +62,7 @@ def extract(
         workers: decoding processes beside each encoding one; 0 decodes in a thread of its own. The
             default follows the cores and the device, at most 8.
         precision: the encoder's arithmetic: fp32, bf16, fp16, or auto, which is bf16 (or fp16
-            where the GPU has no bf16) on a GPU and fp32 elsewhere.
+            where the GPU has no bf16 of its own) on a GPU and fp32 elsewhere.
         strict: stop at the first pair that cannot be read.
 
     Raises:
@@ -80,7 +80,7 @@ def extract(
         precision=resolve_precision(precision, encoder.device),
         shared_space=encoder.shared_space,
     )
-    if _finished(out, config):
+    if from_main_process(lambda: _begin(out, config)):
         store = ActivationStore.open(out)
         if strict and store.config.skipped:
             raise UserError(
@@ -88,9 +88,6 @@ def extract(
                 "and extract to another folder"
             )
         return store
-    out.mkdir(parents=True, exist_ok=True)
-    if state.is_main_process:
-        write_json(out / "extraction.json", dataclasses.asdict(config))
     parts = source.parts()
     mine = range(state.process_index, len(parts), state.num_processes)
     _extract_parts(
@@ -107,7 +104,8 @@ def extract(
         progress=progress and state.is_local_main_process,
     )
     state.wait_for_everyone()
-    if state.is_main_process:
+
+    def finish() -> None:
         missing = [index for index in range(len(parts)) if not part_finished(out, index)]
         if missing:
             raise UserError(
@@ -117,7 +115,8 @@ def extract(
         if strict:
             _refuse_skipped(out, len(parts))
         finish_store(out, config, len(parts))
-    state.wait_for_everyone()
+
+    from_main_process(finish)
     return ActivationStore.open(out)
 
 
@@ -130,7 +129,7 @@ def resolve_precision(precision: str, device: torch.device) -> str:
     if precision == "auto":
         if device.type != "cuda":
             return "fp32"
-        return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+        return "bf16" if has_bf16(device) else "fp16"
     if precision not in PRECISIONS:
         raise UserError(f"precision {precision!r}: use one of auto, {', '.join(PRECISIONS)}")
     return precision
@@ -359,6 +358,19 @@ def _write(
     )
 
 
+def _begin(out: Path, config: StoreConfig) -> bool:
+    """Whether the store at `out` is complete; if not, an extraction to it is begun or goes on.
+
+    Raises:
+        UserError: what stands at `out` was made from something else.
+    """
+    if _finished(out, config):
+        return True
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(out / "extraction.json", dataclasses.asdict(config))
+    return False
+
+
 def _finished(out: Path, config: StoreConfig) -> bool:
     """Whether the store at `out` is complete; what a kill left beside it is removed.
 
@@ -368,7 +380,7 @@ def _finished(out: Path, config: StoreConfig) -> bool:
     for name in ("config.json", "extraction.json"):
         if not (out / name).is_file():
             continue
-        record = json.loads((out / name).read_text())
+        record = read_json(out / name)
         for key in ("schema", "encoder_fingerprint", "pairs_fingerprint", "precision", "dim"):
             if record.get(key) != getattr(config, key):
                 what = key.removesuffix("_fingerprint")
@@ -380,7 +392,8 @@ def _finished(out: Path, config: StoreConfig) -> bool:
             remove_extraction_files(out)
             return True
         return False
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    begun = "extraction.json.tmp"  # all that a kill right after the start leaves
+    if out.exists() and (not out.is_dir() or any(file.name != begun for file in out.iterdir())):
         raise UserError(f"{out}: exists already and is no activation store; name another folder")
     return False
 

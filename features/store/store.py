@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from features.errors import UserError
+from features.files import read_json
 
 SCHEMA = 1
 SHUFFLE_CHUNK = 256
@@ -92,7 +93,7 @@ class ActivationStore:
                     f"{path}: this store is unfinished; run the same extraction again to go on"
                 )
             raise UserError(f"{path}: no activation store here (no config.json); extract one first")
-        record = json.loads((path / "config.json").read_text())
+        record = read_json(path / "config.json")
         if record.get("schema") != SCHEMA or "shards" not in record:
             raise UserError(
                 f"{path}/config.json: not an activation store of schema {SCHEMA}; extract it again"
