@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from features.dictionary import (
@@ -297,6 +298,51 @@ def test_load_names_what_is_wrong(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"schema": 99}')
     with pytest.raises(UserError, match="schema 1"):
         load_dictionary(tmp_path)
+
+
+def swap_rows(weights: dict[str, Tensor]) -> None:
+    weights["decoder"][[0, 1]] = weights["decoder"][[1, 0]]
+
+
+def round_off(weights: dict[str, Tensor]) -> None:
+    weights["encoder_bias"][0] += 1e-6
+
+
+def other_means(weights: dict[str, Tensor]) -> None:
+    weights["means"] += 0.1
+
+
+@pytest.mark.parametrize("damage", [swap_rows, round_off, other_means])
+def test_weights_that_were_not_saved_here_are_refused(tmp_path: Path, damage) -> None:
+    topk().save(tmp_path)
+    assert load_dictionary(tmp_path)
+    weights = load_file(tmp_path / "dictionary.safetensors")
+    damage(weights)
+    save_file(weights, tmp_path / "dictionary.safetensors")
+    with pytest.raises(UserError, match=r"dictionary\.safetensors: damaged or another"):
+        load_dictionary(tmp_path)
+
+
+def test_damaged_files_are_user_errors(tmp_path: Path) -> None:
+    topk().save(tmp_path)
+    whole = (tmp_path / "dictionary.safetensors").read_bytes()
+    (tmp_path / "dictionary.safetensors").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match="does not match"):
+        load_dictionary(tmp_path)
+    (tmp_path / "dictionary.safetensors").write_bytes(whole)
+    text = (tmp_path / "config.json").read_text()
+    for content in (text[: len(text) // 2], "", "[]"):
+        (tmp_path / "config.json").write_text(content)
+        with pytest.raises(UserError, match=r"config\.json"):
+            load_dictionary(tmp_path)
+
+
+def test_dictionaries_of_0_1_0_have_no_fingerprint_to_compare(tmp_path: Path) -> None:
+    topk().save(tmp_path)
+    record = json.loads((tmp_path / "config.json").read_text())
+    assert record.pop("fingerprint") == load_dictionary(tmp_path).fingerprint()
+    (tmp_path / "config.json").write_text(json.dumps(record))
+    assert load_dictionary(tmp_path).config.features == 48
 
 
 def test_the_progress_lines_class_shares_against_a_double_loop() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import io
 import json
@@ -16,7 +17,13 @@ import torch.nn.functional as F
 from PIL import Image
 
 import features
-from features.dictionary import Dictionary, DictionaryConfig, TopKDictionary, TrainConfig
+from features.dictionary import (
+    Dictionary,
+    DictionaryConfig,
+    TopKDictionary,
+    TrainConfig,
+    load_dictionary,
+)
 from features.dictionary.identity import IdentityDictionary
 from features.dictionary.trainer import new_dictionary
 from features.encoders.load import load_encoder
@@ -237,6 +244,23 @@ def test_load_names_what_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("huggingface_hub.snapshot_download", _offline)
     with pytest.raises(UserError, match="no such folder"):
         FeatureSpace.load("nobody/nothing")
+
+
+def test_another_dictionary_is_refused(space: FeatureSpace, tmp_path: Path) -> None:
+    space.save(tmp_path / "space")
+    torch.manual_seed(1)
+    other = new_dictionary_like(space)
+    other.save_weights(tmp_path / "space" / "dictionary.safetensors")
+    for load in (FeatureSpace.load, load_dictionary):
+        with pytest.raises(UserError, match="damaged or another dictionary's"):
+            load(tmp_path / "space")
+
+
+def new_dictionary_like(space: FeatureSpace) -> Dictionary:
+    other = copy.deepcopy(space.dictionary)
+    for tensor in other.state_dict().values():
+        tensor += torch.randn_like(tensor) / 100
+    return other
 
 
 def _offline(*_: object, **__: object) -> str:

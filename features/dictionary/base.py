@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from features.errors import UserError, first_line
-from features.files import replacing, write_json
+from features.files import read_json, replacing, write_json
 from features.modality import MODALITIES, Modality
 
 SCHEMA = 1
@@ -140,7 +139,8 @@ class Dictionary(nn.Module, ABC):
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         self.save_weights(folder / WEIGHTS)
-        write_json(folder / "config.json", dataclasses.asdict(self.config))
+        record = dataclasses.asdict(self.config) | {"fingerprint": self.fingerprint()}
+        write_json(folder / "config.json", record)
 
     def save_weights(self, path: Path) -> None:
         """Write the weights under a temporary name, then rename them."""
@@ -148,11 +148,14 @@ class Dictionary(nn.Module, ABC):
         with replacing(path) as temporary:
             save_file(state, temporary)
 
-    def load_weights(self, path: Path) -> None:
+    def load_weights(self, path: Path, fingerprint: str = "") -> None:
         """Read weights.
 
+        Args:
+            fingerprint: what they must have; "" where none was recorded.
+
         Raises:
-            UserError: there are none, or they are of another shape.
+            UserError: there are none, they are of another shape, or other weights.
         """
         if not path.is_file():
             raise UserError(f"{path}: missing; fit the dictionary again")
@@ -162,6 +165,11 @@ class Dictionary(nn.Module, ABC):
             raise UserError(
                 f"{path}: does not match its config.json ({first_line(error)}); fit again"
             ) from error
+        if fingerprint and self.fingerprint() != fingerprint:
+            raise UserError(
+                f"{path}: damaged or another dictionary's: not the weights whose fingerprint its "
+                "config.json holds; copy its folder again, or fit again"
+            )
 
 
 DICTIONARIES: dict[str, type[Dictionary]] = {}
@@ -195,22 +203,30 @@ def load_dictionary(folder: str | Path) -> Dictionary:
     """Load what `Dictionary.save` wrote, or the dictionary of a FeatureSpace's folder.
 
     Raises:
-        UserError: there is none, or it is of an unknown kind or schema.
+        UserError: there is none, it is of an unknown kind or schema, or its weights are not those
+            that were saved.
     """
     folder = Path(folder)
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder}: no dictionary here (no config.json); fit one first")
-    record = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    record = record.get("dictionary", record)
-    if record.get("schema") != SCHEMA or "kind" not in record:
+    record = read_json(folder / "config.json")
+    own = record.get("dictionary", record)
+    if own.get("schema") != SCHEMA or "kind" not in own:
         raise UserError(f"{folder}/config.json: not a dictionary of schema {SCHEMA}; fit it again")
-    return dictionary_from_record(record, folder / WEIGHTS)
+    fingerprint = record.get("dictionary_fingerprint") or own.get("fingerprint", "")
+    return dictionary_from_record(own, folder / WEIGHTS, fingerprint)
 
 
-def dictionary_from_record(record: dict[str, Any], weights: Path) -> Dictionary:
-    """A dictionary from its config as JSON holds it, and its weights."""
+def dictionary_from_record(
+    record: dict[str, Any], weights: Path, fingerprint: str = ""
+) -> Dictionary:
+    """A dictionary from its config as JSON holds it, and its weights.
+
+    Args:
+        fingerprint: of the weights; "" where it wasn't recorded (0.1.0).
+    """
     known = {field.name for field in dataclasses.fields(DictionaryConfig)}
     config = DictionaryConfig(**{key: value for key, value in record.items() if key in known})
     dictionary = dictionary_class(config.kind)(config)
-    dictionary.load_weights(weights)
+    dictionary.load_weights(weights, fingerprint)
     return dictionary.eval().requires_grad_(False)

@@ -12,7 +12,6 @@ What is undefined is NaN in the tables and null in the JSON.
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import os
 import re
@@ -36,9 +35,10 @@ from features.dictionary.base import WEIGHTS, dictionary_from_record
 from features.distributed import resolve_device
 from features.embedded import ENCODER_NAMES, SPACES
 from features.encoders.encoder import Encoder
+from features.encoders.fingerprint import same_encoder
 from features.encoders.load import load_encoder
 from features.errors import UserError, first_line
-from features.files import write_json
+from features.files import read_json, write_json
 from features.modality import CLASSES, Rule
 from features.space.card import model_card
 
@@ -111,7 +111,7 @@ class FeatureSpace:
         of that one then.
 
         Raises:
-            UserError: `encoder` has other weights than the one the features belong to.
+            UserError: `encoder` is another one than the features belong to.
         """
         self.config = config
         self.device = torch.device(device)
@@ -129,7 +129,7 @@ class FeatureSpace:
         """The encoder, loaded when it is first asked for.
 
         Raises:
-            UserError: it cannot be loaded, or its weights are not those the features belong to.
+            UserError: it cannot be loaded, or is not the one the features belong to.
         """
         if self._encoder is None:
             self._encoder = self._checked(load_encoder(self._encoder_id, device=self.device))
@@ -234,16 +234,19 @@ class FeatureSpace:
                 that one came from a folder that has moved.
 
         Raises:
-            UserError: there is none, its schema is another, or the encoder is the wrong one.
+            UserError: there is none, its schema is another, its dictionary is damaged, or the
+                encoder is the wrong one.
         """
         folder = _find(where)
-        record = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        record = read_json(folder / "config.json")
         if record.get("schema") != SCHEMA or "dictionary" not in record:
             raise UserError(f"{where}: not a FeatureSpace of schema {SCHEMA}; score it again")
         known = {f.name for f in dataclasses.fields(SpaceConfig)}
         return cls(
             SpaceConfig(**{key: value for key, value in record.items() if key in known}),
-            dictionary_from_record(record["dictionary"], folder / WEIGHTS),
+            dictionary_from_record(
+                record["dictionary"], folder / WEIGHTS, record["dictionary_fingerprint"]
+            ),
             pq.read_table(folder / "features.parquet"),
             pq.read_table(folder / "exemplars.parquet"),
             device=resolve_device(device),
@@ -274,10 +277,11 @@ class FeatureSpace:
         return self.features[name].to_numpy()
 
     def _checked(self, encoder: Encoder) -> Encoder:
-        if encoder.fingerprint != self.config.encoder_fingerprint:
+        if not same_encoder(encoder.fingerprint, self.config.encoder_fingerprint):
             raise UserError(
-                f"{encoder.id}: its weights are not those of {self.config.encoder}, to which these "
-                "features belong; give the right encoder or score this one's features"
+                f"{encoder.id}: its weights, preprocessing or tokenizer are not those of "
+                f"{self.config.encoder}, to which these features belong; give the right encoder "
+                "or score this one's features"
             )
         return encoder
 
@@ -308,8 +312,8 @@ def _replaceable(folder: Path) -> bool:
     if not any(folder.iterdir()):
         return True
     try:
-        record = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        record = read_json(folder / "config.json")
+    except (OSError, UserError):
         return False
     return "dictionary" in record and "classes" in record
 
