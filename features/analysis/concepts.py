@@ -12,6 +12,7 @@ import torch
 
 from features.bootstrap import auroc_interval
 from features.dictionary import Dictionary
+from features.encoders.fingerprint import same_encoder
 from features.errors import UserError
 from features.modality import MODALITIES
 from features.scores.naming import pair_terms
@@ -116,7 +117,7 @@ def concept_support(
     """
     from rich.progress import track
 
-    if store.config.encoder_fingerprint != space.config.encoder_fingerprint:
+    if not same_encoder(space.config.encoder_fingerprint, store.config.encoder_fingerprint):
         raise UserError(
             f"{store.path}: embeddings of {store.config.encoder}, but the space's features belong "
             f"to {space.config.encoder}; extract the pairs with that one"

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from features.analysis.matching import Matching
+from features.encoders.fingerprint import same_encoder
 from features.errors import UserError
 from features.modality import CROSS_MODAL, IMAGE_DOMINANT, UNSCORED
 from features.space.space import FeatureSpace
@@ -69,9 +70,8 @@ class Drift:
 
 def same_dictionary(old: FeatureSpace, new: FeatureSpace) -> bool:
     """Whether feature i of both is the same direction of the same encoder."""
-    return (old.config.encoder_fingerprint, old.config.dictionary_fingerprint) == (
-        new.config.encoder_fingerprint,
-        new.config.dictionary_fingerprint,
+    return old.config.dictionary_fingerprint == new.config.dictionary_fingerprint and same_encoder(
+        old.config.encoder_fingerprint, new.config.encoder_fingerprint
     )
 
 
@@ -94,7 +94,7 @@ def find_drift(old: FeatureSpace, new: FeatureSpace, matching: Matching | None =
         partner = np.arange(len(old))
     else:
         partner = matching.partner
-    judges_differ = old.config.judge_fingerprint != new.config.judge_fingerprint
+    judges_differ = not same_encoder(old.config.judge_fingerprint, new.config.judge_fingerprint)
     before, after = old.features.to_pylist(), new.features.to_pylist()
     changes: list[Change] = []
     changed: set[int] = set()

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from features.encoders.fingerprint import same_encoder
 from features.errors import UserError
 from features.space.space import FeatureSpace
 from features.store.store import ActivationStore, same_pairs
@@ -118,7 +119,7 @@ def match_features(
     from scipy.optimize import linear_sum_assignment
 
     for space, store in ((first, first_store), (second, second_store)):
-        if space.config.encoder_fingerprint != store.config.encoder_fingerprint:
+        if not same_encoder(space.config.encoder_fingerprint, store.config.encoder_fingerprint):
             raise UserError(
                 f"{store.path}: embeddings of {store.config.encoder}, but the space's features "
                 f"belong to {space.config.encoder}; extract the pairs with that one"

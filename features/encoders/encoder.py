@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,6 +12,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
+from features.encoders.fingerprint import encoder_fingerprint
 from features.pairs.images import rgb
 
 
@@ -46,7 +46,8 @@ class Preprocessing:
         size = crop(Image.new("RGB", (512, 512))).size
         noise = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), np.uint8)
         same = np.array_equal(np.asarray(crop(Image.fromarray(noise))), noise)
-        return cls(transform, crop, tuple(end.mean), tuple(end.std), size if same else None)
+        mean, std = (np.broadcast_to(values, 3).tolist() for values in (end.mean, end.std))
+        return cls(transform, crop, tuple(mean), tuple(std), size if same else None)
 
     def pixels_of(self, image: Image.Image) -> Tensor:
         """One row of what `normalise` takes: uint8 `[height, width, 3]`, or the finished float32
@@ -113,13 +114,9 @@ class Encoder:
 
     @cached_property
     def fingerprint(self) -> str:
-        """sha256 over the names, types, shapes and values of the model's state."""
-        digest = hashlib.sha256()
-        for name, tensor in sorted(self.model.state_dict().items()):
-            digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
-            flat = tensor.detach().cpu().contiguous().reshape(-1)
-            digest.update(flat.view(torch.uint8).numpy().tobytes())
-        return digest.hexdigest()
+        """What the encoder is known by (`features.encoders.fingerprint`): equal ones mean equal
+        embeddings."""
+        return encoder_fingerprint(self.model, self.preprocessing.transform, self.tokenizer)
 
     def preprocess(self, image: Image.Image) -> Tensor:
         """The model's own transform: RGB image -> float32 `[3, height, width]`."""

@@ -12,6 +12,7 @@ import torch
 
 from features.dictionary import Dictionary
 from features.distributed import from_main_process, resolve_device
+from features.encoders.fingerprint import same_encoder
 from features.errors import UserError
 from features.modality import CLASSES
 from features.pairs.base import PairSource
@@ -106,7 +107,9 @@ def score(
             store_fingerprint=store.fingerprint,
             judge=judge.config.encoder,
             judge_fingerprint=judge.config.encoder_fingerprint,
-            judge_independent=judge.config.encoder_fingerprint != store.config.encoder_fingerprint,
+            judge_independent=not same_encoder(
+                judge.config.encoder_fingerprint, store.config.encoder_fingerprint
+            ),
             min_pairs=min_pairs,
             top_m=top_m,
             replicates=replicates,
@@ -128,7 +131,7 @@ def score(
 def _check_inputs(store: ActivationStore, dictionary: Dictionary, judge: ActivationStore) -> None:
     """Raise UserError where the inputs don't belong together."""
     made_for = dictionary.config.encoder_fingerprint
-    if made_for and made_for != store.config.encoder_fingerprint:
+    if made_for and not same_encoder(made_for, store.config.encoder_fingerprint):
         raise UserError(
             f"{store.path}: holds embeddings of {store.config.encoder}, but the dictionary was "
             f"fitted on {dictionary.config.encoder}; fit one on this store"
