@@ -11,6 +11,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from features.encoders.fingerprint import same_encoder
 from features.errors import UserError
 from features.modality import MODALITIES, Modality
 from features.space.space import FeatureSpace
@@ -70,7 +71,7 @@ def require_encoder(store: ActivationStore, space: FeatureSpace) -> None:
     Raises:
         UserError: it was made by another.
     """
-    if store.config.encoder_fingerprint != space.config.encoder_fingerprint:
+    if not same_encoder(store.config.encoder_fingerprint, space.config.encoder_fingerprint):
         raise UserError(
             f"{store.path}: embeddings of {store.config.encoder}, but the space's features belong "
             f"to {space.config.encoder}; extract the pairs with that one"

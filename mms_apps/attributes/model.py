@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from features.encoders.fingerprint import same_encoder
 from features.errors import UserError, first_line
 from features.files import replacing, write_json
 from features.modality import Modality
@@ -191,15 +192,18 @@ def load_model(folder: str | Path, space: FeatureSpace) -> AttributeModel:
     if record.get("schema") != SCHEMA or record.get("method") not in METHODS:
         raise UserError(f"{folder}/config.json: not an attribute model of schema {SCHEMA}")
     config = ModelConfig(**record | {"classes": tuple(record["classes"])})
-    needed = {"encoder_fingerprint": space.config.encoder_fingerprint}
-    if config.method == "sparse_probe":
-        needed["dictionary_fingerprint"] = space.config.dictionary_fingerprint
-    for name, value in needed.items():
-        if getattr(config, name) != value:
-            raise UserError(
-                f"{folder}: made over another {name.removesuffix('_fingerprint')} than the "
-                "space's; give its own space or make the model again"
-            )
+    other = ""
+    if not same_encoder(config.encoder_fingerprint, space.config.encoder_fingerprint):
+        other = "encoder"
+    elif config.method == "sparse_probe" and (
+        config.dictionary_fingerprint != space.config.dictionary_fingerprint
+    ):
+        other = "dictionary"
+    if other:
+        raise UserError(
+            f"{folder}: made over another {other} than the space's; give its own space or make "
+            "the model again"
+        )
     weights = load_file(folder / WEIGHTS)
     return AttributeModel(config, _restored(config, weights["coef"], weights["intercept"]), space)
 

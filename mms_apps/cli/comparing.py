@@ -164,6 +164,7 @@ def _load_spaces(names: list[str], encoders: list[str] | None, device: str) -> l
     Raises:
         UserError: a space or an encoder cannot be loaded, or an encoder belongs to no space.
     """
+    from features.encoders.fingerprint import same_encoder
     from features.encoders.load import load_encoder
     from features.space.space import FeatureSpace
 
@@ -173,7 +174,7 @@ def _load_spaces(names: list[str], encoders: list[str] | None, device: str) -> l
     for name in names:
         space = FeatureSpace.load(name, device=device)
         for encoder, model in models.items():
-            if model.fingerprint == space.config.encoder_fingerprint:
+            if same_encoder(model.fingerprint, space.config.encoder_fingerprint):
                 space = FeatureSpace.load(name, device=device, encoder=model)
                 used.add(encoder)
         spaces.append(space)
@@ -186,7 +187,7 @@ def _store_for(space: FeatureSpace, source: PairSource, out: Path) -> Activation
     """The pairs encoded by a space's encoder, one store an encoder, in `out`."""
     from features.store.extract import extract as extract_pairs
 
-    folder = out / f"store-{space.config.encoder_fingerprint[:12]}"
+    folder = out / f"store-{space.config.encoder_fingerprint[-12:]}"
     return extract_pairs(source, space.encoder, folder)
 
 

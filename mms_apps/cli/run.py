@@ -74,6 +74,7 @@ def run(
     """All of it: extract, fit, score and report. Run it again to go on after an interruption."""
     from features.dictionary import fit_dictionary
     from features.distributed import from_main_process
+    from features.encoders.fingerprint import same_encoder
     from features.encoders.load import load_encoder
     from features.pairs.open import open_pairs
     from features.reports.report import write_report
@@ -93,7 +94,7 @@ def run(
                 "--modality-bias"
             )
         fitted = FeatureSpace.load(space, device="cpu").dictionary
-    if fitted is not None and fitted.config.encoder_fingerprint != model.fingerprint:
+    if fitted and not same_encoder(fitted.config.encoder_fingerprint, model.fingerprint):
         raise UserError(
             f"--space {space}: made for the encoder {fitted.config.encoder}, not for {encoder}; "
             "give that encoder or leave --space out"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from features.distributed import resolve_device
 from features.embedded.world import EmbeddedPairs
 from features.encoders.load import load_encoder
 from features.files import write_json
@@ -35,6 +36,7 @@ def train_generator(
     """
     checkpoints = out / "checkpoints"
     checkpoints.mkdir(parents=True, exist_ok=True)
+    device = str(resolve_device(device))
     encoder = load_encoder(training.encoder, device=device)
     source = EmbeddedPairs("train")
     drawings = [source.drawing(index) for index in range(len(source.rows))]
