@@ -12,7 +12,9 @@ import torch
 from features.distributed import resolve_device
 from features.embedded import ENCODER_NAMES, ENCODERS
 from features.encoders.encoder import Encoder
-from features.encoders.two_models import TIMM, load_two_models
+from features.encoders.locked_model import TEXT_CONFIG
+from features.encoders.towers import TIMM
+from features.encoders.two_models import load_two_models
 from features.errors import UserError, first_line
 
 LOCAL_DIR = "local-dir:"
@@ -71,7 +73,18 @@ def _load_folder(folder: Path, encoder_id: str, device: str | torch.device) -> E
         raise UserError(
             f"{encoder_id}: no weights in {folder}; put open_clip_model.safetensors there"
         )
-    return _load(encoder_id, LOCAL_DIR + str(folder), None, device)
+    return _load(encoder_id, LOCAL_DIR + str(folder), None, device, _text_tower_at(folder))
+
+
+def _text_tower_at(folder: Path) -> dict[str, Any]:
+    """open_clip's arguments for a transformers text tower whose config lies in the folder itself;
+    open_clip looks for it where the folder lay when it was written."""
+    text: dict[str, Any] = json.loads((folder / "open_clip_config.json").read_text())["model_cfg"][
+        "text_cfg"
+    ]
+    if "hf_model_name" not in text or not (folder / TEXT_CONFIG).is_file():
+        return {}
+    return {"text_cfg": text | {"hf_model_name": str(folder), "hf_model_pretrained": False}}
 
 
 def _known(encoder_id: str) -> tuple[str, str]:
@@ -98,8 +111,15 @@ def _known(encoder_id: str) -> tuple[str, str]:
     )
 
 
-def _load(encoder_id: str, model_name: str, tag: str | None, device: str | torch.device) -> Encoder:
-    """Load through open_clip; `encoder_id` is what the encoder is called afterwards.
+def _load(
+    encoder_id: str,
+    model_name: str,
+    tag: str | None,
+    device: str | torch.device,
+    overrides: dict[str, Any] | None = None,
+) -> Encoder:
+    """Load through open_clip; `encoder_id` is what the encoder is called afterwards, `overrides`
+    takes the place of parts of the model's config.
 
     Raises:
         UserError: open_clip cannot, most often because nothing can be downloaded.
@@ -114,6 +134,7 @@ def _load(encoder_id: str, model_name: str, tag: str | None, device: str | torch
             tag,
             force_quick_gelu=bool(settings.get("quick_gelu")),
             require_pretrained=True,
+            **(overrides or {}),
         )
         tokenizer = open_clip.get_tokenizer(model_name)
     except Exception as error:  # open_clip, huggingface_hub and urllib each raise their own

@@ -7,7 +7,6 @@ that neither is the encoder whose features they judge.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,9 +14,9 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from features.errors import UserError, first_line
+from features.encoders.towers import TIMM, load_image_tower, public_id, unloadable_text_tower
+from features.errors import UserError
 
-TIMM = "timm:"
 TEXT = "+text:"
 MAX_TOKENS = 512
 NO_TOKEN = -1
@@ -85,23 +84,16 @@ def load_two_models(
         int(image_model.num_features),  # type: ignore[arg-type]
         int(text_model.config.hidden_size),  # type: ignore[union-attr, arg-type]
     )
-    name = f"{TIMM}{_public(image_id)}{TEXT}{_public(text_id)}"
+    name = f"{TIMM}{public_id(image_id)}{TEXT}{public_id(text_id)}"
     return name, model, transform, tokenizer
 
 
 def _load_image_model(image_id: str) -> tuple[nn.Module, Callable[[Image.Image], Tensor]]:
     import timm
 
-    try:
-        model = timm.create_model(image_id, pretrained=True, num_classes=0)
-        settings = timm.data.resolve_model_data_config(model)
-        transform = timm.data.create_transform(**settings, is_training=False)
-    except Exception as error:  # timm, huggingface_hub and urllib each raise their own
-        raise UserError(
-            f"{TIMM}{image_id}: cannot be loaded ({first_line(error)}); check the name and the "
-            "network, or give local-dir:<folder of a downloaded timm model>"
-        ) from error
-    return model, transform
+    model = load_image_tower(image_id, num_classes=0)
+    settings = timm.data.resolve_model_data_config(model)
+    return model, timm.data.create_transform(**settings, is_training=False)
 
 
 def _load_text_model(text_id: str) -> tuple[nn.Module, Callable[[list[str]], Tensor]]:
@@ -111,10 +103,7 @@ def _load_text_model(text_id: str) -> tuple[nn.Module, Callable[[list[str]], Ten
         model = AutoModel.from_pretrained(text_id)
         tokenizer = AutoTokenizer.from_pretrained(text_id)
     except Exception as error:  # transformers and huggingface_hub each raise their own
-        raise UserError(
-            f"{text_id}: cannot be loaded as a transformers text model ({first_line(error)}); "
-            "check the name and the network, or give the folder of a downloaded one"
-        ) from error
+        raise unloadable_text_tower(text_id, error) from error
     return model, Tokenize(tokenizer)
 
 
@@ -129,9 +118,3 @@ class Tokenize:
         rows = self.tokenizer(list(texts), truncation=True, max_length=self.most)["input_ids"]
         rows = [torch.tensor(row, dtype=torch.long) for row in rows]
         return nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=NO_TOKEN)
-
-
-def _public(model_id: str) -> str:
-    """A model's id, of an absolute path only the folder's name."""
-    scheme, colon, rest = model_id.rpartition(":")
-    return f"{scheme}{colon}{Path(rest).name}" if Path(rest).is_absolute() else model_id
