@@ -38,12 +38,13 @@ IN_TABLE = re.compile(r"\| `((?:mms|python|make) [^`]+)`")
 COMMANDS = ("mms", "python", "make", "pip", "accelerate", "torchrun", "git", "docker")
 ONLY_PARSED = (
     "steer",
+    "train-encoder",
     "train-generator",
     "robustness",
     "attributes audit",
     "attributes debias",
 )
-"""Commands that take minutes or hours; each has tests of its own."""
+"""Commands that take minutes or hours, or download; each has tests of its own."""
 NEEDS_NETWORK = ("from_pretrained(", "pipe(")
 OFFLINE = ("embedded", "embedded-ssl")
 

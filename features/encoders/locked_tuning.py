@@ -59,8 +59,8 @@ class LockedTuning:
     weight_decay: float = 0.1
     held_out_share: float = 0.1
     """Of the pictures, to stop by; at most 2,000."""
-    evaluate_every: int = 20
-    patience: int = 15
+    evaluate_every: int = 10
+    patience: int = 20
     """Evaluations without a better one, until training stops."""
     seed: int = 0
 
