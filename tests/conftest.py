@@ -1,4 +1,5 @@
-"""Shared fixtures: a tiny random CLIP saved as an open_clip folder, and a small imagefolder."""
+"""Shared fixtures: a tiny random CLIP saved as an open_clip folder, a small imagefolder, and a
+FeatureSpace of both."""
 
 from __future__ import annotations
 
@@ -14,6 +15,11 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
+from features.dictionary import TrainConfig, fit_dictionary
+from features.encoders.load import load_encoder
+from features.pairs.open import open_pairs
+from features.space.score import score
+from features.store.extract import extract
 from mms_apps import cli
 
 Mms = Callable[..., tuple[int, str, str]]
@@ -116,6 +122,21 @@ def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def imagefolder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """40 drawn PNGs with metadata.jsonl; don't change it."""
     return draw_imagefolder(tmp_path_factory.mktemp("pairs") / "shapes")
+
+
+@pytest.fixture(scope="session")
+def space_folder(
+    clip_folder: Path, imagefolder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A saved FeatureSpace of the tiny CLIP over the drawn shapes."""
+    work = tmp_path_factory.mktemp("space")
+    encoder = load_encoder(f"local-dir:{clip_folder}", device="cpu")
+    source = open_pairs(str(imagefolder))
+    store = extract(source, encoder, work / "store", progress=False, workers=0)
+    config = TrainConfig(features=24, k=4, steps=200)
+    dictionary = fit_dictionary(store, config, work / "dictionary", device="cpu", progress=False)
+    scored = score(store, dictionary, source=source, min_pairs=2, device="cpu", progress=False)
+    return scored.save(work / "space")
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""A synthetic FeatureSpace whose features are known, and a tiny CLIP with a FeatureSpace."""
+"""Samples whose axes are known, and the tiny FeatureSpace with its encoder."""
 
 from __future__ import annotations
 
@@ -8,28 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from features.dictionary import TrainConfig, fit_dictionary
-from features.encoders.load import load_encoder
-from features.pairs.open import open_pairs
-from features.space.score import score
 from features.space.space import FeatureSpace
-from features.store.extract import extract
 from mms_apps.attributes.labels import Samples
-
-
-@pytest.fixture(scope="session")
-def space_folder(
-    clip_folder: Path, imagefolder: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Path:
-    """A saved FeatureSpace of the tiny CLIP over the drawn shapes."""
-    work = tmp_path_factory.mktemp("attributes")
-    encoder = load_encoder(f"local-dir:{clip_folder}", device="cpu")
-    source = open_pairs(str(imagefolder))
-    store = extract(source, encoder, work / "store", progress=False, workers=0)
-    config = TrainConfig(features=24, k=4, steps=200)
-    dictionary = fit_dictionary(store, config, work / "dictionary", device="cpu", progress=False)
-    scored = score(store, dictionary, source=source, min_pairs=2, device="cpu", progress=False)
-    return scored.save(work / "space")
 
 
 @pytest.fixture

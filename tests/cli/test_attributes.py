@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.cli.conftest import one_error_line
 from tests.conftest import Mms, draw_imagefolder
 
 
@@ -38,13 +39,6 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
             row["only"] = "one"
         (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return train, test
-
-
-def one_error(err: str) -> str:
-    lines = [line for line in err.splitlines() if line.startswith("Error: ")]
-    assert len(lines) == 1
-    assert "Traceback" not in err
-    return lines[0]
 
 
 def assert_needs_no_network(page: Path) -> None:
@@ -119,7 +113,7 @@ def test_texts_and_zero_shot_prompts(
     prompts.write_text('{"circle": "a circle", "square": []}')
     code, _, err = attributes("predict", *common, *options, "--out", tmp_path / "again")
     assert code == 2
-    assert "not prompts by value" in one_error(err)
+    assert "not prompts by value" in one_error_line(err)
 
 
 def test_mistakes_are_one_line(folders: tuple[Path, Path], tmp_path: Path, attributes: Mms) -> None:
@@ -138,7 +132,7 @@ def test_mistakes_are_one_line(folders: tuple[Path, Path], tmp_path: Path, attri
     ):
         code, _, err = attributes(command, *arguments)
         assert code == 2
-        assert re.search(expected, one_error(err)), err
+        assert re.search(expected, one_error_line(err)), err
 
 
 def test_an_image_that_cannot_be_read_is_skipped_and_counted(
@@ -164,4 +158,4 @@ def test_fitted_pairs_are_left_out_of_an_audit(
     code, _, err = attributes("audit", *both, *audited)
     assert code == 2
     assert "150 pairs left out" in err
-    assert "0 group" in one_error(err)
+    assert "0 group" in one_error_line(err)

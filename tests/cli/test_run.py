@@ -1,10 +1,8 @@
-"""The `mms` command as a user types it."""
+"""`mms run` as a user types it."""
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -15,35 +13,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from features.dictionary import DICTIONARIES
-from mms_apps.cli.options import KINDS
+from tests.cli.conftest import ON_THE_CPU, one_error_line, run_options
 from tests.conftest import Mms, draw_imagefolder, save_tiny_clip
-
-ON_THE_CPU = ("--device", "cpu", "--workers", "0")
-SMALL = ("--features", "24", "--k", "4", *ON_THE_CPU)
-
-
-@pytest.fixture(scope="module")
-def finished(
-    clip_folder: Path, imagefolder: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Path:
-    """A finished `mms run`."""
-    out = tmp_path_factory.mktemp("run")
-    command = [sys.executable, "-m", "mms_apps.cli", "run", *run_options(clip_folder, imagefolder)]
-    subprocess.run([*command, "--out", str(out)], check=True, capture_output=True)
-    return out
-
-
-def run_options(encoder: Path, pairs: Path) -> list[str]:
-    return ["--pairs", str(pairs), "--encoder", f"local-dir:{encoder}", *SMALL]
-
-
-def one_error_line(err: str) -> str:
-    """The one line of an error."""
-    lines = [line for line in err.splitlines() if line.startswith("Error: ")]
-    assert len(lines) == 1
-    assert "Traceback" not in err
-    return lines[0]
 
 
 def test_run_leaves_a_space_and_a_report(finished: Path) -> None:
@@ -68,25 +39,6 @@ def test_running_again_gives_the_same_without_encoding_again(
     assert again.to_pandas().equals(features.to_pandas())
 
 
-def test_steps_alone_give_what_run_gives(
-    finished: Path, clip_folder: Path, imagefolder: Path, tmp_path: Path, mms: Mms
-) -> None:
-    store, dictionary, space = tmp_path / "store", tmp_path / "dictionary", tmp_path / "space"
-    encoder = f"local-dir:{clip_folder}"
-    extract = ("--pairs", imagefolder, "--encoder", encoder, "--device", "cpu", "--workers", "0")
-    assert mms("extract", *extract, "--out", store)[0] == 0
-    fit = ("--features", "24", "--k", "4", "--device", "cpu")
-    code, out, _ = mms("fit", "--store", store, *fit, "--out", dictionary)
-    assert code == 0
-    assert "24 features" in out
-    score = ("--store", store, "--dictionary", dictionary, "--pairs", imagefolder)
-    assert mms("score", *score, "--out", space)[0] == 0
-    assert mms("report", space, "--out", tmp_path / "page.html")[0] == 0
-    assert "<!doctype html>" in (tmp_path / "page.html").read_text()
-    mine = pq.read_table(space / "features.parquet").to_pandas()
-    assert mine.equals(pq.read_table(finished / "space" / "features.parquet").to_pandas())
-
-
 def test_a_truncated_image_is_skipped_counted_and_listed(
     clip_folder: Path, tmp_path: Path, mms: Mms
 ) -> None:
@@ -102,23 +54,6 @@ def test_a_truncated_image_is_skipped_counted_and_listed(
     code, _, err = mms("run", *run_options(clip_folder, pairs), *strict)
     assert code == 2
     assert "0003.png" in one_error_line(err)
-
-
-def test_a_users_vocabulary_names_the_features(
-    finished: Path, imagefolder: Path, tmp_path: Path, mms: Mms
-) -> None:
-    words = tmp_path / "words.txt"
-    words.write_text("Red\na blue\ncolour: green\n\n")
-    score = ("--store", finished / "store", "--dictionary", finished / "dictionary")
-    assert mms("score", *score, "--vocabulary", words, "--out", tmp_path / "space")[0] == 0
-    names = pq.read_table(tmp_path / "space" / "features.parquet")["name"].to_pylist()
-    parts = {part for name in names if name for part in name.split(", ")}
-    assert {"red", "a blue", "colour: green"} & parts
-    assert parts <= {"red", "a blue", "colour: green"}
-    words.write_text("\n")
-    code, _, err = mms("score", *score, "--vocabulary", words, "--out", tmp_path / "other")
-    assert code == 2
-    assert "no terms" in one_error_line(err)
 
 
 def test_a_space_of_another_encoder_is_refused(
@@ -281,108 +216,3 @@ def test_the_embedded_world_with_the_shipped_weights(tmp_path: Path, mms: Mms) -
     assert code == 0
     assert "judge embedded-ssl" in out
     assert "not independent" not in out
-
-
-def test_an_interruption_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch, mms: Mms) -> None:
-    def interrupt(*_: object, **__: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("features.pairs.open.open_pairs", interrupt)
-    code, _, err = mms("run", "--pairs", "embedded", "--out", "unused")
-    assert code == 130
-    assert "run the same command again" in err
-
-
-def test_help_needs_no_heavy_library() -> None:
-    check = "import sys, mms_apps.cli; print({'torch', 'open_clip', 'pyarrow'} & set(sys.modules))"
-    found = subprocess.run(
-        [sys.executable, "-c", check], capture_output=True, text=True, check=True
-    )
-    assert found.stdout.strip() == "set()"
-
-
-def test_the_installed_command_lists_its_steps() -> None:
-    mms_command = shutil.which("mms", path=str(Path(sys.executable).parent))
-    assert mms_command is not None
-    shown = subprocess.run([mms_command, "--help"], capture_output=True, text=True, check=True)
-    for step in ("run", "extract", "fit", "score", "report", "train-encoder"):
-        assert step in shown.stdout
-
-
-def test_the_help_names_every_kind_of_dictionary() -> None:
-    assert set(KINDS) == set(DICTIONARIES)
-
-
-@pytest.fixture(scope="module")
-def other_run(
-    clip_folder: Path, imagefolder: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Path:
-    """A finished `mms run` with a group dictionary."""
-    out = tmp_path_factory.mktemp("other")
-    options = run_options(clip_folder, imagefolder)
-    command = [sys.executable, "-m", "mms_apps.cli", "run", *options, "--dictionary", "group"]
-    subprocess.run([*command, "--out", str(out)], check=True, capture_output=True)
-    return out
-
-
-def test_compare_writes_a_report_with_matched_features(
-    finished: Path, other_run: Path, clip_folder: Path, imagefolder: Path, tmp_path: Path, mms: Mms
-) -> None:
-    spaces = (finished / "space", other_run / "space")
-    on = ("--pairs", imagefolder, "--encoder", f"local-dir:{clip_folder}", "--device", "cpu")
-    code, out, err = mms("compare", *spaces, *on, "--out", tmp_path)
-    assert code == 0, err
-    assert "local-dir:tiny, group" in out
-    record = json.loads((tmp_path / "comparison.json").read_text())
-    assert [space["kind"] for space in record["spaces"]] == ["topk", "group"]
-    assert len(record["matches"]) == 1
-    assert (tmp_path / "comparison.html").read_text().startswith("<!doctype html>")
-    assert (tmp_path / "comparison.md").read_text().count("\n") == 4
-    code, _, err = mms("compare", *spaces, "--label", "one", "--out", tmp_path)
-    assert code == 2 and "1 labels for 2 spaces" in one_error_line(err)
-    code, _, err = mms("compare", spaces[0], "--out", tmp_path)
-    assert code == 2 and "at least two" in one_error_line(err)
-
-
-def test_drift_exits_with_1_above_the_threshold(
-    finished: Path, other_run: Path, clip_folder: Path, imagefolder: Path, tmp_path: Path, mms: Mms
-) -> None:
-    old, new = finished / "space", other_run / "space"
-    code, out, _ = mms("drift", old, old, "--device", "cpu", "--out", tmp_path / "same")
-    assert code == 0
-    assert "0.0% of" in out
-    code, _, err = mms("drift", old, new, "--device", "cpu", "--out", tmp_path / "none")
-    assert code == 2 and "--pairs" in one_error_line(err)
-    on = ("--pairs", imagefolder, "--encoder", f"local-dir:{clip_folder}", "--device", "cpu")
-    code, _, err = mms("drift", old, new, *on, "--threshold", "0", "--out", tmp_path / "new")
-    record = json.loads((tmp_path / "new" / "drift.json").read_text())
-    assert record["share"] > 0 and record["exceeded"]
-    assert code == 1 and "more than the threshold" in err
-    code, _, _ = mms("drift", old, new, *on, "--threshold", "1", "--out", tmp_path / "new")
-    assert code == 0
-
-
-def test_concepts_from_a_file_and_from_an_attribute(
-    finished: Path, clip_folder: Path, imagefolder: Path, tmp_path: Path, mms: Mms
-) -> None:
-    (tmp_path / "concepts.txt").write_text("circle\nunicorn\n")
-    space = ("--space", finished / "space", "--pairs", imagefolder, "--device", "cpu")
-    space = (*space, "--encoder", f"local-dir:{clip_folder}")
-    asked = ("--concepts", tmp_path / "concepts.txt")
-    code, out, err = mms("concepts", *space, *asked, "--out", tmp_path / "out")
-    assert code == 0, err
-    assert "unicorn: unknown. 0 of 40 pairs have it" in out
-    record = json.loads((tmp_path / "out" / "concepts.json").read_text())
-    assert [concept["name"] for concept in record["concepts"]] == ["circle", "unicorn"]
-    code, _, err = mms("concepts", *space, "--attribute", "size", "--out", tmp_path / "out")
-    assert code == 2 and "they have" in one_error_line(err)
-    code, _, err = mms("concepts", *space, "--out", tmp_path / "out")
-    assert code == 2 and "--concepts FILE" in one_error_line(err)
-
-
-def test_an_encoder_that_belongs_to_no_space_is_refused(
-    finished: Path, imagefolder: Path, tmp_path: Path, mms: Mms
-) -> None:
-    space = ("--space", finished / "space", "--pairs", imagefolder, "--attribute", "colour")
-    code, _, err = mms("concepts", *space, "--encoder", "embedded", "--out", tmp_path)
-    assert code == 2 and "none of the spaces belongs to it" in one_error_line(err)

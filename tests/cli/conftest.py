@@ -1,0 +1,35 @@
+"""A finished `mms run`, and how an error must look."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ON_THE_CPU = ("--device", "cpu", "--workers", "0")
+SMALL = ("--features", "24", "--k", "4", *ON_THE_CPU)
+
+
+@pytest.fixture(scope="session")
+def finished(
+    clip_folder: Path, imagefolder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A finished `mms run`; don't change it."""
+    out = tmp_path_factory.mktemp("finished")
+    command = [sys.executable, "-m", "mms_apps.cli", "run", *run_options(clip_folder, imagefolder)]
+    subprocess.run([*command, "--out", str(out)], check=True, capture_output=True)
+    return out
+
+
+def run_options(encoder: Path, pairs: Path) -> list[str]:
+    return ["--pairs", str(pairs), "--encoder", f"local-dir:{encoder}", *SMALL]
+
+
+def one_error_line(err: str) -> str:
+    """The one line of an error."""
+    lines = [line for line in err.splitlines() if line.startswith("Error: ")]
+    assert len(lines) == 1
+    assert "Traceback" not in err
+    return lines[0]
