@@ -5,7 +5,6 @@ python -m demos.steering
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Callable
 from functools import cache
@@ -23,15 +22,14 @@ from demos.common import (
     page,
     picture_input,
 )
-from features.errors import UserError
 from features.reports.page import CLASS_NAMES, MODALITY_CLASSES
 from features.space.space import FeatureSpace
 from mms_apps.steering.catalogue import Card, cards, search, title
-from mms_apps.steering.choosing import choose
-from mms_apps.steering.edits import MAX_DRIFT, Blend, Edit, Steering
+from mms_apps.steering.choosing import as_edits, choose
+from mms_apps.steering.controls import SLOTS, Controls, Sliders
+from mms_apps.steering.edits import MAX_DRIFT, Edit, Steering
 from mms_apps.steering.generator import SteeredGenerator, side_by_side
 
-SLOTS = 4
 STRONGEST = 3.0
 STRIP = (-1.0, 0.0, 0.5, 1.0, 1.5, 2.0)
 PREVIEW = (-2.0, 0.0, 2.0)
@@ -59,20 +57,8 @@ def fill(space: FeatureSpace, drawer: Callable[[], SteeredGenerator]) -> None:
     classes = [(CLASS_NAMES[name], name) for name in MODALITY_CLASSES]
     choices = [(title(space, n), n) for n in range(len(space))]
 
-    def steering_of(
-        towards: str | None,
-        blended: str | None,
-        alpha: float,
-        end: float,
-        bound: float,
-        *slots: Any,
-    ) -> Steering:
-        chosen, strengths = slots[:SLOTS], slots[SLOTS:]
-        pairs = zip(chosen, strengths, strict=True)
-        edits = tuple(Edit(int(f), float(s)) for f, s in pairs if f is not None and s)
-        blends = (Blend(blended, alpha),) if blended and alpha else ()
-        prompt = (towards or "").strip() or None
-        return Steering(edits, blends, prompt, end=end, max_drift=bound)
+    def steering_of(*values: Any) -> Steering:
+        return Controls(*values[: -2 * SLOTS], sliders_of(*values[-2 * SLOTS :])).steering()
 
     def draw(prompt: str, image: Image.Image | None, seed: float, *controls: Any) -> tuple:
         with errors_in_words():
@@ -114,25 +100,14 @@ def fill(space: FeatureSpace, drawer: Callable[[], SteeredGenerator]) -> None:
     def add(feature: int | None, *slots: Any) -> list[Any]:
         if feature is None:
             raise gr.Error("Pick a feature first.")
-        chosen, strengths = list(slots[:SLOTS]), list(slots[SLOTS:])
-        free = [place for place in range(SLOTS) if chosen[place] is None or not strengths[place]]
-        if not free:
-            raise gr.Error(f"All {SLOTS} sliders are taken; reset one.")
-        chosen[free[0]], strengths[free[0]] = feature, 1.0
-        return [*chosen, *strengths]
+        with errors_in_words():
+            return shown_sliders(sliders_of(*slots).put(feature))
 
     def wish(words: str) -> list[Any]:
         with errors_in_words():
             found = choose(space, words)[:SLOTS]
-        empty = SLOTS - len(found)
         said = "Took " + "; ".join(f"{title(space, c.feature)} for “{c.word}”" for c in found)
-        return [
-            *(c.feature for c in found),
-            *[None] * empty,
-            *(c.strength for c in found),
-            *[0.0] * empty,
-            said,
-        ]
+        return [*shown_sliders(Sliders.of(as_edits(found))), said]
 
     def written(steering: Steering) -> str:
         with tempfile.TemporaryDirectory() as scratch:
@@ -142,25 +117,9 @@ def fill(space: FeatureSpace, drawer: Callable[[], SteeredGenerator]) -> None:
 
     def restore(text: str) -> list[Any]:
         with errors_in_words():
-            try:
-                record = json.loads(text or "{}")
-            except ValueError as error:
-                raise UserError(f"the edits are not JSON ({error})") from None
-            steering = Steering.from_record(record, space, "the edits")
-        edits = steering.edits[:SLOTS]
-        empty = SLOTS - len(edits)
-        blend = steering.blends[0] if steering.blends else Blend("CrossD", 0.0)
-        return [
-            steering.prompt or "",
-            blend.modality_class if steering.blends else None,
-            blend.alpha,
-            steering.end,
-            steering.max_drift,
-            *(edit.feature for edit in edits),
-            *[None] * empty,
-            *(edit.strength for edit in edits),
-            *[0.0] * empty,
-        ]
+            found = Controls.read(text, space)
+        alone = (found.towards or "", found.blended, found.alpha, found.end, found.max_drift)
+        return [*alone, *shown_sliders(found.sliders)]
 
     kept = gr.BrowserState("", storage_key="mms-steering", secret="mms-steering")
     found_numbers, picked = gr.State([]), gr.State(None)
@@ -281,7 +240,7 @@ def fill(space: FeatureSpace, drawer: Callable[[], SteeredGenerator]) -> None:
     redraw["outputs"] = [plain, steered, said, code]
     use.click(add, [picked, *slots], slots, api_visibility="private").success(**redraw)
     take.click(wish, words, [*slots, strip_said], api_name="wish", **model).success(**redraw)
-    reset.click(lambda: [None] * SLOTS + [0.0] * SLOTS, None, slots, api_visibility="private")
+    reset.click(lambda: shown_sliders(Sliders()), None, slots, api_visibility="private")
     save.click(
         lambda text: (text, "Saved in this browser."),
         code,
@@ -298,6 +257,16 @@ def build(space: FeatureSpace, drawer: Callable[[], SteeredGenerator]) -> gr.Blo
     with page("Steering") as demo:
         fill(space, drawer)
     return demo
+
+
+def sliders_of(*values: Any) -> Sliders:
+    """From the page's sliders: all features, then all strengths."""
+    return Sliders(tuple(values[:SLOTS]), tuple(values[SLOTS:]))
+
+
+def shown_sliders(sliders: Sliders) -> list[Any]:
+    """For the page's sliders: all features, then all strengths."""
+    return [*sliders.features, *sliders.strengths]
 
 
 def enlarged(image: Image.Image, side: int = SIDE) -> Image.Image:

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from demos.common import launch
-from demos.steering import CSS, SLOTS, build
+from demos.steering import CSS, build
+from mms_apps.steering.controls import SLOTS
 from mms_apps.steering.generator import SteeredGenerator
 from tests.browser import assert_accessible, keep_picture, needs_chromium, opened
 
