@@ -28,7 +28,7 @@ from features.dictionary.identity import IdentityDictionary
 from features.dictionary.trainer import new_dictionary
 from features.encoders.load import load_encoder
 from features.errors import UserError
-from features.pairs.base import Pair, PairSource, Part, Skipped
+from features.pairs.base import Found, PairSource, Part, Skipped
 from features.space import score as score_module
 from features.space.score import score
 from features.space.space import FeatureSpace
@@ -48,7 +48,7 @@ class ColouredSquares(PairSource):
     def parts(self) -> list[Part]:
         return []
 
-    def read(self, part: Part) -> Iterator[Pair | Skipped]:
+    def found(self, part: Part) -> Iterator[Found | Skipped]:
         return iter(())
 
     def total(self) -> int:

@@ -12,7 +12,7 @@ import io
 import random
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -20,7 +20,8 @@ from PIL import Image
 
 from features.embedded import EMOJI
 from features.errors import UserError
-from features.pairs.base import Pair, PairSource, Part, Skipped, spans
+from features.pairs.base import Described, Found, Pair, PairSource, Part, Skipped, spans
+from features.pairs.images import rgb
 
 SIZE = 64
 
@@ -159,17 +160,17 @@ class EmbeddedPairs(PairSource):
         """The planted factors of one row, fixed by its id and the draw's seed."""
         return PlantedFactors.draw(random.Random(f"{self.draw_seed}/{self.rows[index]['id']}"))
 
-    def pair(self, index: int) -> Pair:
-        """One pair, rendered."""
+    def described(self, index: int) -> Described:
+        """What is known of one pair without its image."""
         row = self.rows[index]
         attributes = {
             key: row[key] for key in ("group", "subgroup", "gender", "skin_tone", "role", "split")
         }
         attributes["tags"] = "|".join(row["tags"])
+        text = row["text"]
         if self.planted:
             factors = self.factors(index)
-            image = render(self.drawing(index), factors)
-            text = caption(row["text"], factors)
+            text = caption(text, factors)
             attributes |= {
                 "background": factors.background,
                 "pattern": factors.pattern,
@@ -177,18 +178,16 @@ class EmbeddedPairs(PairSource):
                 "register": factors.register,
                 "wording": f"{factors.register} {factors.wording + 1}",
             }
-        else:
-            drawing = self.drawing(index)
-            image = Image.new("RGB", drawing.size, "white")
-            image.paste(drawing, mask=drawing)
-            text = row["text"]
-        return Pair(
-            id=row["id"],
-            image=image,
-            captions=(text,),
-            attributes=attributes,
-            location=row["id"],
-        )
+        return Described(row["id"], (text,), attributes, row["id"])
+
+    def image(self, index: int) -> Image.Image:
+        """The image of one pair, rendered."""
+        drawing = self.drawing(index)
+        return render(drawing, self.factors(index)) if self.planted else rgb(drawing)
+
+    def pair(self, index: int) -> Pair:
+        """One pair, rendered."""
+        return Pair(**vars(self.described(index)), image=self.image(index))
 
     def total(self) -> int:
         return len(self.rows)
@@ -196,15 +195,15 @@ class EmbeddedPairs(PairSource):
     def parts(self) -> list[Part]:
         return spans(EMOJI.name, len(self.rows))
 
-    def read(self, part: Part) -> Iterator[Pair | Skipped]:
+    def found(self, part: Part) -> Iterator[Found | Skipped]:
         for index in range(part.start, part.stop):
-            yield self.pair(index)
+            yield Found(self.described(index), partial(self.image, index))
 
     def images(self, locations: Iterable[str]) -> Iterator[tuple[str, Image.Image]]:
         index_of = {row["id"]: index for index, row in enumerate(self.rows)}
         for location in locations:
             if location in index_of:
-                yield location, self.pair(index_of[location]).image
+                yield location, self.image(index_of[location])
 
     def fingerprint(self) -> str:
         digest = hashlib.sha256(EMOJI.read_bytes())

@@ -5,11 +5,14 @@ from __future__ import annotations
 import hashlib
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import IO, Any
 
 from PIL import Image
+
+from features.pairs.images import UnreadableImage
+from features.pairs.text import printable
 
 PART_RECORDS = 512
 SAMPLED_BYTES = 8192
@@ -17,17 +20,23 @@ Record = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Pair:
-    """One image with its captions and attributes."""
+class Described:
+    """What is known of a pair without its image."""
 
     id: str
-    image: Image.Image
-    """RGB; transparency is laid on white."""
     captions: tuple[str, ...]
     """None empty; at least one, unless the source was opened for images alone."""
     attributes: dict[str, str | None]
     location: str
-    """By which `PairSource.images` finds the image again."""
+    """By which `PairSource.images` finds the image."""
+
+
+@dataclass(frozen=True)
+class Pair(Described):
+    """One image with its captions and attributes."""
+
+    image: Image.Image
+    """RGB; transparency is laid on white."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +46,25 @@ class Skipped:
     id: str
     location: str
     reason: str
+
+
+@dataclass(frozen=True)
+class Found:
+    """A pair on its way out of a source.
+
+    image: decodes it, or raises UnreadableImage.
+    """
+
+    described: Described
+    image: Callable[[], Image.Image]
+
+    def pair(self) -> Pair | Skipped:
+        """The pair, its image decoded."""
+        try:
+            image = self.image()
+        except UnreadableImage as error:
+            return Skipped(self.described.id, self.described.location, printable(str(error)))
+        return Pair(**vars(self.described), image=image)
 
 
 @dataclass(frozen=True)
@@ -60,8 +88,18 @@ class PairSource(ABC):
         """All parts, in an order that is always the same."""
 
     @abstractmethod
+    def found(self, part: Part) -> Iterator[Found | Skipped]:
+        """The part's records in order, their images not yet decoded."""
+
     def read(self, part: Part) -> Iterator[Pair | Skipped]:
         """The part's records in order."""
+        for found in self.found(part):
+            yield found if isinstance(found, Skipped) else found.pair()
+
+    def describe(self, part: Part) -> Iterator[Described | Skipped]:
+        """The part's records in order, without a look at their images."""
+        for found in self.found(part):
+            yield found if isinstance(found, Skipped) else found.described
 
     @abstractmethod
     def images(self, locations: Iterable[str]) -> Iterator[tuple[str, Image.Image]]:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterable, Iterator
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 from PIL import Image
 
 from features.errors import UserError
-from features.pairs.base import Pair, PairSource, Part, Record, Skipped, spans
+from features.pairs.base import Found, PairSource, Part, Record, Skipped, spans
 from features.pairs.images import UnreadableImage, decode_image, file_content
 from features.pairs.records import Columns, Wanted, make_pair, skipped
 from features.pairs.several import SPLIT
@@ -68,14 +68,14 @@ class FolderPairs(PairSource):
     def total(self) -> int:
         return len(self.files)
 
-    def read(self, part: Part) -> Iterator[Pair | Skipped]:
+    def found(self, part: Part) -> Iterator[Found | Skipped]:
         for location in self.files[part.start : part.stop]:
             try:
                 record = self._record(location)
             except UnknownEncoding as error:
                 yield skipped(location, location, f"unreadable text: {error}")
                 continue
-            yield make_pair(record, self.columns, self._content(location), location)
+            yield make_pair(record, self.columns, partial(self._content, location), location)
 
     def images(self, locations: Iterable[str]) -> Iterator[tuple[str, Image.Image]]:
         for location in locations:

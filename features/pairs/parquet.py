@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterable, Iterator
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from features.errors import UserError, first_line
-from features.pairs.base import PART_RECORDS, Pair, PairSource, Part, Record, Skipped, sampled
+from features.pairs.base import PART_RECORDS, Found, PairSource, Part, Record, Skipped, sampled
 from features.pairs.images import UnreadableImage, decode_image, file_content
 from features.pairs.records import ATTRIBUTES, Wanted, make_pair, skipped, text_of
 
@@ -38,7 +38,7 @@ class ParquetPairs(PairSource):
             with pq.ParquetFile(path) as file:
                 schema = file.schema_arrow
                 groups = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
-        except (pa.ArrowException, OSError) as error:
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             raise UserError(
                 f"{path}: not a readable parquet file ({first_line(error)}); write it again"
             ) from None
@@ -69,15 +69,17 @@ class ParquetPairs(PairSource):
     def total(self) -> int:
         return self._group_starts[-1]
 
-    def read(self, part: Part) -> Iterator[Pair | Skipped]:
+    def found(self, part: Part) -> Iterator[Found | Skipped]:
         for row, record in self._rows(part.start, part.stop, self._read_columns):
             where = f"{part.name}:{row + 1}"
             if isinstance(record, str):
                 yield skipped(where, str(row), record)
                 continue
-            content, path = self._content(record[self._image])
-            named = {"id": path or where} | {k: v for k, v in record.items() if v is not None}
-            yield make_pair(record | {"id": named["id"]}, self.columns, content, str(row))
+            value = record[self._image]
+            path = _path_of(value)
+            named = {"id": text_of(record.get("id")) or path or where}
+            content = partial(self._content, value)
+            yield make_pair(record | named, self.columns, content, str(row))
 
     def images(self, locations: Iterable[str]) -> Iterator[tuple[str, Image.Image]]:
         rows = sorted({int(text) for text in locations if text.isascii() and text.isdigit()})
@@ -90,7 +92,7 @@ class ParquetPairs(PairSource):
             for row, record in self._rows(min(mine), max(mine) + 1, [self._image]):
                 if row not in mine or isinstance(record, str):
                     continue
-                content, _ = self._content(record[self._image])
+                content = self._content(record[self._image])
                 if content is not None:
                     try:
                         yield str(row), decode_image(content)
@@ -123,16 +125,15 @@ class ParquetPairs(PairSource):
                         digest.update(file.read(chunk.total_compressed_size))
         return digest.hexdigest()
 
-    def _content(self, value: Any) -> tuple[bytes | None, str | None]:
-        """The image file's content and its path, where there are any."""
-        content, path = value, None
+    def _content(self, value: Any) -> bytes | None:
+        """The content of an image file, or of the one that a path names."""
+        content, path = value, value
         if isinstance(value, dict):
-            content, path = value.get("bytes"), text_of(value.get("path"))
-        elif not isinstance(value, bytes):
-            content, path = None, text_of(value)
-        if content is None and path:
-            content = file_content(os.path.join(self.path.parent, path))
-        return content if isinstance(content, bytes) else None, path
+            content, path = value.get("bytes"), value.get("path")
+        if isinstance(content, bytes):
+            return content
+        name = text_of(path)
+        return file_content(os.path.join(self.path.parent, name)) if name else None
 
     def _rows(
         self, start: int, stop: int, columns: list[str]
@@ -180,6 +181,12 @@ class ParquetPairs(PairSource):
         for batch in self._cached[1].select(columns).slice(skip).to_batches(max_chunksize=BATCH):
             yield at, batch
             at += len(batch)
+
+
+def _path_of(value: Any) -> str | None:
+    """The path that an image column's value gives, where it gives one."""
+    value = value.get("path") if isinstance(value, dict) else value
+    return None if isinstance(value, bytes) else text_of(value)
 
 
 def _records(batch: pa.RecordBatch) -> Iterator[Record | str]:

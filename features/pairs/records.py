@@ -4,15 +4,17 @@ JSON or CSV gives them."""
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import date, time
 from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
+from PIL import Image
+
 from features.errors import UserError
-from features.pairs.base import Pair, Record, Skipped
+from features.pairs.base import Described, Found, Record, Skipped
 from features.pairs.images import UnreadableImage, decode_image
 from features.pairs.text import UnknownEncoding, decode_text, is_unicode, printable
 
@@ -173,10 +175,14 @@ def record_attributes(record: Record, columns: Columns) -> dict[str, str | None]
 def make_pair(
     record: Record,
     columns: Columns,
-    content: bytes | None,
+    content: Callable[[], bytes | None],
     location: str,
-) -> Pair | Skipped:
-    """A pair from a record and its image file's content (None where the file is missing)."""
+) -> Found | Skipped:
+    """A pair from a record.
+
+    Args:
+        content: gives its image file's content; None where the file is missing.
+    """
     identity = text_of(record.get("id")) or location
     captions = record_captions(record, columns.captions)
     attributes = record_attributes(record, columns)
@@ -185,13 +191,14 @@ def make_pair(
         return skipped(identity, location, "unreadable text: it is no valid Unicode")
     if columns.captions_needed and not captions:
         return skipped(identity, location, "missing caption")
-    if content is None:
-        return skipped(identity, location, f"missing image file: {location}")
-    try:
-        image = decode_image(content)
-    except UnreadableImage as error:
-        return skipped(identity, location, str(error))
-    return Pair(identity, image, captions, attributes, location)
+
+    def image() -> Image.Image:
+        read = content()
+        if read is None:
+            raise UnreadableImage(f"missing image file: {location}")
+        return decode_image(read)
+
+    return Found(Described(identity, captions, attributes, location), image)
 
 
 def skipped(identity: str, location: str, reason: str) -> Skipped:

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from PIL import Image
 
-from features.pairs.base import Pair, PairSource, Part, Skipped
+from features.pairs.base import Described, Found, PairSource, Part, Skipped
 
 SPLIT = "split"
 """The attribute that says in which split a pair is."""
@@ -39,15 +39,21 @@ class SeveralPairs(PairSource):
         totals = [source.total() for source in self.sources.values()]
         return None if None in totals else sum(total for total in totals if total is not None)
 
-    def read(self, part: Part) -> Iterator[Pair | Skipped]:
+    def found(self, part: Part) -> Iterator[Found | Skipped]:
         name = self._source_of(part.name)
         inner = replace(part, name=part.name.removeprefix(f"{name}/"))
-        for record in self.sources[name].read(inner):
-            record = replace(record, id=f"{name}/{record.id}", location=f"{name}/{record.location}")
-            if isinstance(record, Pair) and name in self.splits:
-                split: dict[str, str | None] = {SPLIT: self.splits[name]}
-                record = replace(record, attributes=split | record.attributes)
-            yield record
+        split: dict[str, str | None] = {SPLIT: self.splits[name]} if name in self.splits else {}
+        for record in self.sources[name].found(inner):
+            one = record if isinstance(record, Skipped) else record.described
+            place = {"id": f"{name}/{one.id}", "location": f"{name}/{one.location}"}
+            if isinstance(record, Skipped):
+                yield Skipped(reason=record.reason, **place)
+            else:
+                attributes = split | record.described.attributes
+                described = Described(
+                    captions=record.described.captions, attributes=attributes, **place
+                )
+                yield replace(record, described=described)
 
     def images(self, locations: Iterable[str]) -> Iterator[tuple[str, Image.Image]]:
         wanted: dict[str, list[str]] = {}

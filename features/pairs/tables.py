@@ -7,13 +7,13 @@ import json
 import os
 import unicodedata
 from collections.abc import Iterable, Iterator
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 from PIL import Image
 
 from features.errors import UserError
-from features.pairs.base import Pair, PairSource, Part, Record, Skipped, sampled, spans
+from features.pairs.base import Found, PairSource, Part, Record, Skipped, sampled, spans
 from features.pairs.delimited import Delimited, JsonLines, TextRecords
 from features.pairs.images import UnreadableImage, decode_image, file_content
 from features.pairs.records import Wanted, make_pair, skipped, text_of
@@ -51,7 +51,7 @@ class FilePairs(PairSource):
     def total(self) -> int:
         return self.records.count
 
-    def read(self, part: Part) -> Iterator[Pair | Skipped]:
+    def found(self, part: Part) -> Iterator[Found | Skipped]:
         for line, record in self.records.read(part.start, part.stop):
             row = f"{part.name}:{line.number}"
             if isinstance(record, str):
@@ -62,7 +62,7 @@ class FilePairs(PairSource):
                 yield skipped(text_of(record.get("id")) or row, row, "missing image file: no name")
                 continue
             location = self._location(file_name)
-            yield make_pair(record, self.columns, self._content(location), location)
+            yield make_pair(record, self.columns, partial(self._content, location), location)
 
     def images(self, locations: Iterable[str]) -> Iterator[tuple[str, Image.Image]]:
         for location in locations:

@@ -12,14 +12,14 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import IO, Any
 
 from PIL import Image
 
 from features.errors import UserError, first_line
-from features.pairs.base import Pair, PairSource, Part, Record, Skipped, sampled
+from features.pairs.base import Found, PairSource, Part, Record, Skipped, sampled
 from features.pairs.images import UnreadableImage, decode_image
 from features.pairs.records import Wanted, make_pair, record_captions, skipped
 from features.pairs.remote import is_url, local_file, path_of, version
@@ -89,8 +89,12 @@ class TarPairs(PairSource):
     def parts(self) -> list[Part]:
         return [Part(name, 0, -1) for name in self.files]
 
-    def read(self, part: Part) -> Iterator[Pair | Skipped]:
-        """As in `PairSource`; raises UserError where a URL cannot be read."""
+    def found(self, part: Part) -> Iterator[Found | Skipped]:
+        """As in `PairSource`; an image can be decoded until the next record is asked for.
+
+        Raises:
+            UserError: a file or a URL cannot be read.
+        """
         with self._opened(part.name) as file:
             samples, damage = _samples(file)
             for sample in samples:
@@ -163,7 +167,7 @@ class TarPairs(PairSource):
                 ) from None
             yield file
 
-    def _pair(self, file: IO[bytes], sample: Sample, location: str) -> Pair | Skipped:
+    def _pair(self, file: IO[bytes], sample: Sample, location: str) -> Found | Skipped:
         for members in (sample.images, sample.records):
             names = [member.name for member in members]
             if len(set(names)) < len(names):
@@ -185,8 +189,7 @@ class TarPairs(PairSource):
         columns = self.wanted.of_record(record)
         if texts and not record_captions(record, columns.captions):
             record[columns.captions[0]] = texts
-        content = _content(file, sample.images[0])
-        return make_pair(record, columns, content, location)
+        return make_pair(record, columns, partial(_content, file, sample.images[0]), location)
 
 
 def _samples(file: IO[bytes]) -> tuple[list[Sample], list[str]]:

@@ -10,15 +10,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from features.embedded.build_pairs import SKIN_TONES
 from features.embedded.evaluate import GENDERS, class_vectors, gender_prompts, skin_tone_prompts
 from features.encoders.encoder import Encoder
 from features.errors import UserError
-from features.pairs.base import Pair, PairSource, Skipped
+from features.pairs.base import Described, PairSource, Skipped
 from features.pairs.open import open_pairs
 from mms_apps.robustness.models import pixels_of
 
 RETRIEVAL = "retrieval"
 """The task in which every caption is a class of its own."""
+SPARE = 1
+"""Pairs drawn to spare, for each that is asked for."""
 TEMPLATES = ("a picture of {}", "an image of {}", "this shows {}")
 
 
@@ -82,7 +85,7 @@ def load_task(
     count: int = 300,
     seed: int = 0,
 ) -> Task:
-    """A task on pairs, drawn at random from as many parts as hold enough.
+    """A task on pairs drawn at random over the whole source, whose values are the classes.
 
     The embedded world's `gender` (man, woman) and `skin_tone` have prompts of their own, the ones
     of `features.embedded.evaluate`, unless templates are given.
@@ -105,21 +108,21 @@ def load_task(
     for template in templates or ():
         if "{}" not in template:
             raise UserError(f"template {template!r}: has no {{}} where the class's name goes")
-    source = open_pairs(pairs)
+    source = open_pairs(pairs, captions_needed=label == RETRIEVAL)
     embedded = pairs.partition(":")[0] == "embedded"
-    if embedded and classes is None and label == "gender":
-        classes = GENDERS
-    found, seen = _drawn(source, label, classes, count, seed)
+    if embedded and classes is None:
+        classes = {"gender": GENDERS, "skin_tone": SKIN_TONES}.get(label)
+    draw = _drawn(source, label, classes, count, seed)
+    found, images = _read(source, draw.pairs, encoder, count)
     if not found:
-        raise UserError(_nothing(pairs, label, classes, seen))
-    images = pixels_of(encoder, [pair.image for pair in found])
+        raise UserError(_nothing(pairs, label, classes, draw.attributes))
     if label == RETRIEVAL:
         wanted = [pair.captions[0] for pair in found]
         names = tuple(dict.fromkeys(wanted))
         prompts: tuple[tuple[str, ...], ...] = tuple((name,) for name in names)
     else:
         wanted = [str(pair.attributes[label]) for pair in found]
-        names, prompts = _classes(label, classes, wanted, templates, embedded)
+        names, prompts = _classes(label, classes, draw.values, templates, embedded)
     if len(names) < 2:
         raise UserError(
             f"--label {label}: only one class, {names[0]!r}, in {pairs}; name another attribute, "
@@ -133,30 +136,68 @@ def load_task(
         classes=names,
         prompts=prompts,
         ids=tuple(pair.id for pair in found),
-        captions=tuple(pair.captions[0] for pair in found),
+        captions=tuple(pair.captions[0] if pair.captions else "" for pair in found),
     )
+
+
+@dataclass(frozen=True)
+class _Draw:
+    """Labelled pairs drawn over the whole of a source.
+
+    pairs: in random order, more than are asked for, since some images may be unreadable.
+    values: of the label, that occur anywhere.
+    attributes: that occur anywhere.
+    """
+
+    pairs: list[Described]
+    values: set[str]
+    attributes: set[str]
 
 
 def _drawn(
     source: PairSource, label: str, classes: Sequence[str] | None, count: int, seed: int
-) -> tuple[list[Pair], set[str]]:
-    """At most `count` labelled pairs, and the attributes that were seen."""
+) -> _Draw:
+    """Draw `count` pairs and SPARE times as many to spare (reservoir sampling)."""
     rng = random.Random(seed)
-    parts = source.parts()
-    rng.shuffle(parts)
-    found: list[Pair] = []
-    seen: set[str] = set()
-    for part in parts:
-        for pair in source.read(part):
+    kept = count * (1 + SPARE)
+    drawn: list[Described] = []
+    values: set[str] = set()
+    attributes: set[str] = set()
+    fitting = 0
+    for part in source.parts():
+        for pair in source.describe(part):
             if isinstance(pair, Skipped):
                 continue
-            seen |= pair.attributes.keys()
-            value = pair.attributes.get(label)
-            if label == RETRIEVAL or (value is not None and (not classes or value in classes)):
-                found.append(pair)
-        if len(found) >= count:
+            attributes |= pair.attributes.keys()
+            value = pair.captions[0] if label == RETRIEVAL else pair.attributes.get(label)
+            if not value or (label != RETRIEVAL and classes and value not in classes):
+                continue
+            values.add(value)
+            fitting += 1
+            if len(drawn) < kept:
+                drawn.append(pair)
+            elif (place := rng.randrange(fitting)) < kept:
+                drawn[place] = pair
+    rng.shuffle(drawn)
+    return _Draw(drawn, values, attributes)
+
+
+def _read(
+    source: PairSource, drawn: Sequence[Described], encoder: Encoder, count: int
+) -> tuple[list[Described], Tensor]:
+    """The first `count` pairs whose images can be read, and these as the encoder sees them.
+
+    Crops are kept, since whole photographs would fill the memory.
+    """
+    pixels: dict[str, Tensor] = {}
+    found: list[Described] = []
+    for some in (drawn[:count], drawn[count:]):
+        for location, image in source.images({pair.location for pair in some}):
+            pixels[location] = pixels_of(encoder, [image])
+        found = [pair for pair in drawn if pair.location in pixels][:count]
+        if len(found) == count:
             break
-    return rng.sample(found, min(count, len(found))), seen
+    return found, torch.cat([pixels[pair.location] for pair in found] or [torch.empty(0)])
 
 
 def _nothing(pairs: str, label: str, classes: Sequence[str] | None, seen: set[str]) -> str:
@@ -170,18 +211,16 @@ def _nothing(pairs: str, label: str, classes: Sequence[str] | None, seen: set[st
 def _classes(
     label: str,
     classes: Sequence[str] | None,
-    wanted: list[str],
+    values: set[str],
     templates: Sequence[str] | None,
     embedded: bool,
 ) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]:
     """The classes' names and prompts."""
-    if embedded and not templates and label == "skin_tone" and classes is None:
-        from features.embedded.build_pairs import SKIN_TONES
-
-        return SKIN_TONES, _as_tuples(skin_tone_prompts())
-    names = tuple(dict.fromkeys(classes)) if classes else tuple(sorted(set(wanted)))
+    names = tuple(dict.fromkeys(classes)) if classes else tuple(sorted(values))
     if embedded and not templates and label == "gender" and names == GENDERS:
         return names, _as_tuples(gender_prompts())
+    if embedded and not templates and label == "skin_tone" and names == SKIN_TONES:
+        return names, _as_tuples(skin_tone_prompts())
     chosen = templates or TEMPLATES
     return names, tuple(tuple(t.format(name) for t in chosen) for name in names)
 
