@@ -91,7 +91,7 @@ def test_planted_factors_show_in_one_modality_only(world: EmbeddedPairs) -> None
 
 def test_images_by_location(world: EmbeddedPairs) -> None:
     pair = world.pair(5)
-    found = world.images([pair.location, "no such emoji"])
+    found = dict(world.images([pair.location, "no such emoji"]))
     assert list(found) == [pair.location]
     assert np.array_equal(found[pair.location], pair.image)
 
