@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -21,6 +22,7 @@ from features.encoders.locked_tuning import (
     LockedTuning,
     class_mixes,
     contrastive_loss,
+    correlated_heads,
     retrieval,
     train_heads,
     tune_locked_towers,
@@ -32,9 +34,7 @@ from tests.conftest import Mms
 
 COLOURS = ("red", "green", "blue", "yellow", "black", "white", "grey", "purple")
 CPU = torch.device("cpu")
-TINY = LockedTuning(
-    dim=12, context_length=10, steps=300, dropout=0.1, learning_rate=5e-3, held_out_share=0.25
-)
+TINY = LockedTuning(dim=12, context_length=10, steps=60, dropout=0.1, held_out_share=0.25)
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "square", "of", "the", "colour", *COLOURS]
 
 
@@ -163,7 +163,7 @@ def test_pictures_find_their_colours_and_towers_stay(
         weights["visual.trunk.conv1.0.weight"].float(), tower["conv1.0.weight"], atol=1e-3, rtol=0
     )
     record = json.loads((tuned / "training.json").read_text())
-    assert record["count"] == 48 and record["stopping"]["n"] == 12
+    assert record["count"] == 48 and record["choice"]["n"] == 12
     assert record["image_tower"] == "image" and record["text_tower"] == "text"
     assert record["class_names"] == 5
     assert not (tuned / "tower_features").exists()
@@ -186,7 +186,7 @@ def test_a_cut_off_run_keeps_its_features(
         patched.setattr(recipe, "train_heads", die)
         with pytest.raises(KeyboardInterrupt):
             tune_locked_towers(pairs, *towers, out, TINY, "cpu", progress=False)
-    other = LockedTuning(context_length=9)
+    other = dataclasses.replace(TINY, context_length=9)
     with pytest.raises(UserError, match="features of other towers, pairs or settings"):
         tune_locked_towers(pairs, *towers, out, other, "cpu", progress=False)
     monkeypatch.setattr("features.encoders.tower_features._write_part", die)
@@ -264,7 +264,9 @@ def made_features(counts: list[int], seed: int = 0) -> TowerFeatures:
 @given(st.lists(st.integers(1, 4), min_size=2, max_size=8), st.integers(0, 1000))
 def test_retrieval_and_captions_against_literal_loops(counts: list[int], seed: int) -> None:
     features = made_features(counts, seed)
-    heads = Heads(features, LockedTuning(dim=3, seed=seed))
+    generator = torch.Generator().manual_seed(seed)
+    shapes = ((3, 6), (3,), (3, 5))
+    heads = Heads(*(torch.randn(shape, generator=generator) for shape in shapes))
     pictures = torch.randperm(len(counts), generator=torch.Generator().manual_seed(seed))
     captions_of = [
         features.captions[features.starts[p] : features.starts[p + 1]].tolist() for p in pictures
@@ -292,15 +294,69 @@ def test_retrieval_and_captions_against_literal_loops(counts: list[int], seed: i
     assert figures["mean_reciprocal_rank"] == pytest.approx(np.mean([1 / r for r in ranks]))
 
 
-def test_the_best_heads_are_kept_and_training_stops() -> None:
-    """Pictures whose texts are noise: the longer the training, the worse; it must not go on."""
+def test_correlated_heads_against_the_generalised_eigenproblem() -> None:
+    """Moments by literal loops, every picture counting once; the axes by scipy."""
+    from scipy.linalg import eigh
+
+    features, shrinkage = made_features([1, 3, 2, 4] * 5), 0.3
+    pictures = torch.arange(3, 20)
+    mixes = torch.randn(20, 5, generator=torch.Generator().manual_seed(9))
+    heads = correlated_heads(features, mixes, pictures, 4, shrinkage, CPU)
+    x = features.images.double().numpy()
+    mean = x[3:].mean(0)
+    c_x, c_y, c_xy = np.zeros((6, 6)), np.zeros((5, 5)), np.zeros((6, 5))
+    for picture in pictures.tolist():
+        rows = features.captions[features.starts[picture] : features.starts[picture + 1]]
+        texts = [*features.texts[rows].double().numpy(), mixes[picture].double().numpy()]
+        centred = x[picture] - mean
+        c_x += np.outer(centred, centred) / 17
+        for text in texts:
+            unit = text / np.linalg.norm(text)
+            c_y += np.outer(unit, unit) / 17 / len(texts)
+            c_xy += np.outer(centred, unit) / 17 / len(texts)
+    c_x += shrinkage * np.diag(c_x).mean() * np.eye(6)
+    c_y += shrinkage * np.diag(c_y).mean() * np.eye(5)
+    squares, axes = eigh(c_xy @ np.linalg.solve(c_y, c_xy.T), c_x)
+    expected = (axes[:, ::-1] * np.sqrt(squares[::-1].clip(0)))[:, :4].T  # [dim, image width]
+    found = heads.image.detach().double().numpy()
+    for mine, theirs in zip(found, expected, strict=True):
+        assert abs(mine @ theirs) / np.linalg.norm(mine) / np.linalg.norm(theirs) > 0.999
+    sizes = np.linalg.norm(found, axis=1) / np.linalg.norm(expected, axis=1)
+    assert sizes == pytest.approx(sizes[0], rel=1e-3)
+    assert heads.image_bias.tolist() == pytest.approx((-found @ mean).tolist(), abs=1e-4)
+
+
+def test_training_stops_where_it_no_longer_helps() -> None:
+    """Texts that are noise: steps would go on fitting them for ever."""
     features = made_features([2] * 40)
-    tuning = LockedTuning(dim=4, steps=5000, evaluate_every=5, patience=3, dropout=0.0)
-    order = torch.arange(40)
-    heads, best = train_heads(features, None, order[10:], order[:10], tuning, CPU, progress=False)
-    assert best["step"] < 5000
-    again = retrieval(heads, features, order[:10])
-    assert again["mean_reciprocal_rank"] == best["mean_reciprocal_rank"]
+    tuning = LockedTuning(
+        dim=4, steps=5000, evaluate_every=5, patience=3, learning_rate=1e-3, held_out_share=0.25
+    )
+    _, choice = train_heads(features, None, tuning, CPU, progress=False)
+    assert choice["steps"] < 4000
+    assert choice["n"] == 10
+
+
+def test_steps_lower_the_loss_and_are_the_same_again() -> None:
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(60, 4, generator=generator)
+    images = hidden @ torch.randn(4, 6, generator=generator)
+    texts = hidden @ torch.randn(4, 5, generator=generator)
+    rows = torch.arange(60)
+    features = TowerFeatures(images, texts, rows, torch.arange(61))
+    tuning = LockedTuning(dim=4, steps=100, learning_rate=1e-2, dropout=0.0)
+    first, choice = train_heads(features, None, tuning, CPU, progress=False)
+    again, _ = train_heads(features, None, tuning, CPU, progress=False)
+    assert torch.equal(first.image, again.image)
+    assert retrieval(first, features, rows)["i2t_r1"] > 0.5
+    start = correlated_heads(features, None, rows, 4, choice["shrinkage"], CPU)
+    same = torch.eye(60, dtype=torch.bool)
+
+    def loss(heads: Heads) -> float:
+        x, y = heads.embed_images(images), heads.embed_texts(texts)
+        return contrastive_loss(x, y, heads.log_scale.exp(), same).item()
+
+    assert choice["steps"] == 0 or loss(first) < loss(start)
 
 
 @pytest.mark.parametrize(
@@ -344,6 +400,19 @@ def test_towers_without_a_place_in_open_clip_are_refused(
     assert type(locked.model.text.pooler).__name__ == "ClsLastHiddenStatePooler"
 
 
+def test_a_space_wider_than_a_tower_and_too_few_pairs_are_refused(
+    towers: tuple[str, str], coloured: Path, tmp_path: Path
+) -> None:
+    pairs = open_pairs(str(coloured))
+    with pytest.raises(UserError, match="--dim 25: the narrower tower has 24"):
+        tune_locked_towers(
+            pairs, *towers, tmp_path / "a", dataclasses.replace(TINY, dim=25), "cpu", False
+        )
+    few = dataclasses.replace(TINY, held_out_share=0.01)
+    with pytest.raises(UserError, match="48 readable pairs, 0 of them held out"):
+        tune_locked_towers(pairs, *towers, tmp_path / "b", few, "cpu", False)
+
+
 def test_the_command_as_a_user_types_it(
     mms: Mms, towers: tuple[str, str], coloured: Path, tmp_path: Path
 ) -> None:
@@ -352,7 +421,7 @@ def test_the_command_as_a_user_types_it(
     base = ("train-encoder", "--pairs", str(coloured), "--out", str(out))
     code, printed, _ = mms(*base, image, towers[0], text, towers[1], "--dim", "8", "--steps", "20")
     assert code == 0, printed
-    assert "pictures held out to stop by" in printed and f"local-dir:{out}" in printed
+    assert "pictures held out to choose this by" in printed and f"local-dir:{out}" in printed
     assert load_encoder(f"local-dir:{out}", device="cpu").dim == 8
     for options, message in (
         ((image, towers[0]), "--image-tower: needs --text-tower beside it"),

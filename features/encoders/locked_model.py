@@ -45,7 +45,8 @@ class LockedModel:
     """Two frozen towers and what belongs to them.
 
     `model` is open_clip's `CustomTextCLIP`; only its heads are to be trained:
-    `visual.head.proj` `[dim, image width]`, `text.proj` `[dim, text width]` and `logit_scale`.
+    `visual.head.proj` `[dim, image width]` with its bias, `text.proj` `[dim, text width]`, and
+    `logit_scale`.
     """
 
     model: nn.Module
@@ -208,6 +209,7 @@ def _config(
                 "timm_model_pretrained": False,
                 "timm_pool": "",
                 "timm_proj": "linear",
+                "timm_proj_bias": True,
                 "image_size": list(settings["input_size"][1:]),
             },
             "text_cfg": {

@@ -104,9 +104,9 @@ def _on_towers(
     record = tune_locked_towers(
         open_pairs(pairs), image_tower, text_tower, out, tuning, device=device
     )
-    best = record["stopping"]
+    best = record["choice"]
     typer.echo(
-        f"best at step {best['step']}; among {best['n']} pictures held out to stop by: "
+        f"{best['steps']} steps; among {best['n']} pictures held out to choose this by: "
         f"image to text R@1 {best['i2t_r1']:.3f}, R@5 {best['i2t_r5']:.3f}, "
         f"text to image R@1 {best['t2i_r1']:.3f}, R@5 {best['t2i_r5']:.3f}"
     )
