@@ -14,7 +14,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, StratifiedKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import check_array, check_is_fitted, validate_data
 
 from features.embedded.evaluate import class_vectors
 from features.encoders.encoder import Encoder
@@ -39,7 +39,7 @@ class LinearClassifier(ClassifierMixin, BaseEstimator):
     """Softmax over linear logits.
 
     Attributes:
-        classes_: `[classes]`, sorted or in the order that was given.
+        classes_: `[classes]`, sorted.
         coef_: `[classes, inputs]`, of mean zero over the classes.
         intercept_: `[classes]`.
     """
@@ -73,7 +73,8 @@ class LinearClassifier(ClassifierMixin, BaseEstimator):
 
     def predict(self, X: np.ndarray) -> np.ndarray:
         """The most probable classes `[n]`."""
-        return self.classes_[self.logits(X).argmax(axis=1)]
+        places = self.logits(X).argmax(axis=1)
+        return self.classes_[places]
 
     def logit_of(self, label: str) -> tuple[np.ndarray, float]:
         """Weights `[inputs]` and intercept of a class's logit; of two classes, of its log-odds.
@@ -113,8 +114,8 @@ class ZeroShot(LinearClassifier):
     """Cosine similarity to one vector a class (Radford et al. 2021); nothing is learnt.
 
     Args:
-        classes: labels.
-        vectors: `[classes, dim]`, of unit length.
+        classes: labels, in any order.
+        vectors: of each of them, `[classes, dim]`, of unit length.
         scale: of the cosines, before the softmax.
     """
 
@@ -128,10 +129,23 @@ class ZeroShot(LinearClassifier):
         self.scale = scale
 
     def fit(self, X: np.ndarray | None = None, y: np.ndarray | None = None) -> ZeroShot:
-        """Nothing is learnt, neither from X nor from y."""
-        vectors = np.asarray(self.vectors, dtype=float)
-        self.classes_ = np.array(self.classes)
+        """Nothing is learnt, neither from X nor from y.
+
+        Raises:
+            ValueError: there is not one vector a class, a class is given twice, or X has embeddings
+                of another size.
+        """
+        vectors = check_array(self.vectors)
+        self.classes_, order = np.unique(self.classes, return_index=True)
+        if not len(self.classes_) == len(self.classes) == len(vectors):
+            raise ValueError(
+                f"{len(vectors)} vectors for {len(self.classes)} classes, {len(self.classes_)} of "
+                "them different; give one vector a class"
+            )
+        vectors = vectors[order]
         self.n_features_in_ = vectors.shape[1]
+        if X is not None:
+            validate_data(self, X, reset=False)
         self.coef_ = self.scale * (vectors - vectors.mean(axis=0))
         self.intercept_ = np.zeros(len(vectors))
         return self
@@ -253,13 +267,19 @@ class Activations(TransformerMixin, BaseEstimator):
     def __sklearn_is_fitted__(self) -> bool:
         return True
 
+    @property
+    def n_features_in_(self) -> int:
+        return self.space.dictionary.config.dim
+
     def fit(self, X: np.ndarray, y: np.ndarray | None = None) -> Activations:
         """Nothing is learnt."""
+        validate_data(self, X, reset=False)
         return self
 
     @torch.no_grad()
     def transform(self, X: np.ndarray) -> np.ndarray:
-        embeddings = torch.as_tensor(np.asarray(X, dtype=np.float32))
+        X = validate_data(self, X, reset=False, dtype=np.float32, ensure_min_samples=0)
+        embeddings = torch.from_numpy(X)
         encode = self.space.encode_images if self.modality == "image" else self.space.encode_texts
         return encode(embeddings).cpu().numpy()
 

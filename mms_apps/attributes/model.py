@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -205,7 +205,10 @@ def load_model(folder: str | Path, space: FeatureSpace) -> AttributeModel:
             "the model again"
         )
     weights = load_file(folder / WEIGHTS)
-    return AttributeModel(config, _restored(config, weights["coef"], weights["intercept"]), space)
+    order = np.argsort(config.classes)  # zero-shot models of 0.1.0 have the prompts' order
+    config = replace(config, classes=tuple(config.classes[place] for place in order))
+    coef, intercept = weights["coef"][order], weights["intercept"][order]
+    return AttributeModel(config, _restored(config, coef, intercept), space)
 
 
 def _restored(config: ModelConfig, coef: np.ndarray, intercept: np.ndarray) -> LinearClassifier:

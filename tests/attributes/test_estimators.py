@@ -6,9 +6,12 @@ import numpy as np
 import pytest
 from scipy.special import expit
 from sklearn.base import clone
+from sklearn.exceptions import NotFittedError
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import get_scorer
 from sklearn.model_selection import cross_val_score
 from sklearn.pipeline import make_pipeline
+from sklearn.utils.estimator_checks import check_estimator
 
 from features.space.space import FeatureSpace
 from mms_apps.attributes.estimators import (
@@ -25,8 +28,58 @@ from mms_apps.attributes.labels import Samples
 PROBES = [LinearProbe(strength=1.0), SparseProbe(max_features=3, strength=1.0)]
 
 
+# Cross-validation runs in `LinearProbe()`; in a SparseProbe it would take minutes here.
+CHECKED = [LinearProbe(), *PROBES]
+
+
 def data(samples: Samples) -> tuple[np.ndarray, np.ndarray]:
     return samples.embeddings.numpy(), samples.columns["kind"].astype(str)
+
+
+@pytest.mark.parametrize("probe", CHECKED, ids=repr)
+def test_scikit_learns_own_checks(probe: LinearClassifier) -> None:
+    check_estimator(probe, on_skip=None)
+
+
+@pytest.mark.parametrize(
+    "probe", [*CHECKED, SparseProbe(), ZeroShot(["b", "a"], np.eye(16)[:2])], ids=repr
+)
+@pytest.mark.parametrize("method", ["predict", "predict_proba", "decision_function", "logits"])
+def test_nothing_is_predicted_before_a_fit(
+    probe: LinearClassifier, method: str, samples: Samples
+) -> None:
+    with pytest.raises(NotFittedError):
+        getattr(clone(probe), method)(data(samples)[0])
+
+
+def test_scorers_read_zero_shot_classes_in_their_order(samples: Samples) -> None:
+    x, y = data(samples)
+    vectors = np.array([np.eye(16)[0], -np.eye(16)[0]])  # of dog, of cat
+    model = ZeroShot(["dog", "cat"], vectors, 5.0).fit(x, y)
+    assert get_scorer("roc_auc")(model, x, y) > 0.95
+    assert get_scorer("neg_log_loss")(model, x, y) > -0.3
+    assert get_scorer("accuracy")(model, x, y) > 0.95
+
+
+@pytest.mark.parametrize("bad", ["size", "nan", "one dimension"])
+def test_estimators_of_one_size_say_what_they_cannot_take(bad: str, space: FeatureSpace) -> None:
+    x = np.ones((5, 16))
+    if bad == "nan":
+        x[2, 3] = np.nan
+    x = {"size": x[:, :15], "nan": x, "one dimension": x[0]}[bad]
+    for estimator in (ZeroShot(["b", "a"], np.eye(16)[:2]).fit(), Activations(space)):
+        assert estimator.n_features_in_ == 16
+        use = estimator.predict if isinstance(estimator, ZeroShot) else estimator.transform
+        with pytest.raises(ValueError, match=r"15 features|NaN|2D array"):
+            use(x)
+        with pytest.raises(ValueError, match=r"15 features|NaN|2D array"):
+            estimator.fit(x)
+
+
+@pytest.mark.parametrize("classes", [["a", "a"], ["a", "b", "c"], ["a"]])
+def test_zero_shot_wants_one_vector_a_class(classes: list[str]) -> None:
+    with pytest.raises(ValueError, match="one vector a class"):
+        ZeroShot(classes, np.eye(16)[:2]).fit()
 
 
 @pytest.mark.parametrize("probe", PROBES, ids=lambda p: type(p).__name__)
@@ -78,13 +131,14 @@ def test_the_penalty_is_chosen_within_the_training_data(samples: Samples) -> Non
     assert first.score(x[100:], y[100:]) > 0.9
 
 
-def test_zero_shot_is_the_nearest_vector(samples: Samples) -> None:
+def test_zero_shot_is_the_nearest_vector_in_whatever_order(samples: Samples) -> None:
     x, _ = data(samples)
     vectors = np.eye(16)[:3]
     model = clone(ZeroShot(["b", "a", "c"], vectors, 7.0)).fit()
     expected = [["b", "a", "c"][k] for k in (x @ vectors.T).argmax(axis=1)]
     assert model.predict(x).tolist() == expected
-    logits = 7.0 * x @ vectors.T
+    assert model.classes_.tolist() == ["a", "b", "c"]
+    logits = 7.0 * x @ vectors[[1, 0, 2]].T
     shares = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     assert model.predict_proba(x) == pytest.approx(shares, abs=1e-6)
 

@@ -105,6 +105,23 @@ def test_save_and_load(
     assert again.predict_proba(samples.embeddings) == pytest.approx(expected)
 
 
+def test_a_zero_shot_model_saved_in_another_order_of_its_classes_predicts_the_same(
+    space: FeatureSpace, samples: Samples, tmp_path: Path
+) -> None:
+    model = make(space, samples, "zero_shot")
+    saved = AttributeModel(
+        dataclasses.replace(model.config, classes=model.config.classes[::-1]),
+        model.estimator,
+        space,
+    )
+    estimator = saved.estimator
+    estimator.coef_, estimator.intercept_ = estimator.coef_[::-1], estimator.intercept_[::-1]
+    again = load_model(saved.save(tmp_path / "model"), space)
+    assert again.classes == ("cat", "dog")
+    expected = make(space, samples, "zero_shot").predict_proba(samples.embeddings)
+    assert again.predict_proba(samples.embeddings) == pytest.approx(expected)
+
+
 def test_a_model_of_another_space_is_refused(
     space: FeatureSpace, samples: Samples, tmp_path: Path
 ) -> None:
