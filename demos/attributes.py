@@ -32,7 +32,7 @@ from mms_apps.attributes.plots import (
     group_figure,
     lean_figure,
 )
-from mms_apps.attributes.report import METHOD_NAMES
+from mms_apps.attributes.report import METHOD_NAMES, against_chance
 from mms_apps.attributes.workbench import Workbench
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ def fill(workbench: Workbench, shown: Any) -> None:
         )
     with gr.Tab("Audit"):
         with gr.Row():
-            group = gr.Radio(list(workbench.groups), value=workbench.groups[0], label="By group")
+            group = gr.Radio(list(workbench.groupings), value=workbench.groups[0], label="By group")
             start = gr.Button("Audit", variant="primary", scale=0, min_width=160)
         summary = gr.Markdown()
         gr.Markdown("### Accuracy by group, with 95% intervals")
@@ -170,9 +170,9 @@ def audit_text(audit: Audit) -> str:
     return (
         f"**{m.accuracy.value:.1%}** of {m.samples} predictions are right "
         f"({m.accuracy.low:.1%} to {m.accuracy.high:.1%}); in the worst group, "
-        f"**{m.worst_group or 'n/a'}**, {m.worst_accuracy.value:.1%}. The gap is "
-        f"{m.gap.value:.1%} ({m.gap.low:.1%} to {m.gap.high:.1%}). Smallest group: "
-        f"{m.smallest_group} ({m.smallest_samples}). A probe finds the group in "
+        f"**{m.worst_group or 'n/a'}**, {m.worst_accuracy.value:.1%}. Gap: "
+        f"{against_chance(m.gap)}; difference in TPR: {against_chance(m.tpr_difference)}. "
+        f"Smallest group: {m.smallest_group} ({m.smallest_samples}). A probe finds the group in "
         f"{audit.leakage.value:.1%} of the samples (most frequent group: "
         f"{audit.leakage_chance:.1%})."
     )

@@ -8,6 +8,7 @@ explain.py     which features made a prediction
 edits.py       taking features, or a subspace, out of embeddings
 measures.py    accuracy, gaps, rates and calibration by group, with intervals
 leakage.py     what embeddings give away of a factor
+permutation.py the gaps and differences that chance alone gives
 audit.py       measures by group, leakage, modality classes, and where a model leans
 debias/        choosing what to take out on a validation split, and comparing with baselines
 report.py      the HTML reports

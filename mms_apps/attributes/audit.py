@@ -17,7 +17,7 @@ from mms_apps.attributes.edits import (
     feature_energy,
     random_features,
 )
-from mms_apps.attributes.labels import Samples
+from mms_apps.attributes.labels import Samples, crossed_name
 from mms_apps.attributes.leakage import group_leakage
 from mms_apps.attributes.measures import (
     REPLICATES,
@@ -74,7 +74,8 @@ class Lean:
 class Audit:
     """An audit of one model on one data set.
 
-    measures: with the group column's values as groups.
+    group: the attribute whose values are the groups, or several (`labels.crossed_name`).
+    measures: by these groups.
     ungrouped: samples that were left out because they have no group.
     leakage: accuracy with which the group is found in embeddings by a probe, cross-validated;
         leakage_chance: the share of the most frequent group.
@@ -96,7 +97,7 @@ class Audit:
 def audit(
     model: AttributeModel,
     samples: Samples,
-    group: str,
+    group: str | Sequence[str],
     *,
     role: str | None = None,
     unspecified: str = UNSPECIFIED,
@@ -108,7 +109,8 @@ def audit(
 
     Args:
         samples: that the model was not fitted on, with its attribute and the group.
-        group: attribute whose values are the groups.
+        group: attribute whose values are the groups; of several, the groups are the combinations of
+            their values.
         role: attribute by which unspecified samples are listed; None for none.
         unspecified: the value that unspecified samples have as their attribute.
         edit: of the embeddings, before the model sees them.
@@ -118,6 +120,8 @@ def audit(
     """
     if edit is not None:
         samples = Samples(edit.apply(samples.embeddings), samples.ids, samples.columns)
+    crossed = (group,) if isinstance(group, str) else tuple(dict.fromkeys(group))
+    samples, group = samples.with_crossed(crossed), crossed_name(crossed)
     labels = samples.columns[model.config.attribute].astype(str)
     groups = samples.columns[group]
     labelled = np.isin(labels, model.classes)
@@ -237,13 +241,15 @@ def wilson(hits: int, samples: int) -> Estimate:
     return Estimate(hits / samples, float(interval.low), float(interval.high))
 
 
-def require_groups(samples: Samples, group: str) -> Sequence[str]:
-    """The groups of a column.
+def require_groups(samples: Samples, group: str | Sequence[str]) -> Sequence[str]:
+    """The groups of an attribute, or of several together.
 
     Raises:
-        UserError: it has fewer than two.
+        UserError: there are fewer than two.
     """
-    values = sorted({value for value in samples.columns[group] if value})
+    crossed = (group,) if isinstance(group, str) else tuple(dict.fromkeys(group))
+    group = crossed_name(crossed)
+    values = sorted({value for value in samples.with_crossed(crossed).columns[group] if value})
     if len(values) < 2:
         raise UserError(
             f"{group}: {len(values)} group ({', '.join(values) or 'no value'}); an audit needs at "

@@ -15,6 +15,11 @@ from features.space.space import FeatureSpace
 
 How = Literal["mask", "subtract", "project"]
 WAYS: tuple[How, ...] = ("mask", "subtract", "project")
+WAY_NAMES: dict[How, str] = {
+    "mask": "masked",
+    "subtract": "subtracted",
+    "project": "projected out",
+}
 BATCH = 4096
 SWAPS = 2000
 """Tries to bring a random group's energy near to what is wanted."""
@@ -32,7 +37,10 @@ class EmbeddingEdit:
         return embeddings
 
 
-@dataclass(frozen=True)
+NO_EDIT = EmbeddingEdit()
+
+
+@dataclass(frozen=True, eq=False)
 class RemoveFeatures(EmbeddingEdit):
     """Takes features out of one modality's embeddings.
 
@@ -69,7 +77,7 @@ class RemoveFeatures(EmbeddingEdit):
         return x - part.to(x.device)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class KeepFeatures(EmbeddingEdit):
     """Decodes the activations of some features alone."""
 
@@ -84,14 +92,19 @@ class KeepFeatures(EmbeddingEdit):
         return RemoveFeatures(self.space, removed, self.modality, "mask").apply(embeddings)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Project(EmbeddingEdit):
-    """Multiplies embeddings by a matrix `[dim, dim]`."""
+    """Multiplies embeddings, from a centre `[dim]` or from zero, by a matrix `[dim, dim]`."""
 
     matrix: Tensor
+    centre: Tensor | None = None
 
     def apply(self, embeddings: Tensor) -> Tensor:
-        return embeddings @ self.matrix.to(embeddings.device)
+        matrix = self.matrix.to(embeddings.device)
+        if self.centre is None:
+            return embeddings @ matrix
+        centre = self.centre.to(embeddings.device)
+        return centre + (embeddings - centre) @ matrix
 
 
 def reading_directions(

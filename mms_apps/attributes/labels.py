@@ -46,9 +46,24 @@ class Samples:
             {name: column[rows] for name, column in self.columns.items()},
         )
 
+    def with_crossed(self, attributes: Sequence[str]) -> Samples:
+        """With a column of several attributes' values together, such as "woman, dark" for
+        gender x skin_tone; None where one of them is missing. One attribute is left as it is."""
+        if len(attributes) == 1:
+            return self
+        rows = zip(*(self.columns[name] for name in attributes), strict=True)
+        together = [", ".join(values) if all(values) else None for values in rows]
+        crossed = {crossed_name(attributes): np.array(together, dtype=object)}
+        return Samples(self.embeddings, self.ids, self.columns | crossed)
+
     def having(self, attribute: str, values: Sequence[str]) -> Samples:
         """Those whose attribute is one of the values."""
         return self.take(np.isin(self.columns[attribute].astype(str), values))
+
+
+def crossed_name(attributes: Sequence[str]) -> str:
+    """The name of attributes taken together: `gender x skin_tone`."""
+    return " x ".join(attributes)
 
 
 def require_columns(store: ActivationStore, attributes: Sequence[str]) -> None:

@@ -8,14 +8,24 @@ replicates.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 
 from features.bootstrap import NOT_KNOWN, Estimate, percentile_interval, weighted_auroc
+from mms_apps.attributes.permutation import (
+    DIFFERENCES,
+    NO_DIFFERENCE,
+    PERMUTATIONS,
+    Difference,
+    greatest_difference,
+    permutation_tests,
+)
 
+SMALL_GROUP = 30
+"""A smaller group is listed and marked, but says too little for a gap or a difference."""
 MIN_GROUP = 5
-"""A smaller group is listed, but says too little for a gap or a difference."""
+"""Samples that a group needs for something to be chosen by it."""
 BINS = 10
 """Equal bins of the confidence for the calibration error (Guo et al. 2017)."""
 REPLICATES = 1000
@@ -28,7 +38,7 @@ class GroupRow:
     group: str
     samples: int
     counted: bool
-    """Whether it has MIN_GROUP samples and so counts in the gaps and differences."""
+    """Whether it has SMALL_GROUP samples and so counts in the gaps and differences."""
     accuracy: Estimate
     auroc: Estimate
     """Of two classes; of more, the mean over one-vs-rest."""
@@ -46,6 +56,8 @@ class Measures:
 
     gap: overall accuracy less that of the worst group.
     difference: between the groups with the most and the least, the greatest over the classes.
+    Groups of fewer than SMALL_GROUP samples are in neither; undefined where fewer than two are
+    larger.
     """
 
     samples: int
@@ -53,10 +65,10 @@ class Measures:
     calibration: Estimate
     worst_accuracy: Estimate
     worst_group: str
-    gap: Estimate
-    parity_difference: Estimate
-    tpr_difference: Estimate
-    fpr_difference: Estimate
+    gap: Difference
+    parity_difference: Difference
+    tpr_difference: Difference
+    fpr_difference: Difference
     smallest_group: str
     smallest_samples: int
     groups: list[GroupRow]
@@ -142,6 +154,7 @@ def measure(
     clusters: np.ndarray | None = None,
     seed: int = 0,
     replicates: int = REPLICATES,
+    permutations: int = PERMUTATIONS,
 ) -> Measures:
     """Measures of predictions.
 
@@ -160,7 +173,7 @@ def measure(
     frame = MetricFrame(metrics=metrics, y_true=truth, y_pred=predicted, sensitive_features=groups)
     labels = [str(group) for group in frame.by_group.index]
     sizes = frame.by_group["count"].to_numpy().astype(int)
-    counted = sizes >= MIN_GROUP
+    counted = sizes >= SMALL_GROUP
     weights = bootstrap_weights(len(truth), replicates, seed, clusters)
     accuracy = group_accuracy(truth == predicted, groups, weights)
     rates = _rates(truth, predicted, groups, names, weights)
@@ -184,19 +197,38 @@ def measure(
     if counted.sum() >= 2:
         among = GroupAccuracy(accuracy.overall, accuracy.by_group[:, counted])
         worst = np.array(labels)[counted][int(np.nanargmin(among.by_group[0]))]
-        worst_accuracy, gap = estimate(among.worst), estimate(among.gap)
-        differences = {rate: _difference(values[:, :, counted]) for rate, values in rates.items()}
+        worst_accuracy = estimate(among.worst)
+        large = np.isin(groups.astype(str), np.array(labels)[counted])
+        tests = permutation_tests(
+            truth[large],
+            predicted[large],
+            groups[large],
+            classes,
+            overall=float(accuracy.overall[0]),
+            clusters=None if clusters is None else clusters[large],
+            permutations=permutations,
+            seed=seed,
+        )
+        differences = {
+            name: Difference(**asdict(estimate(values)), chance=tests[name].chance, p=tests[name].p)
+            for name, values in (
+                ("gap", among.gap),
+                ("parity", greatest_difference(rates["selected"][:, :, counted])),
+                ("tpr", greatest_difference(rates["tpr"][:, :, counted])),
+                ("fpr", greatest_difference(rates["fpr"][:, :, counted])),
+            )
+        }
     else:
-        worst, worst_accuracy, gap = "", NOT_KNOWN, NOT_KNOWN
-        differences = dict.fromkeys(rates, NOT_KNOWN)
+        worst, worst_accuracy = "", NOT_KNOWN
+        differences = dict.fromkeys(DIFFERENCES, NO_DIFFERENCE)
     return Measures(
         samples=len(truth),
         accuracy=estimate(accuracy.overall),
         calibration=estimate(calibration[:, 0]),
         worst_accuracy=worst_accuracy,
         worst_group=str(worst),
-        gap=gap,
-        parity_difference=differences["selected"],
+        gap=differences["gap"],
+        parity_difference=differences["parity"],
         tpr_difference=differences["tpr"],
         fpr_difference=differences["fpr"],
         smallest_group=labels[smallest],
@@ -232,15 +264,6 @@ def _rates(
                 part = (weights @ (members * (among & chosen))) / (weights @ (members * among))
             shares[rate].append(part)
     return {rate: np.stack(parts, axis=1) for rate, parts in shares.items()}
-
-
-def _difference(rates: np.ndarray) -> Estimate:
-    """The greatest difference between groups over the classes, of `[1 + replicates, classes,
-    groups]`; a class that a group lacks is left out of that group."""
-    filled = np.where(np.isnan(rates), -np.inf, rates).max(axis=2)
-    empty = np.where(np.isnan(rates), np.inf, rates).min(axis=2)
-    spread = np.where(np.isfinite(filled - empty), filled - empty, 0.0)  # [1 + replicates, classes]
-    return estimate(spread.max(axis=1))
 
 
 def _calibration(

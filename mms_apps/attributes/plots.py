@@ -56,7 +56,7 @@ def contribution_figure(explanation: Explanation, off: list[str]) -> Figure:
 
 
 def group_figure(audit: Audit) -> Figure:
-    """Accuracy by group with intervals."""
+    """Accuracy by group with intervals; small groups are pale."""
     from plotly.graph_objects import Figure, Scatter
 
     rows = list(reversed(audit.measures.groups))
@@ -66,13 +66,19 @@ def group_figure(audit: Audit) -> Figure:
             x=values,
             y=[f"{row.group} ({row.samples})" for row in rows],
             mode="markers",
-            marker={"size": 11, "color": COLOURS[TEXT_DOMINANT]},
+            marker={
+                "size": 11,
+                "color": COLOURS[TEXT_DOMINANT],
+                "opacity": [1.0 if row.counted else 0.4 for row in rows],
+            },
             error_x=_errors([row.accuracy for row in rows]),
             hovertemplate="%{y}: %{x:.1%}<extra></extra>",
         )
     )
     figure.add_vline(x=audit.measures.accuracy.value, line_dash="dash", line_color="#566271")
-    figure.update_xaxes(title="accuracy (dashed: overall)", range=[0, 1.02], tickformat=".0%")
+    figure.update_xaxes(
+        title="accuracy (dashed: overall; pale: a small group)", range=[0, 1.02], tickformat=".0%"
+    )
     return _styled(figure, 130 + 34 * len(rows))
 
 

@@ -18,8 +18,11 @@ from features.space.tables import thumbnail
 from mms_apps.attributes.audit import Audit
 from mms_apps.attributes.debias.choosing import ChosenFeatures
 from mms_apps.attributes.debias.comparison import MethodRow
+from mms_apps.attributes.edits import WAY_NAMES
 from mms_apps.attributes.explain import Explanation
+from mms_apps.attributes.measures import SMALL_GROUP
 from mms_apps.attributes.model import ModelConfig
+from mms_apps.attributes.permutation import Difference
 from mms_apps.attributes.predict import PredictionSummary
 
 if TYPE_CHECKING:
@@ -38,10 +41,13 @@ METHOD_NAMES = {
 EDIT_NAMES = {
     "none": "no change",
     "features": "chosen features",
+    "mean_difference": "mean difference",
     "debias_vl": "debias_vl",
+    "leace": "LEACE",
+    "reweighting": "reweighting",
+    "last_layer": "last layer again (DFR)",
     "random": "random features",
 }
-WAY_NAMES = {"mask": "masked", "subtract": "subtracted", "project": "projected out"}
 
 
 @dataclass(frozen=True)
@@ -131,11 +137,13 @@ def _environment() -> Environment:
     """This package's templates with its filters and words."""
     environment = templates("mms_apps.attributes")
     environment.filters["share"] = _share
+    environment.filters["p_value"] = _p_value
     environment.globals.update(
         class_names=CLASS_NAMES,
         method_names=METHOD_NAMES,
         edit_names=EDIT_NAMES,
         way_names=WAY_NAMES,
+        small_group=SMALL_GROUP,
     )
     return environment
 
@@ -171,6 +179,29 @@ def _bars(explanation: Explanation) -> list[dict[str, Any]]:
         part["width"] = 50 * abs(part["value"]) / largest
         part["left"] = 50 - (part["width"] if part["value"] < 0 else 0)
     return parts
+
+
+def summary_of(audit: Audit) -> str:
+    """An audit in a line of plain text."""
+    m = audit.measures
+    return (
+        f"accuracy {m.accuracy.value:.1%}; worst group {m.worst_group or 'n/a'} "
+        f"{_share(m.worst_accuracy.value)}; gap {against_chance(m.gap)}; TPR difference "
+        f"{against_chance(m.tpr_difference)}; smallest group {m.smallest_group} "
+        f"({m.smallest_samples} samples)"
+    )
+
+
+def against_chance(difference: Difference) -> str:
+    """A difference between groups, such as "4.1% (by chance 3.9%, p = 0.32)"."""
+    if math.isnan(difference.value):
+        return "n/a"
+    chance = f"by chance {_share(difference.chance)}, p = {_p_value(difference.p)}"
+    return f"{_share(difference.value)} ({chance})"
+
+
+def _p_value(value: float) -> str:
+    return f"{value:.2f}" if value >= 0.095 else f"{value:.3f}"
 
 
 def _share(value: float | None, digits: int = 1) -> str:

@@ -18,7 +18,7 @@ from features.space.space import FeatureSpace
 from features.store.extract import extract
 from mms_apps.attributes.audit import UNSPECIFIED, Audit, audit, require_groups
 from mms_apps.attributes.explain import Explanation, explain, probabilities_without
-from mms_apps.attributes.labels import Samples, classes_of, read_samples
+from mms_apps.attributes.labels import Samples, classes_of, crossed_name, read_samples
 from mms_apps.attributes.measures import MIN_GROUP
 from mms_apps.attributes.model import AttributeModel, Method, embed, fit_model
 
@@ -51,7 +51,7 @@ class Workbench:
         train: labelled pairs to fit on.
         test: pairs to show and to audit on.
         attributes: of both.
-        groups: attributes by which to audit.
+        groups: attributes by which to audit, each alone and all together.
         work: folder for the embeddings.
         role: attribute by which to list how unspecified samples are predicted.
 
@@ -74,6 +74,8 @@ class Workbench:
         self.space = space
         self.attributes = tuple(attributes)
         self.groups = tuple(groups)
+        crossed = [self.groups] if len(self.groups) > 1 else []
+        self.groupings = {crossed_name(g): g for g in (*((g,) for g in self.groups), *crossed)}
         self.role = role
         self.seed = seed
         self._train, self._test = open_pairs(train), open_pairs(test)
@@ -154,16 +156,21 @@ class Workbench:
         found = exemplars(self.space, [c.feature for c in chosen], count)
         return [row | {"contribution": c} for c in chosen for row in found[c.feature]]
 
-    def audit(self, attribute: str, method: Method, group: str) -> Audit:
-        """Audit a model on the test pairs; how it leans on the unspecified samples of both."""
-        model = self.model(attribute, method)
-        return audit(model, self._audited(attribute, group), group, role=self.role, seed=self.seed)
+    def audit(self, attribute: str, method: Method, grouping: str) -> Audit:
+        """Audit a model on the test pairs; how it leans on the unspecified samples of both.
 
-    def _audited(self, attribute: str, group: str) -> Samples:
+        Args:
+            grouping: one of `groupings`.
+        """
+        model, groups = self.model(attribute, method), self.groupings[grouping]
+        samples = self._audited(attribute, groups)
+        return audit(model, samples, groups, role=self.role, seed=self.seed)
+
+    def _audited(self, attribute: str, groups: Sequence[str]) -> Samples:
         """The test samples, and those training samples on which no model was fitted since their
         attribute is unspecified."""
         train, test = self._train_samples, self._test_samples
-        require_groups(test, group)
+        require_groups(test, groups)
         extra = train.take(train.columns[attribute].astype(str) == UNSPECIFIED)
         return Samples(
             torch.cat([test.embeddings, extra.embeddings]),

@@ -109,7 +109,13 @@ def predict(
 def audit(
     pairs: Pairs,
     attribute: Attribute,
-    group: Annotated[str, typer.Option(help="Attribute of the pairs whose values are groups.")],
+    group: Annotated[
+        list[str],
+        typer.Option(
+            help="Attribute of the pairs whose values are groups; given again, the groups are the "
+            "combinations of the values."
+        ),
+    ],
     out: Out,
     space: Space = "embedded",
     method: Method = "sparse_probe",
@@ -135,7 +141,7 @@ def audit(
     from mms_apps.attributes.audit import audit as audit_model
     from mms_apps.attributes.audit import require_groups
     from mms_apps.attributes.labels import read_samples
-    from mms_apps.attributes.report import write_audit_report
+    from mms_apps.attributes.report import summary_of, write_audit_report
     from mms_apps.attributes.tables import write_audit_tables
 
     loaded = load_space(space, encoder, device)
@@ -144,7 +150,7 @@ def audit(
         max_features, seed,
     )  # fmt: skip
     _, store = open_store(loaded, pairs, out / "store")
-    columns = [used.config.attribute, group, *([role] if role else [])]
+    columns = [used.config.attribute, *group, *([role] if role else [])]
     samples = read_samples(store, columns, used.config.modality, seed=seed)
     samples = not_fitted_on(samples, out / "train-store" if train else None, used)
     require_groups(samples, group)
@@ -155,12 +161,7 @@ def audit(
     write_audit_tables(found, out)
     used.save(out / "model")
     page = write_audit_report(found, used.config, out / "audit.html")
-    m = found.measures
-    typer.echo(
-        f"accuracy {m.accuracy.value:.1%}; worst group {m.worst_group or 'n/a'} "
-        f"{m.worst_accuracy.value:.1%}; smallest group {m.smallest_group} "
-        f"({m.smallest_samples} samples)"
-    )
+    typer.echo(summary_of(found))
     typer.echo(f"report: {page}")
 
 

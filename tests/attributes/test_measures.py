@@ -19,7 +19,7 @@ from mms_apps.attributes.measures import (
 CLASSES = ("no", "yes")
 
 
-def predictions(n: int = 120) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def predictions(n: int = 400) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     rng = np.random.default_rng(3)
     truth = np.array(CLASSES)[rng.integers(2, size=n)]
     groups = np.array(["a", "b", "c"])[rng.choice(3, n, p=[0.5, 0.4, 0.1])]

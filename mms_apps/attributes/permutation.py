@@ -1,0 +1,185 @@
+"""What gaps and differences between groups chance alone gives: a permutation null.
+
+The best and the worst of several groups always differ, so a bootstrap interval of their difference
+excludes zero even where a predictor is fair. Under the null hypothesis the groups' labels can be
+exchanged; the null distribution is that of the same statistic with the labels permuted (Good 2005,
+Permutation, Parametric and Bootstrap Tests of Hypotheses, chapter 3).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from features.bootstrap import Estimate
+
+PERMUTATIONS = 1000
+CONDITIONAL = ("tpr", "fpr")
+"""Statistics that condition on the label: for them groups are permuted within it."""
+DIFFERENCES = ("gap", "parity", *CONDITIONAL)
+ROUNDING = 1e-12
+
+
+@dataclass(frozen=True)
+class Chance:
+    """A gap or difference between groups, beside what chance gives.
+
+    chance: its mean over permutations of the groups' labels.
+    p: how often a permutation gives at least as much, the data itself counted as one.
+    """
+
+    value: float
+    chance: float
+    p: float
+
+
+@dataclass(frozen=True)
+class Difference(Estimate):
+    """A gap or difference between groups with its interval, and `chance` and `p` of `Chance`.
+
+    The interval says how large it is, given that groups differ; `p` says whether they do.
+    """
+
+    chance: float
+    p: float
+
+
+NO_DIFFERENCE = Difference(*[float("nan")] * 5)
+
+
+def permutation_tests(
+    truth: np.ndarray,
+    predicted: np.ndarray,
+    groups: np.ndarray,
+    classes: Sequence[str],
+    *,
+    overall: float | None = None,
+    clusters: np.ndarray | None = None,
+    permutations: int = PERMUTATIONS,
+    seed: int = 0,
+) -> dict[str, Chance]:
+    """The permutation test of each of DIFFERENCES.
+
+    The gap is the overall accuracy less the worst group's; the others are the greatest difference
+    between groups in a one-vs-rest rate, over the classes. All samples of one cluster and group
+    are given one group together; clusters that lie in several groups make the test conservative.
+
+    Args:
+        truth: `[n]`, each one of the classes.
+        predicted: `[n]`, likewise.
+        groups: `[n]`, at least two.
+        overall: accuracy that the gap is counted from; None for these samples' own.
+        clusters: `[n]`, samples that are not independent; None for none.
+    """
+    names = np.asarray(classes)
+    order = np.argsort(names)
+    true, found = (
+        order[np.searchsorted(names[order], np.asarray(v).astype(names.dtype))]
+        for v in (truth, predicted)
+    )
+    group_names, group = np.unique(groups.astype(str), return_inverse=True)
+    shape = (len(group_names), len(names), len(names))
+    cluster = np.arange(len(group)) if clusters is None else _numbered(clusters.astype(str))
+
+    overall = float((true == found).mean()) if overall is None else overall
+
+    def statistics(group: np.ndarray) -> dict[str, float]:
+        cell = np.ravel_multi_index((group, true, found), shape)
+        return _statistics(np.bincount(cell, minlength=int(np.prod(shape))).reshape(shape), overall)
+
+    null: dict[str, list[float]] = {name: [] for name in DIFFERENCES}
+    for strata, wanted in (
+        (np.zeros_like(true), [name for name in DIFFERENCES if name not in CONDITIONAL]),
+        (true, CONDITIONAL),
+    ):
+        for permuted in _permuted(group, strata, cluster, permutations, seed):
+            drawn = statistics(permuted)
+            for name in wanted:
+                null[name].append(drawn[name])
+    return {name: _chance(value, null[name]) for name, value in statistics(group).items()}
+
+
+def gap_test(
+    hits: np.ndarray,
+    truth: np.ndarray,
+    groups: np.ndarray,
+    *,
+    clusters: np.ndarray,
+    permutations: int = PERMUTATIONS,
+    seed: int = 0,
+) -> Chance:
+    """The permutation test of the gap between groups that are compared at the same label.
+
+    Args:
+        hits: whether each prediction is right, `[variants, n]`; the gap is the mean over variants.
+        truth: the labels within which groups are permuted, `[n]`.
+        groups, clusters: as `permutation_tests` takes them.
+    """
+    group, stratum, cluster = (_numbered(v.astype(str)) for v in (groups, truth, clusters))
+    overall = hits.mean(axis=1)  # [variants]
+
+    def gap(group: np.ndarray) -> float:
+        sizes = np.bincount(group)
+        right = np.stack([np.bincount(group, row, len(sizes)) for row in hits])
+        return float((overall - (right / sizes).min(axis=1)).mean())
+
+    null = [gap(permuted) for permuted in _permuted(group, stratum, cluster, permutations, seed)]
+    return _chance(gap(group), null)
+
+
+def p_value(observed: float, null: np.ndarray) -> float:
+    """Share of a null distribution `[permutations]` that is at least `observed`, which itself
+    counts as one of it (Phipson and Smyth 2010)."""
+    return float((1 + (null >= observed - ROUNDING).sum()) / (1 + len(null)))
+
+
+def _permuted(
+    group: np.ndarray, stratum: np.ndarray, cluster: np.ndarray, permutations: int, seed: int
+) -> Iterator[np.ndarray]:
+    """The groups `[n]` permuted within each stratum, those of one cluster and group together."""
+    rng = np.random.default_rng(seed)
+    units, unit = np.unique(
+        np.stack([stratum, cluster, group]), axis=1, return_inverse=True
+    )  # [3, units], in the order of their strata
+    unit = unit.reshape(-1)
+    for _ in range(permutations):
+        order = np.lexsort((rng.random(units.shape[1]), units[0]))
+        yield units[2][order][unit]
+
+
+def _chance(value: float, null: Sequence[float]) -> Chance:
+    return Chance(value, float(np.mean(null)), p_value(value, np.array(null)))
+
+
+def _numbered(names: np.ndarray) -> np.ndarray:
+    return np.unique(names, return_inverse=True)[1]
+
+
+def _statistics(counts: np.ndarray, overall: float) -> dict[str, float]:
+    """DIFFERENCES of counts `[groups, true classes, predicted classes]`."""
+    size = counts.sum(axis=(1, 2))  # [groups]
+    hits = np.trace(counts, axis1=1, axis2=2)  # [groups]
+    real, chosen = counts.sum(axis=2), counts.sum(axis=1)  # [groups, classes]
+    right = np.diagonal(counts, axis1=1, axis2=2)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        accuracy = hits / size
+        rates = {
+            "parity": chosen / size[:, None],
+            "tpr": right / real,
+            "fpr": (chosen - right) / (size[:, None] - real),
+        }
+    return {"gap": overall - float(np.nanmin(accuracy))} | {
+        name: float(greatest_difference(rate.T)) for name, rate in rates.items()
+    }
+
+
+def greatest_difference(rates: np.ndarray) -> np.ndarray:
+    """The greatest difference between groups over the classes, of rates `[..., classes, groups]`;
+    a group that lacks what a rate is of (NaN) is left out of it."""
+    with np.errstate(invalid="ignore"):
+        spread = np.where(np.isnan(rates), -np.inf, rates).max(axis=-1) - np.where(
+            np.isnan(rates), np.inf, rates
+        ).min(axis=-1)  # [..., classes]
+    return np.where(np.isfinite(spread), spread, 0.0).max(axis=-1)
