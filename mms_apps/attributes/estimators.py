@@ -29,6 +29,8 @@ SCREENED = 1024
 ELIMINATED = 0.2
 """Share of all features that a step of the elimination drops at most."""
 MAX_ITERATIONS = 2000
+NEVER = -1e3
+"""Intercept of a class that a probe has not seen."""
 DEFAULT_SCALE = 100.0
 """Scale of the logits where an encoder tells none: CLIP's own bound (Radford et al. 2021)."""
 TEMPLATES = ("a picture of {}", "an image of {}", "a photo of {}")
@@ -94,13 +96,8 @@ class LinearClassifier(ClassifierMixin, BaseEstimator):
 
     def _take(self, probe: LogisticRegression, scale: float) -> None:
         """Take the weights of a logistic regression that was fitted on inputs / `scale`."""
-        coef, intercept = probe.coef_ / scale, probe.intercept_
-        if len(coef) == 1:  # scikit-learn keeps the log-odds of the second class alone
-            coef, intercept = np.vstack([-coef, coef]) / 2, np.concatenate([-intercept, intercept])
-            intercept = intercept / 2
         self.classes_ = probe.classes_
-        self.coef_ = coef - coef.mean(axis=0)
-        self.intercept_ = intercept - intercept.mean()
+        self.coef_, self.intercept_ = _symmetric(probe.coef_ / scale, probe.intercept_)
 
     def _checked(self, X: Any, y: Any) -> tuple[np.ndarray, np.ndarray]:
         X, y = validate_data(self, X, y)
@@ -306,6 +303,41 @@ def common_scale(X: np.ndarray) -> float:
     """What to divide all inputs by for a mean variance of 1. One number for all, since embeddings
     and activations are lengths in one space (the dictionary's rows have unit length)."""
     return float(np.sqrt(X.var(axis=0)[X.any(axis=0)].mean())) or 1.0
+
+
+def logistic_weights(
+    X: np.ndarray,
+    y: np.ndarray,
+    strength: float,
+    sample_weight: np.ndarray | None,
+    classes: Sequence[str],
+) -> tuple[np.ndarray, np.ndarray]:
+    """Weights `[classes, inputs]` and intercepts `[classes]` of a logistic regression under sample
+    weights; a class that no sample has is never predicted.
+
+    Args:
+        strength: inverse strength of the L2 penalty, the inputs being scaled to a mean variance
+            of 1.
+        sample_weight: `[n]` of mean 1; None weighs all alike.
+        classes: all that there may be in y, sorted.
+
+    Raises:
+        ValueError: y has one class.
+    """
+    scale = common_scale(X)
+    probe = LogisticRegression(C=strength, max_iter=MAX_ITERATIONS)
+    probe.fit(X / scale, y, sample_weight=sample_weight)
+    known = np.isin(classes, probe.classes_)
+    coef, intercept = np.zeros((len(classes), X.shape[1])), np.full(len(classes), NEVER)
+    coef[known], intercept[known] = _symmetric(probe.coef_ / scale, probe.intercept_)
+    return coef, intercept
+
+
+def _symmetric(coef: np.ndarray, intercept: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """scikit-learn's weights as `[classes, inputs]` and `[classes]`, of mean zero over classes."""
+    if len(coef) == 1:  # scikit-learn keeps the log-odds of the second class alone
+        coef, intercept = np.vstack([-coef, coef]) / 2, np.concatenate([-intercept, intercept]) / 2
+    return coef - coef.mean(axis=0), intercept - intercept.mean()
 
 
 def _f_scores(X: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

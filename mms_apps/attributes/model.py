@@ -208,10 +208,10 @@ def load_model(folder: str | Path, space: FeatureSpace) -> AttributeModel:
     order = np.argsort(config.classes)  # zero-shot models of 0.1.0 have the prompts' order
     config = replace(config, classes=tuple(config.classes[place] for place in order))
     coef, intercept = weights["coef"][order], weights["intercept"][order]
-    return AttributeModel(config, _restored(config, coef, intercept), space)
+    return AttributeModel(config, restored(config, coef, intercept), space)
 
 
-def _restored(config: ModelConfig, coef: np.ndarray, intercept: np.ndarray) -> LinearClassifier:
+def restored(config: ModelConfig, coef: np.ndarray, intercept: np.ndarray) -> LinearClassifier:
     """A fitted estimator from its weights."""
     estimator: LinearClassifier
     if config.method == "zero_shot":

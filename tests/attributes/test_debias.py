@@ -96,12 +96,33 @@ def test_the_planted_factor_is_found_and_the_gap_halved(axes: FeatureSpace) -> N
     )
     assert 1 in found.choice.features
     rows = {row.method: row for row in found.methods}
-    assert set(rows) == {"none", "features", "debias_vl", "random"}
+    assert list(rows) == [
+        "none",
+        "features",
+        "mean_difference",
+        "debias_vl",
+        "leace",
+        "reweighting",
+        "last_layer",
+        "random",
+    ]
     assert rows["features"].gap.value < rows["none"].gap.value / 2
     assert rows["features"].gap_change.high < 0
     assert rows["features"].utility_cost.value < 0.02
     assert rows["none"].gap_change.value == 0
     assert rows["none"].leakage.value > 0.9
+    for name in ("mean_difference", "leace", "reweighting", "last_layer"):
+        assert rows[name].worst_group.value > rows["none"].worst_group.value
+        assert rows[name].setting
+    for name in ("reweighting", "last_layer"):  # they leave the embeddings as they are
+        assert rows[name].leakage == rows["none"].leakage
+        assert rows[name].utility_cost.value == 0
+    assert rows["leace"].leakage.value < 0.7
+    assert rows["none"].gap.p < 0.01
+    assert rows["none"].gap.value > 2 * rows["none"].gap.chance
+    for row in rows.values():
+        less = row.worst_group.value - rows["features"].worst_group.value
+        assert row.worst_less_features.value == pytest.approx(less)
 
 
 def test_nothing_is_taken_out_where_nothing_helps(axes: FeatureSpace) -> None:

@@ -10,15 +10,20 @@ import torch
 
 from features.analysis.concepts import feature_auroc
 from features.errors import UserError
-from mms_apps.attributes.edits import WAYS, EmbeddingEdit, How, RemoveFeatures, reading_directions
+from mms_apps.attributes.debias.validation import Outcome, Validation, best
+from mms_apps.attributes.edits import (
+    NO_EDIT,
+    WAYS,
+    EmbeddingEdit,
+    How,
+    RemoveFeatures,
+    reading_directions,
+)
 from mms_apps.attributes.labels import Samples
-from mms_apps.attributes.measures import MIN_GROUP
 from mms_apps.attributes.model import AttributeModel
 
 COUNTS = (1, 2, 3, 5, 8, 12, 20, 30)
 """How many features to take out, of which validation chooses."""
-COST = 0.02
-"""Mean accuracy over the groups that an edit may cost on the validation split."""
 
 
 @dataclass(frozen=True)
@@ -27,12 +32,7 @@ class Candidate:
 
     how: How
     count: int
-    accuracy: float
-    """Mean over the groups: where most samples have the shortcut, their own mean rewards it."""
-    worst: float
-    """Accuracy of the worst group."""
-    loss: float
-    """Mean negative log-likelihood in the group where it is greatest."""
+    outcome: Outcome
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,8 @@ class ChosenFeatures:
     features: tuple[int, ...]
     association: tuple[float, ...]
     """Of each of the features with the factor, in [-0.5, 0.5] (`association`)."""
-    before: Candidate
-    """Without an edit, of no features."""
+    before: Outcome
+    """Without an edit."""
     candidates: tuple[Candidate, ...]
 
 
@@ -89,11 +89,8 @@ def choose_edit(
     counts: Sequence[int] = COUNTS,
     ways: Sequence[How] = WAYS,
 ) -> tuple[ChosenFeatures, RemoveFeatures]:
-    """Choose which features to take out of the embeddings that a model reads.
-
-    Of all candidates that cost at most COST of the accuracy, the one whose worst group has the
-    smallest mean loss; the validation's rare groups are too small to tell by their accuracy. Where
-    that is no smaller than without an edit, nothing is taken out.
+    """Choose which features to take out of the embeddings that a model reads, by the rule of
+    `validation.best`: where nothing helps, nothing is taken out.
 
     Args:
         validation: samples that the model was not fitted on, with the model's attribute and the
@@ -110,62 +107,38 @@ def choose_edit(
             f"{factor}: the validation samples have the one value {values[0]}; give pairs in which "
             "it varies"
         )
-    names, sizes = np.unique(groups, return_counts=True)
-    large = names[sizes >= MIN_GROUP]
-    if len(large) < 2:
-        raise UserError(
-            f"{factor}: fewer than two groups have {MIN_GROUP} validation samples; give more pairs"
-        )
+    split = Validation(validation, groups)
+    split.require_groups(factor)
     found = association(model.activations(validation.embeddings), values, truth)
     order = np.argsort(-np.abs(found), kind="stable")
     order = order[np.abs(found[order]) > 0]
-    counts = [count for count in counts if count <= len(order)]
+    counts = sorted(count for count in counts if count <= len(order))
     if not counts:
         raise UserError(f"{factor}: no feature goes with it; take another space or factor")
     top = torch.from_numpy(order[: max(counts)].copy())
     space, modality = model.space, model.config.modality
     readings = reading_directions(space, validation.embeddings, top, modality)
-    before = _candidate(model, EmbeddingEdit(), "subtract", 0, validation, truth, groups, large)
-    candidates = []
-    edits = {}
-    for how in ways:
-        for count in counts:
-            edit = RemoveFeatures(space, top[:count], modality, how, readings[:count])
-            edits[how, count] = edit
-            candidates.append(_candidate(model, edit, how, count, validation, truth, groups, large))
-    edits[before.how, 0] = RemoveFeatures(space, top[:0], modality, before.how)
-    allowed = [c for c in candidates if c.accuracy >= before.accuracy - COST]
-    best = min([before, *allowed], key=lambda c: (c.loss, c.count))
-    chosen = order[: best.count]
+
+    def edit_of(how: How, count: int) -> RemoveFeatures:
+        return RemoveFeatures(space, top[:count], modality, how, readings[:count])
+
+    def outcome(edit: EmbeddingEdit) -> Outcome:
+        return split.outcome(model, model.predict_proba(edit.apply(validation.embeddings)))
+
+    before = outcome(NO_EDIT)
+    candidates = [
+        Candidate(how, count, outcome(edit_of(how, count))) for count in counts for how in ways
+    ]
+    how, count = best(before, [((c.how, c.count), c.outcome) for c in candidates]) or (
+        "subtract",
+        0,
+    )
+    chosen = order[:count]
     choice = ChosenFeatures(
-        how=best.how,
+        how=how,
         features=tuple(int(f) for f in chosen),
         association=tuple(float(found[f]) for f in chosen),
         before=before,
         candidates=tuple(candidates),
     )
-    return choice, edits[best.how, best.count]
-
-
-def _candidate(
-    model: AttributeModel,
-    edit: EmbeddingEdit,
-    how: How,
-    count: int,
-    validation: Samples,
-    truth: np.ndarray,
-    groups: np.ndarray,
-    large: np.ndarray,
-) -> Candidate:
-    probabilities = model.predict_proba(edit.apply(validation.embeddings))
-    hits = np.array(model.classes)[probabilities.argmax(axis=1)] == truth
-    columns = [model.classes.index(label) for label in truth]
-    losses = -np.log(np.clip(probabilities[np.arange(len(truth)), columns], 1e-12, None))
-    inside = [groups == name for name in large]
-    return Candidate(
-        how=how,
-        count=count,
-        accuracy=float(np.mean([hits[g].mean() for g in inside])),
-        worst=float(min(hits[g].mean() for g in inside)),
-        loss=float(max(losses[g].mean() for g in inside)),
-    )
+    return choice, edit_of(how, count)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import cache
 
 import numpy as np
 import torch
 
 from features.bootstrap import Estimate
 from features.errors import UserError
-from mms_apps.attributes.edits import EmbeddingEdit
+from mms_apps.attributes.edits import NO_EDIT, EmbeddingEdit
 from mms_apps.attributes.labels import Samples
 from mms_apps.attributes.leakage import leakage_hits
 from mms_apps.attributes.measures import (
@@ -22,14 +23,29 @@ from mms_apps.attributes.measures import (
     weighted_mean,
 )
 from mms_apps.attributes.model import AttributeModel
+from mms_apps.attributes.permutation import Difference, gap_test
+
+
+@dataclass(frozen=True)
+class Debiased:
+    """A model behind an edit of the embeddings that it reads.
+
+    setting: the strength that was chosen, in words; empty where the model is left as it was.
+    """
+
+    model: AttributeModel
+    edit: EmbeddingEdit = NO_EDIT
+    setting: str = ""
 
 
 @dataclass(frozen=True)
 class MethodRow:
     """What one method does on the test set.
 
+    setting: `Debiased.setting`.
     samples: of the test set.
-    accuracy, worst_group, gap: of the attribute (`measures.Measures`).
+    accuracy, worst_group, gap: of the attribute (`measures.Measures`); by chance is what the gap is
+        where the groups are permuted within the attribute's values.
     leakage: accuracy with which a probe finds the factor in the edited embeddings.
     utility: accuracy on an unrelated attribute; utility_cost: how much less than without an edit.
     gap_change: the gap less that without an edit; accuracy_change: likewise.
@@ -37,11 +53,12 @@ class MethodRow:
     """
 
     method: str
+    setting: str
     samples: int
     accuracy: Estimate
     worst_group: Estimate
     worst_group_name: str
-    gap: Estimate
+    gap: Difference
     leakage: Estimate
     utility: Estimate
     utility_cost: Estimate
@@ -52,8 +69,7 @@ class MethodRow:
 
 
 def compare_methods(
-    model: AttributeModel,
-    edits: Mapping[str, Sequence[EmbeddingEdit]],
+    methods: Mapping[str, Sequence[Debiased]],
     test: Samples,
     factor: str,
     groups: np.ndarray,
@@ -66,14 +82,15 @@ def compare_methods(
     """Measure methods on a test set.
 
     Args:
-        edits: by method; of several, the accuracies are averaged. `none` and `features` must be
-            among them.
+        methods: models by method; of several, the accuracies are averaged. `none` and `features`
+            must be among them.
         test: with the attributes of both models and the factor; samples of one id (several draws
             of one drawing) are resampled together.
         groups: `[n]`.
         probe_samples: to fit the probes of the leakage on.
         unrelated: the model of an attribute that the edits should leave as it is.
     """
+    attribute = methods["none"][0].model.config.attribute
     weights = bootstrap_weights(len(test), replicates, seed, test.ids)
     names, sizes = np.unique(groups, return_counts=True)
     large = np.isin(groups, names[sizes >= MIN_GROUP])
@@ -81,31 +98,35 @@ def compare_methods(
         raise UserError(
             f"{factor}: fewer than two groups have {MIN_GROUP} test samples; give more pairs"
         )
-    truth = test.columns[model.config.attribute].astype(str)
+    truth = test.columns[attribute].astype(str)
     other_truth = test.columns[unrelated.config.attribute].astype(str)
     known = np.isin(other_truth, unrelated.classes)
     if not known.any():
         raise UserError(
             f"{unrelated.config.attribute}: none of the test samples has one of its classes"
         )
+
+    @cache
+    def leakage(edit: EmbeddingEdit) -> np.ndarray:
+        return leakage_hits(
+            edit.apply(probe_samples.embeddings),
+            probe_samples.columns[factor].astype(str),
+            probe_samples.columns[attribute].astype(str),
+            edit.apply(test.embeddings),
+            test.columns[factor].astype(str),
+        )
+
     seen: dict[str, dict[str, np.ndarray]] = {}
-    for method, variants in edits.items():
+    gaps: dict[str, Difference] = {}
+    for method, variants in methods.items():
         hits, leaks, other = [], [], []
-        for edit in variants:
-            edited = edit.apply(test.embeddings)
-            hits.append(model.predict(edited) == truth)
+        for debiased in variants:
+            edited = debiased.edit.apply(test.embeddings)
+            hits.append(debiased.model.predict(edited) == truth)
             other.append(unrelated.predict(edited[torch.from_numpy(known)]) == other_truth[known])
-            leaks.append(
-                leakage_hits(
-                    edit.apply(probe_samples.embeddings),
-                    probe_samples.columns[factor].astype(str),
-                    probe_samples.columns[model.config.attribute].astype(str),
-                    edited,
-                    test.columns[factor].astype(str),
-                )
-            )
+            leaks.append(leakage(debiased.edit))
         parts = [group_accuracy(h[large], groups[large], weights[:, large]) for h in hits]
-        mean = {
+        seen[method] = {
             "accuracy": np.mean([p.overall for p in parts], axis=0),
             "worst": np.mean([p.worst for p in parts], axis=0),
             "gap": np.mean([p.gap for p in parts], axis=0),
@@ -115,16 +136,26 @@ def compare_methods(
                 np.mean([p.by_group[0] for p in parts], axis=0).argmin()
             ],
         }
-        seen[method] = mean
+        chance = gap_test(
+            np.array(hits)[:, large],
+            truth[large],
+            groups[large],
+            clusters=test.ids[large],
+            seed=seed,
+        )
+        gaps[method] = Difference(
+            **asdict(estimate(seen[method]["gap"])), chance=chance.chance, p=chance.p
+        )
     none, features = seen["none"], seen["features"]
     return [
         MethodRow(
             method=method,
+            setting=methods[method][0].setting,
             samples=len(test),
             accuracy=estimate(mean["accuracy"]),
             worst_group=estimate(mean["worst"]),
             worst_group_name=str(mean["worst_name"]),
-            gap=estimate(mean["gap"]),
+            gap=gaps[method],
             leakage=estimate(mean["leakage"]),
             utility=estimate(mean["utility"]),
             utility_cost=estimate(none["utility"] - mean["utility"]),

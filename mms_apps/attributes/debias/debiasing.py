@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -11,10 +11,11 @@ import numpy as np
 from features.errors import UserError
 from features.modality import Modality
 from features.space.space import FeatureSpace
-from mms_apps.attributes.debias.baselines import prompt_projection, random_edits
+from mms_apps.attributes.debias.baselines import FactorPrompts, baselines, random_edits
 from mms_apps.attributes.debias.choosing import ChosenFeatures, choose_edit
-from mms_apps.attributes.debias.comparison import MethodRow, compare_methods
-from mms_apps.attributes.edits import EmbeddingEdit, RemoveFeatures
+from mms_apps.attributes.debias.comparison import Debiased, MethodRow, compare_methods
+from mms_apps.attributes.debias.validation import Validation
+from mms_apps.attributes.edits import WAY_NAMES, RemoveFeatures
 from mms_apps.attributes.estimators import TEMPLATES
 from mms_apps.attributes.labels import Samples, cells
 from mms_apps.attributes.model import AttributeModel, Method, fit_model
@@ -96,13 +97,8 @@ def debias(
         seed=seed,
     )
 
-    def groups(samples: Samples) -> np.ndarray:
-        return cells(*(samples.columns[name].astype(str) for name in (attribute, factor)))
-
-    choice, edit = choose_edit(model, validation, factor, groups(validation))
     template = TEMPLATES[0]
-    projection = prompt_projection(
-        model,
+    prompts_of_factor = FactorPrompts(
         [template.format(value) for value in factor_values],
         [
             (template.format(f"{name} {first}"), template.format(f"{name} {second}"))
@@ -110,23 +106,72 @@ def debias(
             for first, second in combinations(factor_values, 2)
         ],
     )
-    edits: dict[str, Sequence[EmbeddingEdit]] = {
-        "none": [EmbeddingEdit()],
-        "features": [edit],
-        "debias_vl": [projection],
-        "random": random_edits(choice, edit, validation, seed=seed),
-    }
-    methods = compare_methods(
+
+    def groups(samples: Samples) -> np.ndarray:
+        return cells(*(samples.columns[name].astype(str) for name in (attribute, factor)))
+
+    choice, edit, methods = every_method(
         model,
-        edits,
+        fitted,
+        validation,
         test,
         factor,
-        groups(test),
+        groups,
+        prompts_of_factor,
         probe_samples=train,
         unrelated=other,
         seed=seed,
     )
     return Debiasing(model, choice, edit, factor, unrelated, methods)
+
+
+def every_method(
+    model: AttributeModel,
+    fitted: Samples,
+    validation: Samples,
+    test: Samples,
+    factor: str,
+    groups: Callable[[Samples], np.ndarray],
+    prompts: FactorPrompts,
+    *,
+    probe_samples: Samples,
+    unrelated: AttributeModel,
+    seed: int = 0,
+) -> tuple[ChosenFeatures, RemoveFeatures, list[MethodRow]]:
+    """Features, the baselines, and random features, all by the same splits.
+
+    Args:
+        fitted: the samples that the model was fitted on, or could be.
+        validation: other samples, by which strengths are chosen.
+        test: others again, for the figures.
+        groups: of samples, `[n]`: none should do worse.
+        prompts: for debias_vl.
+        probe_samples, unrelated: as `compare_methods` takes them.
+    """
+    choice, edit = choose_edit(model, validation, factor, groups(validation))
+    split = Validation(validation, groups(validation))
+    count = len(choice.features)
+    words = f"{count} {'feature' if count == 1 else 'features'}, {WAY_NAMES[choice.how]}"
+    others = baselines(model, fitted, split, factor, prompts, seed=seed)
+    methods: dict[str, Sequence[Debiased]] = {
+        "none": [Debiased(model)],
+        "features": [Debiased(model, edit, words if count else "")],
+        **{name: [debiased] for name, debiased in others.items()},
+        "random": [
+            Debiased(model, random, words if count else "")
+            for random in random_edits(choice, edit, validation, seed=seed)
+        ],
+    }
+    rows = compare_methods(
+        methods,
+        test,
+        factor,
+        groups(test),
+        probe_samples=probe_samples,
+        unrelated=unrelated,
+        seed=seed,
+    )
+    return choice, edit, rows
 
 
 def split_samples(samples: Samples, share: float, seed: int) -> tuple[Samples, Samples]:
