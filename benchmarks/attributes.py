@@ -11,13 +11,8 @@ means have intervals over seeds.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import json
-import subprocess
-import sys
 import tempfile
-import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -26,8 +21,8 @@ import numpy as np
 import torch
 from rich.progress import track
 
+from benchmarks.attributes_stream import stream_rows
 from benchmarks.common import (
-    PeakMemory,
     Result,
     estimate_row,
     mean_row,
@@ -38,12 +33,11 @@ from features.embedded.build_pairs import SKIN_TONES
 from features.embedded.evaluate import GENDERS, embed_pairs, gender_prompts, skin_tone_prompts
 from features.embedded.world import REGISTERS, EmbeddedPairs, render
 from features.space.space import FeatureSpace
-from mms_apps.attributes.audit import class_effects
-from mms_apps.attributes.debias.baselines import prompt_projection, random_edits
-from mms_apps.attributes.debias.choosing import choose_edit
-from mms_apps.attributes.debias.comparison import MethodRow, compare_methods
-from mms_apps.attributes.debias.debiasing import VALIDATION, split_samples
-from mms_apps.attributes.edits import EmbeddingEdit, Project
+from mms_apps.attributes.audit import class_effects, wilson
+from mms_apps.attributes.debias.baselines import FactorPrompts
+from mms_apps.attributes.debias.choosing import ChosenFeatures
+from mms_apps.attributes.debias.comparison import MethodRow
+from mms_apps.attributes.debias.debiasing import VALIDATION, every_method, split_samples
 from mms_apps.attributes.explain import explain
 from mms_apps.attributes.labels import Samples, cells
 from mms_apps.attributes.measures import (
@@ -51,9 +45,10 @@ from mms_apps.attributes.measures import (
     estimate,
     weighted_mean,
 )
-from mms_apps.attributes.model import METHODS, AttributeModel, fit_model
+from mms_apps.attributes.model import METHODS, fit_model
+from mms_apps.attributes.permutation import permutation_tests
 
-SECTIONS = ("probes", "planted", "real", "classes", "stream")
+SECTIONS = ("probes", "planted", "fresh", "real", "classes", "false_alarms", "stream")
 TEST_DRAWS = range(1, 5)
 """Draws of the planted factors under which each held-out drawing is tested."""
 TIED = 0.95
@@ -75,8 +70,10 @@ MEASURES = (
     "gap_less_features",
     "worst_less_features",
 )
-MILLION = 1_000_000
-SMALL = 100_000
+FAIR_DRAWS = 200
+FAIR_GROUPS = 10
+FAIR_GROUP = 30
+"""Samples of each of the groups that a predictor serves alike."""
 
 
 def world_samples(space: FeatureSpace, split: str, draws: Sequence[int]) -> Samples:
@@ -181,7 +178,15 @@ def planted_rows(space: FeatureSpace, seed: int) -> list[Result]:
 def fresh_rows(space: FeatureSpace, seeds: Sequence[int] = FRESH_SEEDS) -> list[Result]:
     """The planted case on other seeds, and the means over them with intervals over seeds."""
     runs = {seed: planted(space, seed) for seed in track(seeds, "fresh seeds")}
-    measures = ("accuracy", "worst_group", "gap", "leakage", "utility_cost")
+    measures = (
+        "accuracy",
+        "worst_group",
+        "gap",
+        "leakage",
+        "utility_cost",
+        "gap_less_features",
+        "worst_less_features",
+    )
     rows = []
     for seed, found in runs.items():
         rows += method_rows(found, f"fresh/{seed}/", measures)
@@ -209,8 +214,7 @@ def planted(space: FeatureSpace, seed: int) -> list[MethodRow]:
     )
     template = REGISTERS["plain"][0]
     first, second = TIES.values()
-    projection = prompt_projection(
-        model,
+    prompts = FactorPrompts(
         [template.format(f"{background} background") for background in TIES.values()],
         [
             (
@@ -220,77 +224,27 @@ def planted(space: FeatureSpace, seed: int) -> list[MethodRow]:
             for gender in GENDERS
         ],
     )
-    return compared(
+    choice, _, rows = every_method(
         model,
+        train,
         validation,
         test,
         "background",
         lambda samples: cells(*(samples.columns[c].astype(str) for c in ("gender", "background"))),
-        projection,
+        prompts,
         probe_samples=balanced,
         unrelated=unrelated,
         seed=seed,
     )
+    say(choice, space, rows)
+    return rows
 
 
-def compared(
-    model: AttributeModel,
-    choosing: Samples,
-    test: Samples,
-    factor: str,
-    groups: Callable[[Samples], np.ndarray],
-    projection: Project,
-    *,
-    probe_samples: Samples,
-    unrelated: AttributeModel,
-    seed: int,
-) -> list[MethodRow]:
-    """All methods on a test set; says which features were taken out.
-
-    Args:
-        choosing: samples on which edits are chosen.
-        groups: of samples, `[n]`.
-        projection: debias_vl's.
-        probe_samples, unrelated: as `compare_methods` takes them.
-    """
-    choice, edit = choose_edit(model, choosing, factor, groups(choosing))
-    names = model.space.features["name"].to_pylist()
-    print(f"{factor}: {choice.how}", [(f, names[f]) for f in choice.features])
-    edits: dict[str, Sequence[EmbeddingEdit]] = {
-        "none": [EmbeddingEdit()],
-        "features": [edit],
-        "debias_vl": [projection],
-        "random": random_edits(choice, edit, choosing, seed=seed),
-        "mean_difference": [mean_difference(choosing, model.config.attribute, factor)],
-    }
-    return compare_methods(
-        model,
-        edits,
-        test,
-        factor,
-        groups(test),
-        probe_samples=probe_samples,
-        unrelated=unrelated,
-        seed=seed,
-    )
-
-
-def mean_difference(samples: Samples, attribute: str, factor: str) -> Project:
-    """Projects out the mean difference between the factor's two values within the attribute's:
-    what embeddings alone give with the same labels (a baseline without features)."""
-    truth = samples.columns[attribute].astype(str)
-    values = samples.columns[factor].astype(str)
-    first, second = np.unique(values)
-    total = torch.zeros(samples.embeddings.shape[1])
-    for label in np.unique(truth):
-        inside = truth == label
-        means = [
-            samples.embeddings[torch.from_numpy(np.flatnonzero(inside & (values == v)))].mean(dim=0)
-            for v in (first, second)
-        ]
-        total += means[0] - means[1]
-    direction = total / total.norm()
-    return Project(torch.eye(len(total)) - torch.outer(direction, direction))
+def say(choice: ChosenFeatures, space: FeatureSpace, rows: Sequence[MethodRow]) -> None:
+    """Print what validation chose."""
+    names = space.features["name"].to_pylist()
+    print([(feature, names[feature]) for feature in choice.features])
+    print({row.method: row.setting for row in rows if row.setting}, flush=True)
 
 
 def real_rows(space: FeatureSpace, seed: int) -> list[Result]:
@@ -308,25 +262,27 @@ def real_rows(space: FeatureSpace, seed: int) -> list[Result]:
     unrelated = fit_model(
         space, None, "skin_tone", SKIN_TONES, "zero_shot", prompts=prompts_of("skin_tone")
     )
-    projection = prompt_projection(
-        model,
+    factor_prompts = FactorPrompts(
         [template.format(gender) for gender in GENDERS],
         [
             (template.format(f"{GENDERS[0]} {role}"), template.format(f"{GENDERS[1]} {role}"))
             for role in roles
         ],
     )
-    found = compared(
+    fitted, validation = split_samples(gendered, VALIDATION, seed)
+    choice, _, found = every_method(
         model,
-        gendered,
+        fitted,
+        validation,
         test,
         "gender",
         lambda samples: samples.columns["gender"].astype(str),
-        projection,
+        factor_prompts,
         probe_samples=gendered,
         unrelated=unrelated,
         seed=seed,
     )
+    say(choice, space, found)
     return method_rows(found, "real/")
 
 
@@ -340,6 +296,29 @@ def method_rows(
         )
         for measure in measures
         for method in found
+    ]
+
+
+def false_alarm_rows(seed: int) -> list[Result]:
+    """How often a predictor that is right by chance, whatever the group, is found unfair: the
+    share of draws with p < 0.05; and how often one is that errs twice as often on one group."""
+    groups = np.repeat([f"group {k}" for k in range(FAIR_GROUPS)], FAIR_GROUP)
+    found: dict[str, list[bool]] = {}
+    for draw in track(range(FAIR_DRAWS), "fair predictors"):
+        rng = np.random.default_rng((seed, draw))
+        truth = np.array(GENDERS)[rng.integers(2, size=len(groups))]
+        other = np.array(GENDERS)[(truth == GENDERS[0]).astype(int)]
+        for name, errors in (
+            ("false_alarms", np.full(len(groups), 0.2)),
+            ("found", np.where(groups == "group 0", 0.4, 0.2)),
+        ):
+            predicted = np.where(rng.random(len(groups)) < errors, other, truth)
+            tests = permutation_tests(truth, predicted, groups, GENDERS, seed=draw)
+            for statistic, test in tests.items():
+                found.setdefault(f"{name}/{statistic}", []).append(test.p < 0.05)
+    return [
+        estimate_row(name, wilson(sum(hits), len(hits)), len(hits), "share of draws")
+        for name, hits in found.items()
     ]
 
 
@@ -363,57 +342,6 @@ def class_rows(space: FeatureSpace, seed: int) -> list[Result]:
     return rows
 
 
-def stream_rows(work: Path, seed: int) -> list[Result]:
-    """Seconds and peak memory of predicting a small and a large store, each in a process of its
-    own."""
-    rows = []
-    for pairs in (SMALL, MILLION):
-        command = [sys.executable, "-m", "benchmarks.attributes", "--stream", str(pairs)]
-        command += ["--out", str(work / f"stream-{pairs}"), "--seed", str(seed)]
-        done = subprocess.run(command, check=True, capture_output=True, text=True)
-        found = json.loads(done.stdout.splitlines()[-1])
-        for measure, unit in (("seconds", "s"), ("peak_memory", "MiB")):
-            value = found[measure]
-            rows.append(Result(f"stream/{pairs}/{measure}", value, value, value, 1, unit))
-    return rows
-
-
-def stream(pairs: int, work: Path, seed: int) -> None:
-    """Predict random embeddings with a sparse probe's weights; print seconds and peak memory."""
-    from features.store.store import ActivationStore, StoreConfig
-    from features.store.write import finish_store, sample_table, write_part
-    from mms_apps.attributes.predict import write_predictions
-
-    space = FeatureSpace.load("embedded", device="cpu")
-    generator = torch.Generator().manual_seed(seed)
-    work.mkdir(parents=True, exist_ok=True)
-    starts = range(0, pairs, 50_000)
-    for index, start in enumerate(starts):
-        rows = min(50_000, pairs - start)
-        x = torch.randn(rows, space.dictionary.config.dim, generator=generator)
-        x = torch.nn.functional.normalize(x, dim=-1)
-        names = [str(start + i) for i in range(rows)]
-        write_part(work, index, x, x, sample_table(names, [["a"]] * rows), [])
-    config = StoreConfig(
-        encoder=space.config.encoder,
-        encoder_fingerprint=space.config.encoder_fingerprint,
-        pairs="random",
-        pairs_fingerprint=str(seed),
-        dim=space.dictionary.config.dim,
-    )
-    finish_store(work, config, len(starts))
-    samples = Samples(x[:1000], np.arange(1000), {"side": np.where(x[:1000, 0] > 0, "a", "b")})
-    model = fit_model(space, samples, "side", ["a", "b"], "sparse_probe", seed=seed)
-    store = ActivationStore.open(work)
-    memory = PeakMemory()
-    memory.start()
-    began = time.perf_counter()
-    summary = write_predictions(model, store, work / "predictions.csv")
-    seconds = time.perf_counter() - began
-    assert summary.pairs == pairs
-    print(json.dumps({"seconds": seconds, "peak_memory": memory.peak}))
-
-
 def main() -> None:
     parser = options(__doc__)
     parser.add_argument("--device", default="auto")
@@ -421,11 +349,7 @@ def main() -> None:
     parser.add_argument(
         "--spaces", type=Path, help="folder of FeatureSpaces to fit probes on as well"
     )
-    parser.add_argument("--stream", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.stream is not None:
-        stream(arguments.stream, arguments.out, arguments.seed)
-        return
     seed = arguments.seed
     plain = FeatureSpace.load("embedded", device=arguments.device)
     ssl = FeatureSpace.load("embedded-ssl", device=arguments.device)
@@ -437,9 +361,11 @@ def main() -> None:
                 *accuracy_rows(ssl, "embedded-ssl/", seed),
                 *space_rows(folders, arguments.device, seed),
             ],
-            "planted": lambda: [*planted_rows(ssl, seed), *fresh_rows(ssl)],
+            "planted": lambda: planted_rows(ssl, seed),
+            "fresh": lambda: fresh_rows(ssl),
             "real": lambda: real_rows(plain, seed),
             "classes": lambda: class_rows(ssl, seed),
+            "false_alarms": lambda: false_alarm_rows(seed),
             "stream": lambda: stream_rows(Path(scratch), seed),
         }
         run_sections([sections[name] for name in arguments.only], arguments.out, seed=seed)

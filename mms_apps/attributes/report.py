@@ -120,10 +120,13 @@ def write_debias_report(
         feature: [{"image": _base64(row["thumbnail"]), "caption": row["caption"]} for row in rows]
         for feature, rows in exemplars(space, choice.features, SHOWN_EXEMPLARS).items()
     }
+    others = [row for row in methods if row.method not in ("none", "features", "random")]
     return _write(
         "debias.html.j2",
         out,
         methods=methods,
+        better=[row for row in others if row.worst_less_features.low > 0],
+        worse=[row for row in others if row.worst_less_features.high < 0],
         choice=choice,
         chosen=chosen,
         config=config,
@@ -137,11 +140,11 @@ def _environment() -> Environment:
     """This package's templates with its filters and words."""
     environment = templates("mms_apps.attributes")
     environment.filters["share"] = _share
+    environment.filters["edit_name"] = lambda method: EDIT_NAMES.get(method, method)
     environment.filters["p_value"] = _p_value
     environment.globals.update(
         class_names=CLASS_NAMES,
         method_names=METHOD_NAMES,
-        edit_names=EDIT_NAMES,
         way_names=WAY_NAMES,
         small_group=SMALL_GROUP,
     )

@@ -189,11 +189,11 @@ def debias(
     device: Device = "auto",
     seed: Seed = 0,
 ) -> None:
-    """Take the features of a factor out of the embeddings, and compare with baselines."""
+    """Take a factor out by features, and compare with six other methods on the same splits."""
     from mms_apps.attributes.debias.debiasing import debias as debias_model
     from mms_apps.attributes.debias.files import save_edit
     from mms_apps.attributes.labels import classes_of, read_samples
-    from mms_apps.attributes.report import write_debias_report
+    from mms_apps.attributes.report import against_chance, write_debias_report
     from mms_apps.attributes.tables import write_debias_tables
 
     loaded = load_space(space, encoder, device)
@@ -228,7 +228,7 @@ def debias(
     for row in found.methods:
         typer.echo(
             f"{row.method}: accuracy {row.accuracy.value:.1%}, worst group "
-            f"{row.worst_group.value:.1%}, gap {row.gap.value:.1%} "
-            f"({row.gap.low:.1%} to {row.gap.high:.1%})"
+            f"{row.worst_group.value:.1%}, gap {against_chance(row.gap)}"
+            f"{'; ' + row.setting if row.setting else ''}"
         )
     typer.echo(f"report: {page}")

@@ -37,6 +37,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
         for number, row in enumerate(rows):
             row["place"] = "alone" if prefix == "b" and number == 1 else ("x", "y")[number % 2]
             row["only"] = "one"
+            row["size"] = "small" if number % 8 == 0 else "large"
         (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return train, test
 
@@ -78,6 +79,34 @@ def test_predict_audit_and_edit(
     assert_needs_no_network(tmp_path / "a" / "audit.html")
 
 
+def test_an_audit_by_several_attributes_tests_differences_and_marks_small_groups(
+    folders: tuple[Path, Path], tmp_path: Path, attributes: Mms
+) -> None:
+    train, test = folders
+    fit = ("--train", test, "--pairs", train, "--method", "linear_probe", "--attribute", "colour")
+    groups = ("--group", "place", "--group", "size")
+    code, out, err = attributes("audit", *fit, *groups, "--out", tmp_path / "a")
+    assert code == 0, err
+    line = out.replace("\n", " ")
+    assert re.search(r"gap [\d.]+% \(by chance [\d.]+%, p = [\d.]+\)", line)
+    record = json.loads((tmp_path / "a" / "audit.json").read_text())
+    assert record["group"] == "place x size"
+    measures = record["measures"]
+    rows = {row["group"]: row for row in measures["groups"]}
+    counted = {name: row["counted"] for name, row in rows.items()}
+    assert counted == {"x, large": True, "x, small": False, "y, large": True}
+    for row in rows.values():
+        assert row["counted"] == (row["samples"] >= 30)
+    assert rows[measures["worst_group"]]["counted"]
+    for name in ("gap", "parity_difference", "tpr_difference", "fpr_difference"):
+        assert 0 < measures[name]["p"] <= 1
+        assert measures[name]["chance"] >= 0
+    page = (tmp_path / "a" / "audit.html").read_text()
+    small = next(row for row in rows.values() if not row["counted"])
+    assert f"(only {small['samples']})" in page
+    assert page.count("<br>by chance") == 4
+
+
 def test_debias_leaves_an_edit_that_predict_takes(
     folders: tuple[Path, Path], tmp_path: Path, attributes: Mms
 ) -> None:
@@ -89,9 +118,17 @@ def test_debias_leaves_an_edit_that_predict_takes(
         "debias", "--train", train, "--pairs", test, *names, *factor, *unrelated
     )
     assert code == 0
-    for method in ("none", "features", "debias_vl", "random"):
-        assert f"{method}: accuracy" in out
+    methods = ["none", "features", "mean_difference", "debias_vl", "leace"]
+    methods += ["reweighting", "last_layer", "random"]
+    assert re.findall(r"(\w+): accuracy", out) == methods
+    assert len(re.findall(r"by chance [\d.]+%, p = [\d.]+", out.replace("\n", " "))) == len(methods)
     record = json.loads((tmp_path / "d" / "debias.json").read_text())
+    for row in record["methods"]:
+        assert 0 < row["gap"]["p"] <= 1
+        assert row["worst_group"]["low"] <= row["worst_group"]["value"]
+    page = (tmp_path / "d" / "debias.html").read_text()
+    assert "was chosen by one rule on one validation split" in page
+    assert "LEACE" in page
     assert [row["method"] for row in record["methods"]][:2] == ["none", "features"]
     assert_needs_no_network(tmp_path / "d" / "debias.html")
     edited = ("--model", tmp_path / "d" / "model", "--edit", tmp_path / "d" / "edit")

@@ -76,16 +76,13 @@ def baselines(
 
     before = outcome(none)
 
-    def chosen(made: dict[str, Debiased]) -> Debiased:
-        setting = best(before, [(name, outcome(debiased)) for name, debiased in made.items()])
-        return none if setting is None else made[setting]
+    def chosen(made: Sequence[Debiased]) -> Debiased:
+        return best(before, [(debiased, outcome(debiased)) for debiased in made]) or none
 
     def edits(
         word: str, strengths: Sequence[float], edit: Callable[[float], EmbeddingEdit]
     ) -> Debiased:
-        return chosen(
-            {f"{word} {s:g}": Debiased(model, edit(s), f"{word} {s:g}") for s in strengths}
-        )
+        return chosen([Debiased(model, edit(s), f"{word} {s:g}") for s in strengths])
 
     values = fitted.columns[factor].astype(str)
     weights = independence_weights(fitted.columns[model.config.attribute].astype(str), values)
@@ -96,10 +93,7 @@ def baselines(
         "debias_vl": edits("lambda", LAMBDAS, prompt_projections(model, prompts)),
         "leace": edits("shrinkage", SHRINKAGES, lambda s: leace(x, values, weights, s)),
         "reweighting": chosen(
-            {
-                f"C {s:g}": Debiased(reweighted(model, fitted, factor, s), NO_EDIT, f"C {s:g}")
-                for s in STRENGTHS
-            }
+            [Debiased(reweighted(model, fitted, factor, s), NO_EDIT, f"C {s:g}") for s in STRENGTHS]
         ),
         "last_layer": none
         if strength is None

@@ -12,11 +12,11 @@ from mms_apps.attributes.debias.erasure import independence_weights
 from mms_apps.attributes.debias.validation import Outcome, Validation
 from mms_apps.attributes.estimators import logistic_weights
 from mms_apps.attributes.labels import Samples
+from mms_apps.attributes.measures import MIN_GROUP
 from mms_apps.attributes.model import AttributeModel, restored
 
 REFITS = 10
 """Balanced draws of a last layer whose weights are averaged (Kirichenko et al. 2023)."""
-FOLDS = 5
 
 
 def reweighted(
@@ -60,9 +60,11 @@ def last_layer_outcomes(
     by cross-validation over ids."""
     from sklearn.model_selection import StratifiedGroupKFold
 
+    counted = np.isin(validation.groups, validation.large)
+    validation = Validation(validation.samples.take(counted), validation.groups[counted])
     samples = validation.samples
     _, ids = np.unique(samples.ids.astype(str), return_inverse=True)
-    folds = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=seed)
+    folds = StratifiedGroupKFold(MIN_GROUP, shuffle=True, random_state=seed)
     parts = list(folds.split(np.zeros(len(ids)), validation.groups, ids))
     found = []
     for strength in strengths:
