@@ -186,6 +186,8 @@ def main() -> None:
     parser.add_argument("--attribute", action="append", help="once for each")
     parser.add_argument("--group", action="append", help="attribute to audit by, once for each")
     parser.add_argument("--role", help="attribute by which to list unspecified samples")
+    parser.add_argument("--image-column", help="column that names or holds the images")
+    parser.add_argument("--caption-column", help="column of the captions, which are not needed")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as work:
         workbench = Workbench(
@@ -196,6 +198,8 @@ def main() -> None:
             arguments.group or GROUPS,
             Path(work),
             role=arguments.role or (ROLE if arguments.train == TRAIN else None),
+            image_column=arguments.image_column,
+            caption_column=arguments.caption_column,
         )
         launch(build(workbench), port=arguments.port, css=CSS)
 

@@ -54,6 +54,8 @@ class Workbench:
         groups: attributes by which to audit, each alone and all together.
         work: folder for the embeddings.
         role: attribute by which to list how unspecified samples are predicted.
+        image_column, caption_column: of the pairs, which need no captions; None looks for the usual
+            names.
 
     Raises:
         UserError: there are no such pairs; later, where they lack an attribute.
@@ -69,6 +71,8 @@ class Workbench:
         work: Path,
         *,
         role: str | None = None,
+        image_column: str | None = None,
+        caption_column: str | None = None,
         seed: int = 0,
     ) -> None:
         self.space = space
@@ -78,7 +82,15 @@ class Workbench:
         self.groupings = {crossed_name(g): g for g in (*((g,) for g in self.groups), *crossed)}
         self.role = role
         self.seed = seed
-        self._train, self._test = open_pairs(train), open_pairs(test)
+        self._train, self._test = (
+            open_pairs(
+                pairs,
+                image_column=image_column,
+                caption_column=caption_column,
+                captions_needed=False,
+            )
+            for pairs in (train, test)
+        )
         self._work = work
         self._models: dict[tuple[str, Method], AttributeModel] = {}
 
@@ -89,7 +101,9 @@ class Workbench:
         table = self._test_store.sample_rows(rows, ["location", "caption"]).to_pylist()
         images = dict(self._test.images([row["location"] for row in table]))
         return [
-            (images[row["location"]], row["caption"]) for row in table if row["location"] in images
+            (images[row["location"]], row["caption"] or "")
+            for row in table
+            if row["location"] in images
         ]
 
     @cached_property

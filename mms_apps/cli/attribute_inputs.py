@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,8 +30,19 @@ def load_space(space: str, encoder: str | None, device: str) -> FeatureSpace:
     return FeatureSpace.load(space, device=device, encoder=encoder)
 
 
-def open_store(space: FeatureSpace, pairs: str, folder: Path) -> tuple[PairSource, ActivationStore]:
-    """The pairs, and their embeddings by the space's encoder.
+@dataclass(frozen=True)
+class Columns:
+    """Where pairs have their images and captions; None looks for the usual names."""
+
+    image: str | None
+    caption: str | None
+
+
+def open_store(
+    space: FeatureSpace, pairs: str, folder: Path, columns: Columns, modality: str
+) -> tuple[PairSource, ActivationStore]:
+    """The pairs, and their embeddings by the space's encoder. Captions are needed only where texts
+    are what is predicted from.
 
     Raises:
         UserError: none of them could be read.
@@ -38,7 +50,12 @@ def open_store(space: FeatureSpace, pairs: str, folder: Path) -> tuple[PairSourc
     from features.pairs.open import open_pairs
     from features.store.extract import extract
 
-    source = open_pairs(pairs)
+    source = open_pairs(
+        pairs,
+        image_column=columns.image,
+        caption_column=columns.caption,
+        captions_needed=read_modality(modality) == "text",
+    )
     store = extract(source, space.encoder, folder)
     if store.config.skipped:
         typer.echo(
@@ -57,6 +74,7 @@ def load_or_fit(
     method: str,
     train: str | None,
     pairs: str,
+    columns: Columns,
     values: list[str] | None,
     prompts: Path | None,
     modality: str,
@@ -83,7 +101,7 @@ def load_or_fit(
     if chosen != "zero_shot":
         if train is None:
             raise UserError(f"--method {method}: needs --train, labelled pairs; or use zero_shot")
-        _, store = open_store(space, train, out / "train-store")
+        _, store = open_store(space, train, out / "train-store", columns, modality)
         samples = read_samples(store, [attribute], kind, seed=seed)
         classes = classes_of(samples, attribute, values)
     elif texts is not None:
@@ -91,7 +109,7 @@ def load_or_fit(
     elif values and len(set(values)) >= 2:
         classes = values
     else:
-        _, store = open_store(space, pairs, out / "store")
+        _, store = open_store(space, pairs, out / "store", columns, modality)
         classes = classes_of(read_samples(store, [attribute], kind, seed=seed), attribute, values)
     return fit_model(
         space, samples, attribute, classes, chosen, modality=kind, prompts=texts,
@@ -195,7 +213,7 @@ def explain_some(
     return [
         Explained(
             sample["id"],
-            sample["caption"],
+            sample["caption"] or "",
             sample.get(column),
             images.get(sample["location"]),
             explanation,

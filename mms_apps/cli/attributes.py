@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from mms_apps.cli.attribute_inputs import (
+    Columns,
     explain_some,
     load_or_fit,
     load_space,
@@ -18,6 +19,7 @@ from mms_apps.cli.attribute_inputs import (
     read_modality,
     read_prompts,
 )
+from mms_apps.cli.options import CaptionColumn, ImageColumn
 
 attributes = typer.Typer(
     name="attributes",
@@ -73,6 +75,8 @@ def predict(
     edit: EditFolder = None,
     modality: Modality = "image",
     max_features: MaxFeatures = 20,
+    image_column: ImageColumn = None,
+    caption_column: CaptionColumn = None,
     explain: Annotated[int, typer.Option(min=0, help="Predictions to explain on the page.")] = 12,
     encoder: EncoderId = None,
     device: Device = "auto",
@@ -86,11 +90,12 @@ def predict(
     from mms_apps.attributes.report import write_predictions_report
 
     loaded = load_space(space, encoder, device)
+    columns = Columns(image_column, caption_column)
     used = load_or_fit(
-        loaded, out, model, attribute, method, train, pairs, value, prompts, modality,
+        loaded, out, model, attribute, method, train, pairs, columns, value, prompts, modality,
         max_features, seed,
     )  # fmt: skip
-    source, store = open_store(loaded, pairs, out / "store")
+    source, store = open_store(loaded, pairs, out / "store", columns, used.config.modality)
     taken = read_edit(loaded, edit, used.config.modality)
     summary = write_predictions(used, store, out / "predictions.csv", edit=taken)
     used.save(out / "model")
@@ -133,6 +138,8 @@ def audit(
     ] = "unspecified",
     modality: Modality = "image",
     max_features: MaxFeatures = 20,
+    image_column: ImageColumn = None,
+    caption_column: CaptionColumn = None,
     encoder: EncoderId = None,
     device: Device = "auto",
     seed: Seed = 0,
@@ -145,13 +152,14 @@ def audit(
     from mms_apps.attributes.tables import write_audit_tables
 
     loaded = load_space(space, encoder, device)
+    columns = Columns(image_column, caption_column)
     used = load_or_fit(
-        loaded, out, model, attribute, method, train, pairs, value, prompts, modality,
+        loaded, out, model, attribute, method, train, pairs, columns, value, prompts, modality,
         max_features, seed,
     )  # fmt: skip
-    _, store = open_store(loaded, pairs, out / "store")
-    columns = [used.config.attribute, *group, *([role] if role else [])]
-    samples = read_samples(store, columns, used.config.modality, seed=seed)
+    _, store = open_store(loaded, pairs, out / "store", columns, used.config.modality)
+    names = [used.config.attribute, *group, *([role] if role else [])]
+    samples = read_samples(store, names, used.config.modality, seed=seed)
     samples = not_fitted_on(samples, out / "train-store" if train else None, used)
     require_groups(samples, group)
     taken = read_edit(loaded, edit, used.config.modality)
@@ -185,6 +193,8 @@ def debias(
     prompts: Prompts = None,
     modality: Modality = "image",
     max_features: MaxFeatures = 20,
+    image_column: ImageColumn = None,
+    caption_column: CaptionColumn = None,
     encoder: EncoderId = None,
     device: Device = "auto",
     seed: Seed = 0,
@@ -198,10 +208,11 @@ def debias(
 
     loaded = load_space(space, encoder, device)
     kind = read_modality(modality)
-    _, train_store = open_store(loaded, train, out / "train-store")
-    _, test_store = open_store(loaded, pairs, out / "store")
-    columns = [attribute, factor, unrelated]
-    samples, test = (read_samples(s, columns, kind, seed=seed) for s in (train_store, test_store))
+    columns = Columns(image_column, caption_column)
+    _, train_store = open_store(loaded, train, out / "train-store", columns, kind)
+    _, test_store = open_store(loaded, pairs, out / "store", columns, kind)
+    names = [attribute, factor, unrelated]
+    samples, test = (read_samples(s, names, kind, seed=seed) for s in (train_store, test_store))
     found = debias_model(
         loaded,
         samples,
