@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
@@ -54,7 +54,7 @@ class Samples:
         rows = zip(*(self.columns[name] for name in attributes), strict=True)
         together = [", ".join(values) if all(values) else None for values in rows]
         crossed = {crossed_name(attributes): np.array(together, dtype=object)}
-        return Samples(self.embeddings, self.ids, self.columns | crossed)
+        return replace(self, columns=self.columns | crossed)
 
     def having(self, attribute: str, values: Sequence[str]) -> Samples:
         """Those whose attribute is one of the values."""
