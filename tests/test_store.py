@@ -5,11 +5,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from safetensors.torch import load_file
 
 from features.errors import UserError
 from features.pairs.base import Skipped
-from features.store.store import ActivationStore, StoreConfig, shard_name
+from features.store.content import content_key
+from features.store.store import ActivationStore, StoreConfig, same_pairs, shard_name
 from features.store.write import finish_store, part_finished, sample_table, write_part, write_store
 
 DIM = 6
@@ -23,12 +25,24 @@ def embeddings(n: int) -> tuple[torch.Tensor, torch.Tensor]:
     return image, -image
 
 
+def unit(n: int, seed: int = 0) -> torch.Tensor:
+    x = torch.randn(n, DIM, generator=torch.Generator().manual_seed(seed))
+    return torch.nn.functional.normalize(x, dim=1)
+
+
 def make(path: Path, n: int, shard_rows: int | None = None) -> ActivationStore:
     ids = [str(i) for i in range(n)]
     captions = [[f"caption {i}"] for i in range(n)]
     attributes = [{"parity": str(i % 2)} if i % 3 else {"third": None} for i in range(n)]
     table = sample_table(ids, captions, attributes=attributes)
-    return write_store(path, *embeddings(n), table, CONFIG, shard_rows=shard_rows)
+    rows = shard_rows or n
+    path.mkdir()
+    for index, start in enumerate(range(0, n, rows)):
+        shard = slice(start, start + rows)
+        image, text = (each[shard] for each in embeddings(n))
+        write_part(path, index, image, text, table[shard], [])
+    finish_store(path, CONFIG, -(-n // rows))
+    return ActivationStore.open(path)
 
 
 @settings(max_examples=15, deadline=None)
@@ -122,9 +136,132 @@ def test_open_says_what_is_wrong(tmp_path) -> None:
         ActivationStore.open(tmp_path)
 
 
-def test_write_store_refuses_an_existing_folder_and_wrong_shapes(tmp_path) -> None:
-    make(tmp_path / "s", 3)
+def written(path: Path, image: torch.Tensor, text: torch.Tensor | None = None) -> ActivationStore:
+    samples = sample_table([f"p{i}" for i in range(len(image))], [["a"]] * len(image))
+    return write_store(path, image, image if text is None else text, samples, CONFIG)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float64, torch.bfloat16])
+def test_unit_embeddings_are_written_as_they_are(tmp_path, dtype, recwarn) -> None:
+    x = unit(9).to(dtype)
+    x = x if dtype != torch.bfloat16 else torch.eye(DIM, dtype=dtype)
+    store = written(tmp_path / "s", x)
+    assert torch.equal(store.rows(range(len(x)))[0], x.half().float())
+    assert store.config.normalised == 0 and not recwarn.list
+
+
+@pytest.mark.parametrize("scale", [10.0, 1e-6, 1e6, 1.01])
+def test_other_lengths_are_normalised_and_said(tmp_path, scale: float) -> None:
+    image, text = unit(20), unit(20, 1)
+    given = image.clone()
+    given[3:7] *= scale
+    with pytest.warns(UserWarning, match="4 image and 20 text embeddings of 20 pairs"):
+        store = written(tmp_path / "s", given, text * 100_000)
+    rows = store.rows(range(20))
+    assert (rows[0] - image).abs().max() < 1e-3 and (rows[1] - text).abs().max() < 1e-3
+    assert store.config.normalised == 24
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("what", ["image", "text"])
+def test_rows_that_are_not_finite_are_refused(tmp_path, bad: float, what: str) -> None:
+    both = {"image": unit(50), "text": unit(50)}
+    both[what][[13, 40], 2] = bad
+    with pytest.raises(UserError, match=f"{what} embeddings: row 13 "):
+        written(tmp_path / "s", both["image"], both["text"])
+    half = {name: each.clone() for name, each in both.items()}
+    with pytest.raises(UserError, match="row 13 of shard 2"):
+        write_part(tmp_path, 2, half["image"], half["text"], sample_table([], []), [])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_only_texts_that_are_not_there_may_be_zero(tmp_path) -> None:
+    image, text = unit(4), unit(4)
+    text[2] = 0
+    with pytest.raises(UserError, match="text embeddings: row 2 is zero"):
+        written(tmp_path / "s", image, text)
+    with pytest.raises(UserError, match="image embeddings: row 2 is zero"):
+        written(tmp_path / "s", text, image)
+    samples = sample_table(list("abcd"), [["a"], ["b"], [], ["d"]])
+    store = write_store(tmp_path / "s", image, text, samples, CONFIG)
+    assert store.config.uncaptioned == 1 and store.rows([2])[1].abs().sum() == 0
+
+
+@pytest.mark.parametrize(
+    ("image", "text", "samples", "match"),
+    [
+        ((2, DIM), (2, DIM), 1, "1 samples"),
+        ((2, DIM), (3, DIM), 2, r"\[n, 6\]"),
+        ((2, DIM + 1), (2, DIM + 1), 2, "config's dim"),
+        ((2, DIM), (2, DIM + 1), 2, "config's dim"),
+        ((DIM,), (DIM,), DIM, "config's dim"),
+        ((2, DIM, 1), (2, DIM, 1), 2, "config's dim"),
+        ((0, DIM), (0, DIM), 0, "at least one pair"),
+    ],
+)
+def test_what_does_not_fit_together_is_refused(tmp_path, image, text, samples, match) -> None:
+    table = sample_table([str(i) for i in range(samples)], [["a"]] * samples)
+    with pytest.raises(UserError, match=match):
+        write_store(tmp_path / "s", torch.ones(image), torch.ones(text), table, CONFIG)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_write_store_wants_its_own_columns_types_and_folder(tmp_path) -> None:
+    table = sample_table(["a"], [["a"]])
+    with pytest.raises(UserError, match="no column captions"):
+        write_store(tmp_path / "s", unit(1), unit(1), table.drop(["captions"]), CONFIG)
+    with pytest.raises(UserError, match="complex"):
+        write_store(tmp_path / "s", unit(1).cfloat(), unit(1).cfloat(), table, CONFIG)
+    with pytest.raises(UserError, match="at least 1"):
+        write_store(tmp_path / "s", unit(1), unit(1), table, CONFIG, shard_rows=0)
+    written(tmp_path / "s", unit(3))
     with pytest.raises(UserError, match="exists"):
-        make(tmp_path / "s", 3)
-    with pytest.raises(ValueError, match="dim"):
-        write_store(tmp_path / "t", *embeddings(2), sample_table(["a"], [["a"]]), CONFIG)
+        written(tmp_path / "s", unit(3))
+
+
+def keyed(path: Path, ids: str, contents: list[str] | None) -> ActivationStore:
+    samples = sample_table(list(ids), [["a"]] * len(ids), contents=contents)
+    return write_store(path, unit(len(ids)), unit(len(ids)), samples, CONFIG)
+
+
+def test_pairs_are_the_same_where_their_content_is(tmp_path) -> None:
+    one = keyed(tmp_path / "one", "abc", ["1", "2", "3"])
+    renamed = keyed(tmp_path / "renamed", "xyz", ["1", "2", "3"])
+    other = keyed(tmp_path / "other", "abc", ["1", "2", "4"])
+    turned = keyed(tmp_path / "turned", "abc", ["2", "1", "3"])
+    assert same_pairs(one, renamed)
+    assert not same_pairs(one, other) and not same_pairs(one, turned)
+    without = keyed(tmp_path / "without", "abc", None)
+    assert same_pairs(one, without) and same_pairs(without, one)
+    assert not same_pairs(renamed, without)
+    assert not same_pairs(one, keyed(tmp_path / "short", "ab", ["1", "2"]))
+
+
+def test_stores_of_0_1_0_are_read(tmp_path) -> None:
+    path = keyed(tmp_path / "s", "abc", None).path
+    record = json.loads((path / "config.json").read_text()) | {"schema": 1}
+    for name in ("captions_cut", "normalised", "uncaptioned"):
+        del record[name]
+    (path / "config.json").write_text(json.dumps(record))
+    assert len(ActivationStore.open(path)) == 3
+    (path / "config.json").write_text(json.dumps(record)[:-9])
+    with pytest.raises(UserError, match=r"config\.json: damaged"):
+        ActivationStore.open(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "same"),
+    [
+        (lambda image, captions: (image.copy(), tuple(captions)), True),
+        (lambda image, captions: (image.rotate(90), captions), False),
+        (lambda image, captions: (image.resize((8, 32)), captions), False),
+        (lambda image, captions: (image, ["a", "b c"]), False),
+        (lambda image, captions: (image, ["a b", "c"][::-1]), False),
+        (lambda image, captions: (image, ["a b"]), False),
+        (lambda image, captions: (image, []), False),
+    ],
+)
+def test_content_is_the_pixels_and_the_captions(change, same: bool) -> None:
+    image = Image.linear_gradient("L").resize((16, 16)).convert("RGB")
+    captions = ["a b", "c"]
+    assert (content_key(*change(image, captions)) == content_key(image, captions)) == same

@@ -112,9 +112,10 @@ class Tokenize:
 
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
-        self.most = min(MAX_TOKENS, tokenizer.model_max_length)
+        self.context_length = min(MAX_TOKENS, tokenizer.model_max_length)
 
-    def __call__(self, texts: Sequence[str]) -> Tensor:
-        rows = self.tokenizer(list(texts), truncation=True, max_length=self.most)["input_ids"]
+    def __call__(self, texts: Sequence[str], context_length: int | None = None) -> Tensor:
+        most = context_length or self.context_length
+        rows = self.tokenizer(list(texts), truncation=True, max_length=most)["input_ids"]
         rows = [torch.tensor(row, dtype=torch.long) for row in rows]
         return nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=NO_TOKEN)

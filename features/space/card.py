@@ -63,6 +63,7 @@ Unscored: fewer than {config.min_pairs} active pairs.
 - Reconstruction on held-out pairs: fraction of variance unexplained {figure(held_out.get("fvu"))},
   L0 {figure(held_out.get("l0"))}.
 - Features that none of the pairs activates: {config.dead:.1%}.
+- Captions longer than the encoder's context, cut to what it sees: {config.captions_cut}.
 - Judge of monosemanticity: `{config.judge}` ({judge}).
 - Monosemanticity Score of random features: images {figure(config.floors.get("ms_image"))}, texts
   {figure(config.floors.get("ms_text"))}, across {figure(config.floors.get("ms_cross"))}.

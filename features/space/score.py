@@ -118,6 +118,7 @@ def score(
             classes={rule: _class_record(result) for rule, result in classes.items()},
             floors=_floors(tops[top_m], meaning),
             skipped=store.config.skipped_reasons,
+            captions_cut=store.config.captions_cut,
             class_means=class_means(all_measures(tops.values(), meaning), relative, seed=seed),
         )
         similar = tops[top_m].similar

@@ -84,6 +84,8 @@ class SpaceConfig:
     """Pairs that could not be read when the store was made, by reason."""
     class_means: list[dict[str, Any]]
     """Each class's mean of each score of monosemanticity (`features.scores.class_means`)."""
+    captions_cut: int = 0
+    """Captions that are longer than the encoder's context: names stand on what it saw of them."""
     schema: int = SCHEMA
 
 

@@ -16,7 +16,9 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -24,13 +26,16 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from features.distributed import from_main_process, has_bf16, this_process
+from features.encoders.context import Context
 from features.encoders.encoder import Encoder, Preprocessing
 from features.errors import UserError
 from features.files import read_json, write_json
 from features.pairs.base import PairSource, Part, Skipped
+from features.store.content import content_key
 from features.store.store import ActivationStore, StoreConfig
 from features.store.write import (
     finish_store,
+    first_not_finite,
     part_finished,
     part_name,
     remove_extraction_files,
@@ -147,8 +152,15 @@ def default_workers(device: torch.device, processes: int = 1) -> int:
     return min(8, max(1, share) if device.type == "cuda" else share)
 
 
-_Sample = tuple[str, tuple[str, ...], str, dict[str, str | None]]
-"""id, captions, location and attributes of a pair."""
+class _Sample(NamedTuple):
+    """What a store keeps of a pair beside its embeddings."""
+
+    id: str
+    captions: tuple[str, ...]
+    """As far as the encoder sees them."""
+    location: str
+    attributes: dict[str, str | None]
+    content: str
 
 
 @dataclass(frozen=True)
@@ -166,6 +178,7 @@ class _Batch:
     """`[captions]`: which of the n pairs a caption belongs to."""
     samples: list[_Sample] = field(default_factory=list)
     """Of the n pairs."""
+    captions_cut: int = 0
     last: bool = False
     """Whether the part is complete."""
     failure: str = ""
@@ -194,7 +207,7 @@ class _Batches(IterableDataset[_Batch]):
         self.source = source
         self.todo = todo
         self.preprocessing = preprocessing
-        self.tokenizer = tokenizer
+        self.context = Context(tokenizer)
         self.batch_size = batch_size
 
     def __iter__(self) -> Iterator[_Batch]:
@@ -218,7 +231,10 @@ class _Batches(IterableDataset[_Batch]):
                 yield self._batch(index, samples, pixels, skipped)
                 samples, pixels, skipped = [], [], []
             pixels.append(self.preprocessing.pixels_of(record.image))
-            samples.append((record.id, record.captions, record.location, record.attributes))
+            content = content_key(record.image, record.captions)
+            samples.append(
+                _Sample(record.id, record.captions, record.location, record.attributes, content)
+            )
         yield self._batch(index, samples, pixels, skipped, last=True)
 
     def _batch(
@@ -231,16 +247,16 @@ class _Batches(IterableDataset[_Batch]):
     ) -> _Batch:
         if not samples:
             return _Batch(part, skipped, last=last)
-        captions = [caption for _, own, _, _ in samples for caption in own]
-        owners = [i for i, (_, own, _, _) in enumerate(samples) for _ in own]
+        captions = [caption for sample in samples for caption in sample.captions]
+        owners = [i for i, sample in enumerate(samples) for _ in sample.captions]
+        tokens, cut = None, 0
+        if captions:
+            tokens = self.context.tokenizer(captions)
+            seen, cut = self.context.as_seen(captions, tokens)
+            left = iter(seen)
+            samples = [s._replace(captions=tuple(islice(left, len(s.captions)))) for s in samples]
         return _Batch(
-            part,
-            skipped,
-            torch.stack(pixels),
-            self.tokenizer(captions) if captions else None,
-            torch.tensor(owners),
-            samples,
-            last,
+            part, skipped, torch.stack(pixels), tokens, torch.tensor(owners), samples, cut, last
         )
 
 
@@ -257,7 +273,14 @@ def _extract_parts(
     progress: bool,
 ) -> None:
     """Write the shards of the parts `todo`."""
-    from tqdm import tqdm
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
     sizes = [part.stop - part.start for _, part in todo if part.stop >= 0]
     total = sum(sizes) if len(sizes) == len(todo) else None
@@ -273,7 +296,16 @@ def _extract_parts(
     )
     waiting: dict[int, list[tuple[_Batch, Tensor, Tensor]]] = defaultdict(list)
     skipped: dict[int, list[Skipped]] = defaultdict(list)
-    with tqdm(total=total, unit="pair", desc="encoding", disable=not progress) as bar:
+    bar = Progress(
+        TextColumn("encoding the pairs"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        disable=not progress,
+    )
+    with bar:
+        task = bar.add_task("", total=total)
         for batch in loader if workers else _one_ahead(loader):
             if batch.failure:
                 raise UserError(batch.failure)
@@ -282,15 +314,12 @@ def _extract_parts(
             skipped[batch.part] += batch.skipped
             if batch.samples:
                 image, text = _encode(encoder, batch, batch_size, precision)
-                if not (torch.isfinite(image).all() and torch.isfinite(text).all()):
-                    raise UserError(
-                        f"{encoder.id}: embeddings are not finite in {precision}; use fp32"
-                    )
+                _require_finite(encoder, batch, image, text, precision)
                 waiting[batch.part].append((batch, image, text))
             if batch.last:
                 _write(out, batch.part, waiting.pop(batch.part, []), skipped, encoder.dim)
                 skipped.pop(batch.part)
-            bar.update(len(batch.samples) + len(batch.skipped))
+            bar.advance(task, len(batch.samples) + len(batch.skipped))
 
 
 def _one_ahead(batches: Iterable[_Batch]) -> Iterator[_Batch]:
@@ -337,6 +366,19 @@ def _encode(
     return image.half().cpu(), text.half().cpu()
 
 
+def _require_finite(
+    encoder: Encoder, batch: _Batch, image: Tensor, text: Tensor, precision: str
+) -> None:
+    """Raise a UserError that names the first pair whose embeddings `[n, dim]` are not finite."""
+    row = first_not_finite(image, text)
+    if row is not None:
+        advice = "use fp32" if precision != "fp32" else "look at its weights, or leave the pair out"
+        raise UserError(
+            f"{encoder.id}: the embedding of {batch.samples[row].location} is not finite in "
+            f"{precision}; {advice}"
+        )
+
+
 def _write(
     out: Path,
     part: int,
@@ -346,15 +388,16 @@ def _write(
 ) -> None:
     """Write one part's shard."""
     samples = [sample for batch, _, _ in encoded for sample in batch.samples]
-    ids, captions, locations, attributes = zip(*samples, strict=True) if samples else ((),) * 4
+    columns = zip(*samples, strict=True) if samples else ((),) * len(_Sample._fields)
     none = torch.empty(0, dim)
     write_part(
         out,
         part,
         torch.cat([image for _, image, _ in encoded]) if encoded else none,
         torch.cat([text for _, _, text in encoded]) if encoded else none,
-        sample_table(ids, captions, locations, attributes),
+        sample_table(*columns),
         skipped[part],
+        captions_cut=sum(batch.captions_cut for batch, _, _ in encoded),
     )
 
 
@@ -381,6 +424,11 @@ def _finished(out: Path, config: StoreConfig) -> bool:
         if not (out / name).is_file():
             continue
         record = read_json(out / name)
+        if record.get("schema") == 1:
+            raise UserError(
+                f"{out}: extracted by version 0.1.0, which knew encoders by their weights alone; "
+                "name another folder, or remove this one to extract again"
+            )
         for key in ("schema", "encoder_fingerprint", "pairs_fingerprint", "precision", "dim"):
             if record.get(key) != getattr(config, key):
                 what = key.removesuffix("_fingerprint")

@@ -2,7 +2,8 @@
 
     config.json            StoreConfig
     shard-NNNNN.safetensors  `image` and `text`, fp16 [rows, dim]
-    samples.parquet        id, caption, captions, location, attribute.<name> ...; row i is pair i
+    samples.parquet        id, caption, captions, location, content, attribute.<name> ...; row i is
+                           pair i
     skipped.jsonl          the pairs that were left out, each with its reason (where there are any)
 
 While an extraction runs, `extraction.json` stands in for config.json, and each finished shard has
@@ -28,7 +29,9 @@ from torch import Tensor
 from features.errors import UserError
 from features.files import read_json
 
-SCHEMA = 1
+SCHEMA = 2
+READABLE = (1, 2)
+"""Stores of schema 1 (0.1.0) have no `content`."""
 SHUFFLE_CHUNK = 256
 """Rows that are read together when shuffling."""
 SHUFFLE_BUFFER = 65_536
@@ -58,6 +61,10 @@ class StoreConfig:
     schema: int = SCHEMA
     shards: tuple[int, ...] = ()
     """Rows of each shard."""
+    normalised: int = 0
+    """Embeddings that `write_store` was given with another length than 1."""
+    captions_cut: int = 0
+    """Captions that are longer than the encoder's context: they are kept as far as it sees them."""
     uncaptioned: int = 0
     """Pairs without a caption, whose text embedding is zero."""
     skipped: int = 0
@@ -94,9 +101,10 @@ class ActivationStore:
                 )
             raise UserError(f"{path}: no activation store here (no config.json); extract one first")
         record = read_json(path / "config.json")
-        if record.get("schema") != SCHEMA or "shards" not in record:
+        if record.get("schema") not in READABLE or "shards" not in record:
             raise UserError(
-                f"{path}/config.json: not an activation store of schema {SCHEMA}; extract it again"
+                f"{path}/config.json: not an activation store of schema {SCHEMA} or older; extract "
+                "it again"
             )
         known = {f.name for f in dataclasses.fields(StoreConfig)}
         record = {key: value for key, value in record.items() if key in known}
@@ -104,6 +112,11 @@ class ActivationStore:
 
     def __len__(self) -> int:
         return int(self._starts[-1])
+
+    @property
+    def has_content(self) -> bool:
+        """Whether the samples have the column `content`."""
+        return "content" in pq.read_schema(self.path / "samples.parquet").names
 
     @property
     def dim(self) -> int:
@@ -180,7 +193,11 @@ class ActivationStore:
         return torch.from_numpy(image).float(), torch.from_numpy(text).float()
 
     def samples(self) -> pa.Table:
-        """Columns id, caption (the first), captions (list), location, attribute.<name> ..."""
+        """Columns id, caption (the first), captions (list), location, content (by which pairs are
+        told apart, `features.store.content`), attribute.<name> ...
+
+        Captions are kept as far as the encoder saw them.
+        """
         return pq.read_table(self.path / "samples.parquet", memory_map=True)
 
     def sample_batches(
@@ -252,11 +269,12 @@ class ActivationStore:
 
 
 def same_pairs(store: ActivationStore, other: ActivationStore) -> bool:
-    """Whether row i of both is the same pair."""
+    """Whether row i of both is the same pair: by content, or by id where a store has none."""
     if len(store) != len(other):
         return False
-    ids = (each.sample_batches(SAMPLE_BATCH, columns=["id"]) for each in (store, other))
-    return all(left.equals(right) for left, right in zip(*ids, strict=True))
+    key = "content" if store.has_content and other.has_content else "id"
+    keys = (each.sample_batches(SAMPLE_BATCH, columns=[key]) for each in (store, other))
+    return all(left.equals(right) for left, right in zip(*keys, strict=True))
 
 
 def shard_name(index: int) -> str:

@@ -7,18 +7,24 @@ import hashlib
 import json
 import os
 import shutil
+import warnings
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 from torch import Tensor
 
 from features.errors import UserError
 from features.files import replacing, write_json, write_whole
 from features.pairs.base import Skipped
 from features.store.store import ATTRIBUTE, ActivationStore, StoreConfig, shard_name
+
+LENGTH_TOLERANCE = 1e-3
+"""How far from 1 an embedding's length may lie: fp16 rounds as much."""
 
 
 def write_store(
@@ -32,29 +38,39 @@ def write_store(
 ) -> ActivationStore:
     """Write embeddings that are in memory.
 
+    Those of another length than 1 are normalised, with a warning, and counted in the config.
+
     Args:
         image: `[n, dim]`; stored as fp16.
-        text: `[n, dim]`.
+        text: `[n, dim]`; a pair without captions may have zeros.
         samples: n rows, as `sample_table` makes them.
         shard_rows: rows a shard; one shard where it is None.
 
     Raises:
-        UserError: `path` exists already.
-        ValueError: the lengths or the dimension differ.
+        UserError: `path` exists already; there are no pairs; the shapes, the samples and
+            `config.dim` don't fit together; or an embedding is not finite, or zero.
     """
     path = Path(path)
     if path.exists():
         raise UserError(f"{path}: exists already; name another folder or remove it")
-    if image.shape != text.shape or len(image) != len(samples) or image.shape[1] != config.dim:
-        raise ValueError(
-            f"image {list(image.shape)}, text {list(text.shape)}, {len(samples)} samples, "
-            f"dim {config.dim}"
+    if shard_rows is not None and shard_rows < 1:
+        raise UserError(f"shard_rows {shard_rows}: must be at least 1")
+    _require_fit(image, text, samples, config.dim)
+    captioned = torch.from_numpy(np.asarray(samples["caption"].is_valid()))  # [n]
+    image, images_scaled = _unit(image, "image", torch.ones(len(image), dtype=torch.bool))
+    text, texts_scaled = _unit(text, "text", captioned)
+    if images_scaled or texts_scaled:
+        warnings.warn(
+            f"{path}: {images_scaled} image and {texts_scaled} text embeddings of {len(image)} "
+            "pairs had another length than 1 and were normalised",
+            stacklevel=2,
         )
+    config = dataclasses.replace(config, normalised=images_scaled + texts_scaled)
     temporary = path.with_name(path.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    rows = shard_rows or max(1, len(image))
-    starts = range(0, max(1, len(image)), rows)
+    rows = shard_rows or len(image)
+    starts = range(0, len(image), rows)
     for index, start in enumerate(starts):
         stop = start + rows
         write_part(temporary, index, image[start:stop], text[start:stop], samples[start:stop], [])
@@ -63,11 +79,63 @@ def write_store(
     return ActivationStore.open(path)
 
 
+def _require_fit(image: Tensor, text: Tensor, samples: pa.Table, dim: int) -> None:
+    """Raise a UserError where embeddings and samples don't make a store."""
+    shapes = f"image {list(image.shape)}, text {list(text.shape)}"
+    if image.ndim != 2 or image.shape != text.shape or image.shape[1] != dim:
+        raise UserError(f"{shapes}: both must be [n, {dim}], {dim} being the config's dim")
+    for name, embeddings in (("image", image), ("text", text)):
+        if embeddings.is_complex() or embeddings.dtype == torch.bool:
+            raise UserError(f"{name}: {embeddings.dtype} is no type of embeddings; give floats")
+    if len(image) == 0:
+        raise UserError("no embeddings: a store needs at least one pair")
+    if len(samples) != len(image):
+        raise UserError(f"{shapes}: {len(samples)} samples; there must be one a row")
+    wanted = sample_table([], []).column_names
+    missing = [name for name in wanted if name not in samples.column_names]
+    if missing:
+        raise UserError(f"samples: no column {missing[0]}; make them with sample_table")
+
+
+def _unit(embeddings: Tensor, name: str, needed: Tensor) -> tuple[Tensor, int]:
+    """Embeddings `[n, dim]` of unit length as float32, and how many had another length.
+
+    Args:
+        needed: rows that must not be zero, `[n]` bool.
+
+    Raises:
+        UserError: a row is not finite, or zero though it is needed.
+    """
+    embeddings = embeddings.detach().float()
+    row = first_not_finite(embeddings)
+    if row is not None:
+        raise UserError(f"{name} embeddings: row {row} holds NaN or infinity; leave its pair out")
+    lengths = embeddings.double().norm(dim=1)  # [n]
+    zero = (lengths == 0) & needed.to(lengths.device)
+    if zero.any():
+        raise UserError(
+            f"{name} embeddings: row {int(zero.nonzero()[0])} is zero, so it has no direction; "
+            "leave its pair out"
+        )
+    other = (lengths > 0) & ((lengths - 1).abs() > LENGTH_TOLERANCE)
+    if other.any():
+        unit = (embeddings[other].double() / lengths[other, None]).float()
+        embeddings = embeddings.index_put((other.nonzero()[:, 0],), unit)
+    return embeddings, int(other.sum())
+
+
+def first_not_finite(*embeddings: Tensor) -> int | None:
+    """The first row of embeddings, each `[n, dim]`, that holds NaN or infinity in any of them."""
+    rows = [(~torch.isfinite(each)).any(dim=1).nonzero() for each in embeddings]
+    return min((int(found[0]) for found in rows if len(found)), default=None)
+
+
 def sample_table(
     ids: Sequence[str],
     captions: Sequence[Sequence[str]],
     locations: Sequence[str] | None = None,
     attributes: Sequence[dict[str, str | None]] | None = None,
+    contents: Sequence[str] | None = None,
 ) -> pa.Table:
     """The table of a store's samples.
 
@@ -75,6 +143,8 @@ def sample_table(
         captions: each pair's captions; `caption` is null where there are none.
         locations: by which the pair source finds the image again; the ids where None.
         attributes: each pair's attributes; a pair that lacks one has null.
+        contents: each pair's key (`features.store.content`); without them pairs are told apart by
+            their ids.
     """
     columns: dict[str, pa.Array] = {
         "id": pa.array(ids, pa.string()),
@@ -82,6 +152,8 @@ def sample_table(
         "captions": pa.array([list(texts) for texts in captions], pa.list_(pa.string())),
         "location": pa.array(ids if locations is None else locations, pa.string()),
     }
+    if contents is not None:
+        columns["content"] = pa.array(contents, pa.string())
     attributes = attributes or []
     for name in dict.fromkeys(name for record in attributes for name in record):
         values = [record.get(name) for record in attributes]
@@ -100,6 +172,8 @@ def write_part(
     text: Tensor,
     samples: pa.Table,
     skipped: Sequence[Skipped],
+    *,
+    captions_cut: int = 0,
 ) -> None:
     """Write one shard of an unfinished store; the shard's own file comes last.
 
@@ -107,14 +181,22 @@ def write_part(
         image: `[rows, dim]`.
         text: `[rows, dim]`.
         skipped: the pairs of this part that were left out.
+        captions_cut: of this part's captions.
+
+    Raises:
+        UserError: an embedding is not finite, or doesn't fit into fp16.
     """
     from safetensors.torch import save
 
     half = {"image": image.half().contiguous().cpu(), "text": text.half().contiguous().cpu()}
+    row = first_not_finite(*half.values())
+    if row is not None:
+        raise UserError(f"{folder}: row {row} of shard {index} is not finite; leave its pair out")
     content = save(half)
     metadata = {
         "sha256": hashlib.sha256(content).hexdigest(),
         "skipped": json.dumps([dataclasses.asdict(record) for record in skipped]),
+        "captions_cut": str(captions_cut),
     }
     table = samples.replace_schema_metadata(metadata)
     with replacing(folder / part_name(index)) as temporary:
@@ -136,7 +218,7 @@ def finish_store(folder: Path, config: StoreConfig, parts: int) -> StoreConfig:
     schema = pa.unify_schemas([s.remove_metadata() for s in schemas]) if schemas else None
     schema = schema or sample_table([], []).schema
     rows: list[int] = []
-    uncaptioned = 0
+    uncaptioned = captions_cut = 0
     digest = hashlib.sha256()
     reasons: Counter[str] = Counter()
     skipped_lines: list[str] = []
@@ -153,6 +235,7 @@ def finish_store(folder: Path, config: StoreConfig, parts: int) -> StoreConfig:
                 reasons[record["reason"].split(":")[0]] += 1
                 skipped_lines.append(json.dumps(record, ensure_ascii=False) + "\n")
             uncaptioned += table["caption"].null_count
+            captions_cut += int(metadata[b"captions_cut"])
             if len(table):
                 writer.write_table(_with_columns(table, schema))
     if skipped_lines:
@@ -160,6 +243,7 @@ def finish_store(folder: Path, config: StoreConfig, parts: int) -> StoreConfig:
     config = dataclasses.replace(
         config,
         shards=tuple(rows),
+        captions_cut=captions_cut,
         uncaptioned=uncaptioned,
         skipped=reasons.total(),
         skipped_reasons=dict(sorted(reasons.items())),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -119,7 +119,7 @@ def audit(
         UserError: no sample has both a label and a group.
     """
     if edit is not None:
-        samples = Samples(edit.apply(samples.embeddings), samples.ids, samples.columns)
+        samples = replace(samples, embeddings=edit.apply(samples.embeddings))
     crossed = (group,) if isinstance(group, str) else tuple(dict.fromkeys(group))
     samples, group = samples.with_crossed(crossed), crossed_name(crossed)
     labels = samples.columns[model.config.attribute].astype(str)

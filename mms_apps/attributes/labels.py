@@ -28,14 +28,23 @@ class Samples:
     embeddings: `[n, dim]` float32, of unit length.
     ids: `[n]`.
     columns: by attribute, `[n]` of str or None.
+    contents: `[n]`, the keys of the pairs' content; None where the store has none.
     """
 
     embeddings: Tensor
     ids: np.ndarray
     columns: dict[str, np.ndarray]
+    contents: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def shared_with(self, other: Samples) -> np.ndarray:
+        """Which of the samples the other ones hold too, by content, or by id where either has no
+        contents: `[n]` bool."""
+        if self.contents is None or other.contents is None:
+            return np.isin(self.ids.astype(str), other.ids.astype(str))
+        return np.isin(self.contents.astype(str), other.contents.astype(str))
 
     def take(self, rows: np.ndarray) -> Samples:
         """Those of the rows, by number or by mask `[n]`."""
@@ -44,6 +53,7 @@ class Samples:
             self.embeddings[torch.from_numpy(rows)],
             self.ids[rows],
             {name: column[rows] for name, column in self.columns.items()},
+            None if self.contents is None else self.contents[rows],
         )
 
     def with_crossed(self, attributes: Sequence[str]) -> Samples:
@@ -112,6 +122,8 @@ def read_samples(
         chosen = np.random.default_rng(seed).choice(len(store), max_samples, replace=False)
         rows = np.sort(chosen)
     names = ["id", *(ATTRIBUTE + attribute for attribute in dict.fromkeys(attributes))]
+    if store.has_content:
+        names.append("content")
     tables, embeddings = [], []
     for start in range(0, len(rows), SAMPLE_BATCH):
         part = rows[start : start + SAMPLE_BATCH]
@@ -127,6 +139,7 @@ def read_samples(
         torch.nn.functional.normalize(found, dim=-1),
         np.array(table["id"].to_pylist(), dtype=object),
         columns,
+        np.array(table["content"].to_pylist(), dtype=object) if store.has_content else None,
     )
 
 

@@ -188,7 +188,7 @@ class Workbench:
         extra = train.take(train.columns[attribute].astype(str) == UNSPECIFIED)
         return Samples(
             torch.cat([test.embeddings, extra.embeddings]),
-            np.concatenate([test.ids, extra.ids]),
+            np.array([*(f"test {i}" for i in test.ids), *(f"train {i}" for i in extra.ids)]),
             {
                 name: np.concatenate([test.columns[name], extra.columns[name]])
                 for name in test.columns

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from features.errors import UserError
+from mms_apps.cli.common import report_skipped
 
 if TYPE_CHECKING:
     from features.modality import Modality as ModalityName
@@ -57,10 +58,7 @@ def open_store(
         captions_needed=read_modality(modality) == "text",
     )
     store = extract(source, space.encoder, folder)
-    if store.config.skipped:
-        typer.echo(
-            f"{store.config.skipped} pairs skipped: see {folder / 'skipped.jsonl'}", err=True
-        )
+    report_skipped(store)
     if len(store) == 0:
         raise UserError(f"{pairs}: no pair could be read; see {folder / 'skipped.jsonl'}")
     return source, store
@@ -120,8 +118,6 @@ def load_or_fit(
 def not_fitted_on(samples: Samples, train: Path | None, model: AttributeModel) -> Samples:
     """The samples without the labelled ones of the training store, on which the model would be
     better than it is."""
-    import numpy as np
-
     from features.store.store import ActivationStore
     from mms_apps.attributes.labels import read_samples
 
@@ -129,8 +125,7 @@ def not_fitted_on(samples: Samples, train: Path | None, model: AttributeModel) -
         return samples
     attribute = model.config.attribute
     fitted = read_samples(ActivationStore.open(train), [attribute], model.config.modality)
-    ids = fitted.having(attribute, model.classes).ids.astype(str)
-    seen = np.isin(samples.ids.astype(str), ids)
+    seen = samples.shared_with(fitted.having(attribute, model.classes))
     if seen.any():
         typer.echo(f"{int(seen.sum())} pairs left out: the model was fitted on them", err=True)
     return samples.take(~seen)

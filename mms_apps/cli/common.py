@@ -38,11 +38,18 @@ def require_pairs(store: ActivationStore) -> None:
 
 
 def report_skipped(store: ActivationStore) -> None:
+    """Say which pairs were left out, and how many captions the encoder did not see whole."""
     config = store.config
     if config.skipped:
         reasons = ", ".join(f"{reason} ({n})" for reason, n in config.skipped_reasons.items())
         path = store.path / "skipped.jsonl"
         typer.echo(f"{config.skipped} pairs skipped: {reasons}; listed in {path}", err=True)
+    if config.captions_cut:
+        typer.echo(
+            f"{config.captions_cut} captions are longer than the context of {config.encoder}: they "
+            "are kept as far as it sees them",
+            err=True,
+        )
 
 
 def quality(held_out: dict[str, dict[str, float | None]] | None) -> str:

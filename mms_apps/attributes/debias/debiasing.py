@@ -72,7 +72,7 @@ def debias(
             f"{attribute}, {factor}: {len(train)} training and {len(test)} test samples have both; "
             "give pairs that do"
         )
-    if set(train.ids) & set(test.ids):
+    if test.shared_with(train).any():
         raise UserError("the pairs to test on are among the training pairs; give others")
     fitted, validation = split_samples(train, VALIDATION, seed)
     model = fit_model(

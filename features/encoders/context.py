@@ -1,0 +1,81 @@
+"""How much of a text an encoder sees: tokenizers cut what is longer than their context."""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+WORD = re.compile(r"\S+")
+LONG_WORD = 24
+"""Characters from which a "word" is taken for a script that writes no spaces."""
+TAIL = 3
+"""Places at the end of a row where a tokenizer puts its special tokens."""
+FILLER = -1
+
+
+class Context:
+    """The context of a tokenizer: a text fits into it where a longer context gives the same tokens.
+
+    Args:
+        tokenizer: of an open_clip model or a `TwoModels`: texts, context_length -> `[n, length]`.
+            One that takes no context_length is taken to cut nothing.
+    """
+
+    def __init__(self, tokenizer: Callable[..., Tensor]) -> None:
+        self.tokenizer = tokenizer
+        self.length = getattr(tokenizer, "context_length", None) or len(self._row("a"))
+        try:
+            self.empty: Tensor | None = self._row("", self.length)  # [length]
+        except TypeError:
+            self.empty = None
+
+    def as_seen(self, texts: Sequence[str], tokens: Tensor) -> tuple[list[str], int]:
+        """The texts as far as the encoder sees them, and how many of them are cut.
+
+        A text that is too long is cut after the last word that fits whole.
+
+        Args:
+            texts: n of them.
+            tokens: what the tokenizer makes of them, `[n, length]`.
+        """
+        seen, cut = list(texts), 0
+        if self.empty is None or tokens.shape[1] < self.length:
+            return seen, cut
+        full = (tokens[:, -TAIL:] != self.empty[-TAIL:]).any(dim=1)  # [n]
+        for row in full.nonzero().flatten().tolist():
+            if not self.holds(texts[row]):
+                seen[row] = self._beginning(texts[row])
+                cut += 1
+        return seen, cut
+
+    def holds(self, text: str) -> bool:
+        """Whether a text fits whole."""
+        wider = self.length + 2 * len(text.encode()) + 2 * TAIL
+        row, nothing = self._row(text, wider), self._row("", wider)  # [wider]
+        places = (row != nothing).nonzero()
+        used = int(places.max()) + 1 if len(places) else 0
+        if used > self.length:
+            return False
+        return torch.equal(self._row(text, self.length)[:used], row[:used])
+
+    def _beginning(self, text: str) -> str:
+        """The longest beginning of a text that fits, in whole words where spaces part them."""
+        ends = [word.end() for word in WORD.finditer(text)]
+        fitting = bisect_left(ends, True, key=lambda end: not self.holds(text[:end]))
+        end = ends[fitting - 1] if fitting else 0
+        if fitting < len(ends) and ends[fitting] - end > LONG_WORD:
+            places = range(end + 1, ends[fitting])
+            end += bisect_left(places, True, key=lambda place: not self.holds(text[:place]))
+        return text[:end].rstrip()
+
+    def _row(self, text: str, length: int | None = None) -> Tensor:
+        """A text's tokens `[length]`, filled up where the tokenizer doesn't."""
+        options: dict[str, Any] = {} if length is None else {"context_length": length}
+        row = torch.as_tensor(self.tokenizer([text], **options)[0])
+        return row if length is None else F.pad(row, (0, length - len(row)), value=FILLER)
