@@ -125,7 +125,12 @@ def not_fitted_on(samples: Samples, train: Path | None, model: AttributeModel) -
         return samples
     attribute = model.config.attribute
     fitted = read_samples(ActivationStore.open(train), [attribute], model.config.modality)
-    seen = samples.shared_with(fitted.having(attribute, model.classes))
+    return without(samples, fitted.having(attribute, model.classes))
+
+
+def without(samples: Samples, fitted: Samples) -> Samples:
+    """The samples without those on which a model is fitted; their number is said."""
+    seen = samples.shared_with(fitted)
     if seen.any():
         typer.echo(f"{int(seen.sum())} pairs left out: the model was fitted on them", err=True)
     return samples.take(~seen)

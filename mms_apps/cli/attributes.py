@@ -18,6 +18,7 @@ from mms_apps.cli.attribute_inputs import (
     read_method,
     read_modality,
     read_prompts,
+    without,
 )
 from mms_apps.cli.options import CaptionColumn, ImageColumn
 
@@ -216,7 +217,7 @@ def debias(
     found = debias_model(
         loaded,
         samples,
-        test,
+        without(test, samples),
         attribute,
         classes_of(samples, attribute, value),
         factor,

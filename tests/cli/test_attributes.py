@@ -9,6 +9,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from tests.cli.conftest import one_error_line
 from tests.conftest import Mms, draw_imagefolder
@@ -196,3 +197,46 @@ def test_fitted_pairs_are_left_out_of_an_audit(
     assert code == 2
     assert "150 pairs left out" in err
     assert "0 group" in one_error_line(err)
+
+
+def renamed(folder: Path, start: int) -> Path:
+    """The pairs from `start` on under the file names of the first ones."""
+    rows = [json.loads(line) for line in (folder / "metadata.jsonl").open()]
+    for number, row in enumerate(rows[start:]):
+        old, row["file_name"] = row["file_name"], f"images/x{number:04d}.png"
+        (folder / old).rename(folder / row["file_name"])
+    lines = [json.dumps(row) + "\n" for row in rows[start:]]
+    (folder / "metadata.jsonl").write_text("".join(lines))
+    return folder
+
+
+def with_places(folder: Path) -> Path:
+    rows = [json.loads(line) for line in (folder / "metadata.jsonl").open()]
+    rows = [row | {"place": ("x", "y")[number % 2]} for number, row in enumerate(rows)]
+    (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def test_pairs_are_told_apart_by_what_they_hold(tmp_path: Path, attributes: Mms) -> None:
+    train = with_places(draw_imagefolder(tmp_path / "train", count=120, seed=1))
+    other = with_places(draw_imagefolder(tmp_path / "test", count=80, seed=2))  # the same names
+    for number, line in enumerate((other / "metadata.jsonl").open()):  # another picture each
+        path = other / json.loads(line)["file_name"]
+        Image.open(path).convert("RGB").resize((33, 33 + number)).save(path)
+    fit = ("--train", train, "--method", "linear_probe", "--attribute", "colour")
+    factors = ("--factor", "place", "--unrelated", "shape")
+    code, _, err = attributes(
+        "audit", "--pairs", other, *fit, "--group", "place", "--out", tmp_path / "a"
+    )
+    assert code == 0, err
+    assert "left out" not in err
+    code, _, err = attributes("debias", "--pairs", other, *fit, *factors, "--out", tmp_path / "d")
+    assert code == 0 and "left out" not in err, err
+    shutil.copytree(train, tmp_path / "again")
+    again = renamed(tmp_path / "again", start=50)  # 70 of the training pairs
+    code, _, err = attributes(
+        "audit", "--pairs", again, *fit, "--group", "place", "--out", tmp_path / "b"
+    )
+    assert "70 pairs left out" in err
+    code, _, err = attributes("debias", "--pairs", again, *fit, *factors, "--out", tmp_path / "e")
+    assert code == 2 and "70 pairs left out" in err and "0 test samples" in one_error_line(err)
