@@ -273,6 +273,7 @@ def _extract_parts(
     progress: bool,
 ) -> None:
     """Write the shards of the parts `todo`."""
+    from rich.console import Console
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -302,6 +303,7 @@ def _extract_parts(
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
+        console=Console(stderr=True),
         disable=not progress,
     )
     with bar:

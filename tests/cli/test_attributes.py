@@ -89,7 +89,7 @@ def test_an_audit_by_several_attributes_tests_differences_and_marks_small_groups
     code, out, err = attributes("audit", *fit, *groups, "--out", tmp_path / "a")
     assert code == 0, err
     line = out.replace("\n", " ")
-    assert re.search(r"gap [\d.]+% \(by chance [\d.]+%, p = [\d.]+\)", line)
+    assert re.search(r"gap -?[\d.]+% \(by chance [\d.]+%, p = [\d.]+\)", line)
     record = json.loads((tmp_path / "a" / "audit.json").read_text())
     assert record["group"] == "place x size"
     measures = record["measures"]
