@@ -14,6 +14,7 @@ from PIL import Image
 
 from demos.common import (
     ONE_AT_A_TIME,
+    add_encoder,
     errors_in_words,
     gr,
     launch,
@@ -181,6 +182,7 @@ def audit_text(audit: Audit) -> str:
 def main() -> None:
     parser = options(__doc__)
     parser.add_argument("--space", default="embedded")
+    add_encoder(parser)
     parser.add_argument("--train", default=TRAIN, help="labelled pairs to fit on")
     parser.add_argument("--pairs", default=PAIRS, help="pairs to show and audit")
     parser.add_argument("--attribute", action="append", help="once for each")
@@ -191,7 +193,7 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as work:
         workbench = Workbench(
-            FeatureSpace.load(arguments.space, device=arguments.device),
+            FeatureSpace.load(arguments.space, device=arguments.device, encoder=arguments.encoder),
             arguments.train,
             arguments.pairs,
             arguments.attribute or ATTRIBUTES,

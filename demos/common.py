@@ -126,6 +126,12 @@ def options(doc: str) -> argparse.ArgumentParser:
     return parser
 
 
+def add_encoder(parser: argparse.ArgumentParser, more: str = "", **options: Any) -> None:
+    """The option that says where the encoder of a FeatureSpace lies now."""
+    said = "encoder of the space, where it lay in a local folder [default: the one it names]"
+    parser.add_argument("--encoder", help=f"{said}; {more}" if more else said, **options)
+
+
 def theme() -> gr.themes.Base:
     """The colours and fonts; texts contrast with what they stand on by 4.5 to 1."""
     soft = gr.themes.Soft(primary_hue="indigo", font=FONT, font_mono=["monospace"])

@@ -8,7 +8,7 @@ from __future__ import annotations
 import html
 from typing import Any
 
-from demos.common import errors_in_words, gr, launch, options, page, picture_html
+from demos.common import add_encoder, errors_in_words, gr, launch, options, page, picture_html
 from features.analysis.compare import FIGURES, Comparison, cell, compare
 from features.analysis.search import (
     Described,
@@ -21,6 +21,7 @@ from features.analysis.search import (
 )
 from features.modality import UNSCORED
 from features.reports.page import CLASS_NAMES, MODALITY_CLASSES, figure, histogram
+from features.space.several import load_spaces
 from features.space.space import FeatureSpace
 
 ZONES = 10
@@ -392,12 +393,11 @@ def main() -> None:
         action="append",
         help="folder, hub id, embedded or embedded-ssl; once for each [default: both]",
     )
+    add_encoder(parser, "once for each", action="append")
     arguments = parser.parse_args()
-    spaces = {
-        where: FeatureSpace.load(where, device=arguments.device)
-        for where in arguments.space or ["embedded", "embedded-ssl"]
-    }
-    launch(build(spaces), port=arguments.port, css=CSS)
+    names = arguments.space or ["embedded", "embedded-ssl"]
+    spaces = load_spaces(names, arguments.encoder, arguments.device)
+    launch(build(dict(zip(names, spaces, strict=True))), port=arguments.port, css=CSS)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from PIL import Image
 
 from demos.common import (
     ONE_AT_A_TIME,
+    add_encoder,
     errors_in_words,
     gr,
     launch,
@@ -21,6 +22,7 @@ from demos.common import (
     picture_input,
 )
 from features.reports.page import CLASS_NAMES
+from features.space.space import FeatureSpace
 from mms_apps.robustness.distances import EPS, NORMS, Norm, read_eps, readable_eps
 from mms_apps.robustness.session import PictureAttacked, Session
 
@@ -218,8 +220,10 @@ def check_rows(found: PictureAttacked) -> list[list[str]]:
 def main() -> None:
     parser = options(__doc__)
     parser.add_argument("--space", default="embedded", help="folder, hub id or embedded")
+    add_encoder(parser)
     arguments = parser.parse_args()
-    session = Session.load(arguments.space, device=arguments.device)
+    space = FeatureSpace.load(arguments.space, device=arguments.device, encoder=arguments.encoder)
+    session = Session.load(space)
     launch(build(session), port=arguments.port, css=CSS)
 
 

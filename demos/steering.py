@@ -15,6 +15,7 @@ from PIL import Image
 
 from demos.common import (
     ONE_AT_A_TIME,
+    add_encoder,
     errors_in_words,
     gr,
     launch,
@@ -288,8 +289,9 @@ def main() -> None:
     parser = options(__doc__)
     parser.add_argument("--generator", default="embedded", help="Stable unCLIP folder or hub id")
     parser.add_argument("--space", default="embedded-ssl", help="of the generator's image encoder")
+    add_encoder(parser)
     arguments = parser.parse_args()
-    space = FeatureSpace.load(arguments.space, device=arguments.device)
+    space = FeatureSpace.load(arguments.space, device=arguments.device, encoder=arguments.encoder)
     drawer = cache(lambda: SteeredGenerator.load(arguments.generator, space, arguments.device))
     launch(build(space, drawer), port=arguments.port, css=CSS)
 

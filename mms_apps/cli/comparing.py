@@ -42,12 +42,13 @@ def compare(
     from features.analysis.matching import match_features
     from features.pairs.open import open_pairs
     from features.reports.comparison import write_comparison
+    from features.space.several import load_spaces
 
     if len(spaces) < 2:
         raise UserError(f"{len(spaces)} space given; a comparison needs at least two")
     if label and len(label) != len(spaces):
         raise UserError(f"{len(label)} labels for {len(spaces)} spaces; give one each, or none")
-    loaded = _load_spaces(spaces, encoder, device)
+    loaded = load_spaces(spaces, encoder, device)
     labels = label or _labels(spaces, loaded)
     matchings = []
     if pairs is not None:
@@ -92,8 +93,9 @@ def drift(
     from features.analysis.drift import find_drift, same_dictionary
     from features.analysis.matching import match_features
     from features.pairs.open import open_pairs
+    from features.space.several import load_spaces
 
-    before, after = _load_spaces([old, new], encoder, device)
+    before, after = load_spaces([old, new], encoder, device)
     matching = None
     if pairs is not None and not same_dictionary(before, after):
         source = open_pairs(pairs, image_column=image_column, caption_column=caption_column)
@@ -141,11 +143,12 @@ def concepts(
     from features.pairs.open import open_pairs
     from features.reports.concepts import write_concepts
     from features.scores.naming import read_vocabulary
+    from features.space.several import load_spaces
 
     if concepts is None and not attribute:
         raise UserError("name concepts: --concepts FILE, --attribute NAME, or both")
     wanted = [] if concepts is None else read_vocabulary(concepts)
-    [loaded] = _load_spaces([space], encoder, device)
+    [loaded] = load_spaces([space], encoder, device)
     source = open_pairs(pairs, image_column=image_column, caption_column=caption_column)
     store = _store_for(loaded, source, out)
     require_pairs(store)
@@ -156,31 +159,6 @@ def concepts(
     for concept in found:
         typer.echo(f"{concept.name}: {concept.verdict}. {concept.advice}")
     typer.echo(f"concepts: {page}")
-
-
-def _load_spaces(names: list[str], encoders: list[str] | None, device: str) -> list[FeatureSpace]:
-    """FeatureSpaces, each with the one of the encoders that it belongs to.
-
-    Raises:
-        UserError: a space or an encoder cannot be loaded, or an encoder belongs to no space.
-    """
-    from features.encoders.fingerprint import same_encoder
-    from features.encoders.load import load_encoder
-    from features.space.space import FeatureSpace
-
-    models = {name: load_encoder(name, device=device) for name in encoders or []}
-    spaces = []
-    used = set()
-    for name in names:
-        space = FeatureSpace.load(name, device=device)
-        for encoder, model in models.items():
-            if same_encoder(model.fingerprint, space.config.encoder_fingerprint):
-                space = FeatureSpace.load(name, device=device, encoder=model)
-                used.add(encoder)
-        spaces.append(space)
-    for encoder in models.keys() - used:
-        raise UserError(f"--encoder {encoder}: none of the spaces belongs to it")
-    return spaces
 
 
 def _store_for(space: FeatureSpace, source: PairSource, out: Path) -> ActivationStore:

@@ -54,6 +54,14 @@ Workers = Annotated[
     int | None, typer.Option(min=0, help="Decoding processes [default: by the cores].")
 ]
 Strict = Annotated[bool, typer.Option(help="Stop at the first pair that cannot be read.")]
+MovedEncoder = Annotated[
+    str | None,
+    typer.Option(
+        "--encoder",
+        help="The space's encoder, where it lay in a local folder [default: the one that the "
+        "space names].",
+    ),
+]
 Encoders = Annotated[
     list[str] | None,
     typer.Option(

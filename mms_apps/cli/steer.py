@@ -9,6 +9,7 @@ import typer
 
 from features.errors import UserError
 from features.files import write_json
+from mms_apps.cli.options import MovedEncoder
 
 if TYPE_CHECKING:
     from features.space.space import FeatureSpace
@@ -48,6 +49,7 @@ def steer(
     space: Annotated[
         str, typer.Option(help="FeatureSpace of the generator's image encoder.")
     ] = "embedded-ssl",
+    encoder: MovedEncoder = None,
     steps: Annotated[int, typer.Option(min=1, help="Denoising steps.")] = 14,
     guidance: Annotated[float, typer.Option(min=1, help="Guidance scale; 1 for none.")] = 3.0,
     seed: Annotated[int, typer.Option(help="Seed of the noise and of the prior.")] = 0,
@@ -55,13 +57,15 @@ def steer(
 ) -> None:
     """Draw with edited features: plain.png, steered.png, strip.png and edits.json."""
     from features.pairs.images import read_image
+    from features.space.space import FeatureSpace
     from mms_apps.steering.edits import Steering
     from mms_apps.steering.generator import SteeredGenerator, side_by_side
 
     reference = None if image is None else read_image(image)
     if reference is None and not prompt.strip():
         raise UserError("nothing to draw; give --prompt, --image, or both")
-    drawer = SteeredGenerator.load(generator, space, device)
+    features = FeatureSpace.load(space, device=device, encoder=encoder)
+    drawer = SteeredGenerator.load(generator, features, device)
     given = Steering.load(edits, drawer.space) if edits else Steering()
     steering = Steering(
         edits=(*given.edits, *_wished(drawer.space, wish, strength), *map(_edit, edit or [])),
