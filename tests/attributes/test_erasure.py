@@ -204,6 +204,22 @@ def test_the_last_layer_serves_the_rare_groups(space: FeatureSpace) -> None:
     assert (again.estimator.coef_ == found.estimator.coef_).all()
 
 
+@pytest.mark.parametrize("kept", [["cat"], []])
+def test_the_last_layer_is_left_where_the_groups_have_one_class(
+    kept: list[str], space: FeatureSpace
+) -> None:
+    samples = rare(400, 0)
+    model = fit_model(space, samples, "kind", ["cat", "dog"], "linear_probe")
+    few = samples.take(np.flatnonzero(~np.isin(samples.columns["kind"].astype(str), kept))[:3])
+    cats = samples.having("kind", kept)
+    both = Samples(
+        torch.cat([cats.embeddings, few.embeddings]),
+        np.concatenate([cats.ids, few.ids]),
+        {name: np.concatenate([cats.columns[name], few.columns[name]]) for name in few.columns},
+    )
+    assert last_layer(model, Validation(both, groups_of(both)), 1.0, seed=0) is model
+
+
 def test_the_rule_is_the_smallest_loss_among_those_that_cost_little() -> None:
     before = Outcome(accuracy=0.9, worst=0.5, loss=1.0)
     cheap, better = Outcome(0.9 - COST / 2, 0.6, 0.8), Outcome(0.95, 0.7, 0.6)

@@ -38,9 +38,13 @@ def last_layer(
 ) -> AttributeModel:
     """Deep feature reweighting (Kirichenko et al. 2023, arXiv 2204.02937): the probe fitted on
     samples that it has not seen, as many of each group, the weights averaged over REFITS draws.
-    The penalty is L2 as in the other probes, where the paper's is L1."""
+    The penalty is L2 as in the other probes, where the paper's is L1. Where all groups that are
+    large enough have one class, the probe is left as it is."""
     rng = np.random.default_rng(seed)
     groups = [np.flatnonzero(validation.groups == name) for name in validation.large]
+    truth = validation.samples.columns[model.config.attribute].astype(str)
+    if len(np.unique(truth[np.isin(validation.groups, validation.large)])) < 2:
+        return model
     smallest = min(len(rows) for rows in groups)
     layers = []
     for _ in range(REFITS):
@@ -71,9 +75,9 @@ def last_layer_outcomes(
         probabilities = np.zeros((len(samples), len(model.classes)))
         for inside, outside in parts:
             part = Validation(samples.take(inside), validation.groups[inside])
-            kept = model if len(part.large) < 2 else last_layer(model, part, strength, seed)
+            again = last_layer(model, part, strength, seed)
             rows = samples.embeddings[torch.from_numpy(outside)]
-            probabilities[outside] = kept.predict_proba(rows)
+            probabilities[outside] = again.predict_proba(rows)
         found.append((strength, validation.outcome(model, probabilities)))
     return found
 
