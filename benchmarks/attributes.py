@@ -289,14 +289,22 @@ def real_rows(space: FeatureSpace, seed: int) -> list[Result]:
 def method_rows(
     found: Sequence[MethodRow], prefix: str, measures: Sequence[str] = MEASURES
 ) -> list[Result]:
-    """One row a measure and method."""
-    return [
+    """One row a measure and method, and what the gap is by chance with its p-value."""
+    rows = [
         estimate_row(
             f"{prefix}{measure}/{method.method}", getattr(method, measure), method.samples, "share"
         )
         for measure in measures
         for method in found
     ]
+    for method in found:
+        for name, value, unit in (
+            ("gap_by_chance", method.gap.chance, "share"),
+            ("gap_p", method.gap.p, "p-value"),
+        ):
+            label = f"{prefix}{name}/{method.method}"
+            rows.append(Result(label, value, value, value, method.samples, unit))
+    return rows
 
 
 def false_alarm_rows(seed: int) -> list[Result]:
