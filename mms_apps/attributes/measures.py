@@ -54,10 +54,10 @@ class GroupRow:
 class Measures:
     """Measures of predictions, overall and by group.
 
-    gap: overall accuracy less that of the worst group.
+    gap: accuracy less that of the worst group.
     difference: between the groups with the most and the least, the greatest over the classes.
-    Groups of fewer than SMALL_GROUP samples are in neither; undefined where fewer than two are
-    larger.
+    Samples of groups of fewer than SMALL_GROUP are in neither; undefined where fewer than two
+    groups are larger.
     """
 
     samples: int
@@ -195,16 +195,15 @@ def measure(
     ]
     smallest = int(sizes.argmin())
     if counted.sum() >= 2:
-        among = GroupAccuracy(accuracy.overall, accuracy.by_group[:, counted])
+        large = np.isin(groups.astype(str), np.array(labels)[counted])
+        among = group_accuracy((truth == predicted)[large], groups[large], weights[:, large])
         worst = np.array(labels)[counted][int(np.nanargmin(among.by_group[0]))]
         worst_accuracy = estimate(among.worst)
-        large = np.isin(groups.astype(str), np.array(labels)[counted])
         tests = permutation_tests(
             truth[large],
             predicted[large],
             groups[large],
             classes,
-            overall=float(accuracy.overall[0]),
             clusters=None if clusters is None else clusters[large],
             permutations=permutations,
             seed=seed,

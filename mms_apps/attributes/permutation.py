@@ -55,7 +55,6 @@ def permutation_tests(
     groups: np.ndarray,
     classes: Sequence[str],
     *,
-    overall: float | None = None,
     clusters: np.ndarray | None = None,
     permutations: int = PERMUTATIONS,
     seed: int = 0,
@@ -70,7 +69,6 @@ def permutation_tests(
         truth: `[n]`, each one of the classes.
         predicted: `[n]`, likewise.
         groups: `[n]`, at least two.
-        overall: accuracy that the gap is counted from; None for these samples' own.
         clusters: `[n]`, samples that are not independent; None for none.
     """
     names = np.asarray(classes)
@@ -83,11 +81,9 @@ def permutation_tests(
     shape = (len(group_names), len(names), len(names))
     cluster = np.arange(len(group)) if clusters is None else _numbered(clusters.astype(str))
 
-    overall = float((true == found).mean()) if overall is None else overall
-
     def statistics(group: np.ndarray) -> dict[str, float]:
         cell = np.ravel_multi_index((group, true, found), shape)
-        return _statistics(np.bincount(cell, minlength=int(np.prod(shape))).reshape(shape), overall)
+        return _statistics(np.bincount(cell, minlength=int(np.prod(shape))).reshape(shape))
 
     null: dict[str, list[float]] = {name: [] for name in DIFFERENCES}
     for strata, wanted in (
@@ -157,7 +153,7 @@ def _numbered(names: np.ndarray) -> np.ndarray:
     return np.unique(names, return_inverse=True)[1]
 
 
-def _statistics(counts: np.ndarray, overall: float) -> dict[str, float]:
+def _statistics(counts: np.ndarray) -> dict[str, float]:
     """DIFFERENCES of counts `[groups, true classes, predicted classes]`."""
     size = counts.sum(axis=(1, 2))  # [groups]
     hits = np.trace(counts, axis1=1, axis2=2)  # [groups]
@@ -170,7 +166,8 @@ def _statistics(counts: np.ndarray, overall: float) -> dict[str, float]:
             "tpr": right / real,
             "fpr": (chosen - right) / (size[:, None] - real),
         }
-    return {"gap": overall - float(np.nanmin(accuracy))} | {
+    gap = hits.sum() / size.sum() - accuracy.min()
+    return {"gap": float(gap)} | {
         name: float(greatest_difference(rate.T)) for name, rate in rates.items()
     }
 

@@ -58,6 +58,7 @@ class MethodRow:
     accuracy: Estimate
     worst_group: Estimate
     worst_group_name: str
+    worst_group_samples: int
     gap: Difference
     leakage: Estimate
     utility: Estimate
@@ -155,6 +156,7 @@ def compare_methods(
             accuracy=estimate(mean["accuracy"]),
             worst_group=estimate(mean["worst"]),
             worst_group_name=str(mean["worst_name"]),
+            worst_group_samples=int((groups == mean["worst_name"]).sum()),
             gap=gaps[method],
             leakage=estimate(mean["leakage"]),
             utility=estimate(mean["utility"]),
