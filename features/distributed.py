@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import threading
+import time
 from collections.abc import Callable
 from datetime import timedelta
+from functools import cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from features.errors import UserError, first_line
@@ -19,6 +22,9 @@ BF16_CAPABILITY = 8
 """Compute capability from which NVIDIA GPUs have bf16 (Ampere); older ones emulate it slowly."""
 DEVICES = "use auto, cpu, cuda, cuda:N or mps"
 
+LAUNCHER = os.getppid()
+WATCH_SECONDS = 0.5
+
 Made = TypeVar("Made")
 
 
@@ -32,8 +38,24 @@ def this_process() -> PartialState:
     import torch
     from accelerate import PartialState
 
+    _end_with_launcher()
     cpu = wants_cpu() or not torch.accelerator.is_available()
     return PartialState(cpu=cpu, timeout=TIMEOUT)
+
+
+@cache
+def _end_with_launcher() -> None:
+    """Where torchrun started this process: end it soon after torchrun was killed, instead of
+    waiting for processes that are gone, or writing beside those of the next start."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return
+
+    def watch() -> None:
+        while os.getppid() == LAUNCHER:
+            time.sleep(WATCH_SECONDS)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def from_main_process(make: Callable[[], Made]) -> Made:

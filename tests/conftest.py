@@ -155,11 +155,19 @@ def mms(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 
 def launch(processes: int, *arguments: str | Path) -> None:
     """Run a script, or `-m` and a module, with its arguments under `accelerate launch`."""
+    process = start(processes, *arguments)
+    _, error = process.communicate(timeout=300)
+    assert process.returncode == 0, error
+
+
+def start(processes: int, *arguments: str | Path) -> subprocess.Popen[str]:
+    """Start what `launch` runs."""
     command = [sys.executable, "-m", "accelerate.commands.launch"]
     # With --cpu it starts more than one process by MPI alone; this way torchrun starts them.
     command += ["--multi_gpu", "--num_processes", str(processes), "--num_machines", "1"]
     command += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
     command += map(str, arguments)
     environment = os.environ | {"ACCELERATE_USE_CPU": "true"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
-    assert done.returncode == 0, done.stderr
+    return subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment
+    )

@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
@@ -18,7 +19,7 @@ from features.pairs.open import open_pairs
 from features.pairs.tables import FilePairs
 from features.store.extract import default_workers, extract, resolve_precision
 from features.store.store import ActivationStore, shard_name
-from tests.conftest import draw_imagefolder, launch, save_tiny_clip
+from tests.conftest import draw_imagefolder, launch, save_tiny_clip, start
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = """
@@ -117,6 +118,55 @@ def test_two_processes_give_the_same_store(
     launch(2, script, imagefolder, f"local-dir:{clip_folder}", tmp_path / "two", "0")
     one = extract(source, encoder, tmp_path / "one", workers=0, batch_size=4, progress=False)
     same(one, ActivationStore.open(tmp_path / "two"))
+
+
+def test_two_processes_go_on_from_any_kill(
+    source, encoder, imagefolder, clip_folder, script, tmp_path
+) -> None:
+    """The launcher is killed when the folder appears, and amid the shards: the processes end with
+    it, and the next start goes on."""
+    out = tmp_path / "two"
+    arguments = (script, imagefolder, f"local-dir:{clip_folder}", out)
+    for moment in (out, out / shard_name(1)):
+        launcher = start(2, *arguments, "0.3")
+        deadline = time.monotonic() + 120
+        while not moment.exists() and launcher.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.005)
+        ranks = psutil.Process(launcher.pid).children(recursive=True)
+        launcher.kill()
+        launcher.communicate()
+        _, left = psutil.wait_procs(ranks, timeout=20)
+        assert moment.exists() and not left
+        with pytest.raises(UserError):
+            ActivationStore.open(out)
+    launch(2, *arguments, "0")
+    one = extract(source, encoder, tmp_path / "one", workers=0, batch_size=4, progress=False)
+    same(one, ActivationStore.open(out))
+    assert not list(out.glob("*.tmp"))
+
+
+@pytest.mark.parametrize("left", [[], ["extraction.json.tmp"]])
+def test_what_a_kill_at_the_start_leaves_is_no_hindrance(source, encoder, tmp_path, left) -> None:
+    (tmp_path / "s").mkdir()
+    for name in left:
+        (tmp_path / "s" / name).write_text('{"schema"')
+    store = extract(source, encoder, tmp_path / "s", workers=0, progress=False)
+    assert len(store) == 40 and not list(store.path.glob("*.tmp"))
+
+
+def test_a_damaged_beginning_is_a_user_error(source, encoder, tmp_path) -> None:
+    (tmp_path / "s").mkdir()
+    (tmp_path / "s" / "extraction.json").write_text("")
+    with pytest.raises(UserError, match=r"extraction\.json: damaged"):
+        extract(source, encoder, tmp_path / "s", workers=0, progress=False)
+
+
+def test_an_extraction_of_0_1_0_is_not_gone_on_with(source, encoder, tmp_path) -> None:
+    store = extract(source, encoder, tmp_path / "s", workers=0, progress=False)
+    config = store.path / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"schema": 1}))
+    with pytest.raises(UserError, match=r"version 0\.1\.0.*extract again"):
+        extract(source, encoder, tmp_path / "s", workers=0, progress=False)
 
 
 def test_killed_half_way_it_goes_on(

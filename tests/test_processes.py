@@ -20,13 +20,32 @@ SCRIPT = """
 import sys
 import torch
 from features.dictionary import fit_dictionary
-from features.distributed import broadcast, this_process
+from features.distributed import broadcast, from_main_process, in_all_processes, this_process
+from features.errors import UserError
 from features.store import ActivationStore
 from tests.test_processes import CONFIG
 
 state = this_process()
 assert state.num_processes == 2 and state.device.type == "cpu"
 assert broadcast(f"of {state.process_index}", 1) == "of 1"
+for failing in (0, 1):  # an error in one reaches all
+
+    def fail():
+        if state.process_index == failing:
+            raise UserError(f"told by {failing}")
+
+    try:
+        in_all_processes(fail)
+    except UserError as error:
+        assert str(error) == f"told by {failing}"
+    else:
+        raise AssertionError(failing)
+try:
+    from_main_process(lambda: 1 / 0)
+except ZeroDivisionError:
+    assert state.is_main_process
+except RuntimeError as error:
+    assert "division by zero" in str(error) and not state.is_main_process
 fit_dictionary(ActivationStore.open(sys.argv[1]), CONFIG, sys.argv[2], progress=False)
 """
 
