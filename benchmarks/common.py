@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from features.bootstrap import Estimate, mean_estimate
-from features.files import plain, write_json
+from features.files import jsonable, write_json
 
 VERSIONS = ("torch", "open_clip_torch", "diffusers", "accelerate", "torchattacks", "scikit-learn")
 
@@ -128,6 +128,11 @@ def print_results(results: list[Result]) -> None:
 
 def write_results(path: Path, results: list[Result], *, seed: int) -> None:
     """Write `{"machine", "versions", "seed", "results"}` as JSON; NaN becomes null."""
-    record = {"machine": machine(), "versions": versions(), "seed": seed, "results": plain(results)}
+    record = {
+        "machine": machine(),
+        "versions": versions(),
+        "seed": seed,
+        "results": jsonable(results),
+    }
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, record)

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from features.analysis.compare import FIGURES, SCHEMA, Comparison, cell
-from features.files import plain, write_json, write_whole
+from features.files import jsonable, write_json, write_whole
 from features.reports.page import CLASS_NAMES, MODALITY_CLASSES, histogram, templates
 from features.space.space import FeatureSpace
 
@@ -20,7 +20,7 @@ def write_comparison(
     """Write `comparison.json`, `comparison.md` and the report `comparison.html` to a folder."""
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
-    write_json(out / "comparison.json", plain({"schema": SCHEMA, **asdict(comparison)}))
+    write_json(out / "comparison.json", jsonable({"schema": SCHEMA, **asdict(comparison)}))
     write_whole(out / "comparison.md", markdown_table(comparison).encode())
     features = [space.features.to_pylist() for space in spaces]
     page = (

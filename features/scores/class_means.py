@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from features.bootstrap import mean_estimate
+from features.files import jsonable
 from features.modality import CROSS_MODAL, IMAGE_DOMINANT, TEXT_DOMINANT
 from features.scores.monosemanticity import (
     NOBODY,
@@ -129,19 +130,15 @@ def class_means(
                     "m": measure.m,
                     "class": name,
                     "n": len(values),
-                    "mean": _finite(mean.value),
-                    "ci_low": _finite(mean.low),
-                    "ci_high": _finite(mean.high),
-                    "floor": _finite(measure.floor),
+                    "mean": mean.value,
+                    "ci_low": mean.low,
+                    "ci_high": mean.high,
+                    "floor": measure.floor,
                 }
             )
-    return records
+    return jsonable(records)
 
 
 def _floor(values: np.ndarray) -> float:
     known = values[np.isfinite(values)]
     return float(np.quantile(known, FLOOR_QUANTILE)) if len(known) else math.nan
-
-
-def _finite(value: float) -> float | None:
-    return float(value) if math.isfinite(value) else None

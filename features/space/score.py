@@ -14,6 +14,7 @@ from features.dictionary import Dictionary
 from features.distributed import from_main_process, resolve_device
 from features.encoders.fingerprint import same_encoder
 from features.errors import UserError
+from features.files import jsonable
 from features.modality import CLASSES
 from features.pairs.base import PairSource
 from features.scores.class_means import SWEEP, TopScores, all_measures, class_means, top_scores
@@ -21,7 +22,7 @@ from features.scores.collect import collect
 from features.scores.dominance import Classes, classify
 from features.scores.monosemanticity import Monosemanticity
 from features.scores.naming import name_features, vocabulary
-from features.space.space import FeatureSpace, SpaceConfig, _finite
+from features.space.space import FeatureSpace, SpaceConfig
 from features.space.tables import exemplar_table, feature_table
 from features.store.store import SAMPLE_BATCH, ActivationStore, same_pairs
 
@@ -164,14 +165,16 @@ def _floors(top: TopScores, meaning: Monosemanticity) -> dict[str, float | None]
     }
     floors |= {f"embsim_{modality}": floor for modality, floor in top.embsim_floor.items()}
     floors |= {f"winrate_{modality}": floor for modality, floor in top.winrate_floor.items()}
-    return {name: _finite(floor) for name, floor in floors.items()}
+    return jsonable(floors)
 
 
 def _class_record(classes: Classes) -> dict[str, Any]:
     counts = {name: int((classes.names == name).sum()) for name in CLASSES}
-    return {
-        "low": _finite(classes.low),
-        "high": _finite(classes.high),
-        "counts": counts,
-        "uncertain": int(classes.uncertain.sum()),
-    }
+    return jsonable(
+        {
+            "low": float(classes.low),
+            "high": float(classes.high),
+            "counts": counts,
+            "uncertain": int(classes.uncertain.sum()),
+        }
+    )

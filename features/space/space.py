@@ -12,7 +12,6 @@ What is undefined is NaN in the tables and null in the JSON.
 from __future__ import annotations
 
 import dataclasses
-import math
 import os
 import re
 import shutil
@@ -300,11 +299,6 @@ class FeatureSpace:
             return torch.zeros(0, len(self), device=self.device)
         # A clone is an ordinary tensor; what inference_mode returns is not.
         return self.dictionary.encode(torch.cat(chunks).clone().to(self.device), modality)
-
-
-def _finite(value: float) -> float | None:
-    """The value, or None (null in JSON) where it is NaN."""
-    return float(value) if math.isfinite(value) else None
 
 
 def _replaceable(folder: Path) -> bool:

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from features.files import plain, write_json, write_whole
+from features.files import jsonable, write_json, write_whole
 from mms_apps.attributes.audit import Audit
 from mms_apps.attributes.debias.debiasing import Debiasing
 
@@ -19,7 +19,7 @@ SCHEMA = 1
 def write_audit_tables(audit: Audit, out: Path) -> None:
     """Write audit.json, groups.csv, classes.csv and lean.csv."""
     out.mkdir(parents=True, exist_ok=True)
-    write_json(out / "audit.json", plain({"schema": SCHEMA, **asdict(audit)}))
+    write_json(out / "audit.json", jsonable({"schema": SCHEMA, **asdict(audit)}))
     write_csv(out / "groups.csv", [asdict(row) for row in audit.measures.groups])
     write_csv(out / "classes.csv", [asdict(row) for row in audit.classes])
     write_csv(out / "lean.csv", [asdict(row) for row in audit.lean])
@@ -36,7 +36,7 @@ def write_debias_tables(found: Debiasing, out: Path) -> None:
         "choice": asdict(found.choice),
         "methods": [asdict(row) for row in found.methods],
     }
-    write_json(out / "debias.json", plain(record))
+    write_json(out / "debias.json", jsonable(record))
     write_csv(out / "methods.csv", [asdict(row) for row in found.methods])
 
 
@@ -54,7 +54,7 @@ def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
 def flatten(record: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested dictionaries as one, with keys `outer.inner`; NaN becomes None."""
     flat: dict[str, Any] = {}
-    for key, value in plain(record).items():
+    for key, value in jsonable(record).items():
         if isinstance(value, dict):
             flat |= flatten(value, f"{prefix}{key}.")
         else:

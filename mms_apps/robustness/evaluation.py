@@ -21,7 +21,7 @@ from typing import Any
 from torch import nn
 
 from features.errors import UserError
-from features.files import plain, write_json
+from features.files import jsonable, write_json
 from features.space.space import FeatureSpace
 from mms_apps.robustness.attacks.registry import ATTACKS, require_offered
 from mms_apps.robustness.checks import of_controls
@@ -153,7 +153,7 @@ def _claim(
         "space": None if space is None else space.config.dictionary_fingerprint,
         "surrogate": None if surrogate is None else _fingerprint(surrogate),
         "task": task.fingerprint(),
-        "config": plain(config),
+        "config": jsonable(config),
     }
     if (out / RUN).is_file():
         earlier = json.loads((out / RUN).read_text(encoding="utf-8"))

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from features.bootstrap import Estimate, mean_estimate
 from features.errors import UserError
-from features.files import plain
+from features.files import jsonable
 from mms_apps.robustness.attacks.base import AttackConfig
 from mms_apps.robustness.checks import of_controls
 from mms_apps.robustness.checks.base import Check, all_passed
@@ -123,9 +123,9 @@ class Evaluation:
         """As JSON holds it."""
         kept = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         kept.pop("shown")
-        record = plain({"schema": SCHEMA, "reliable": self.reliable, **kept})
+        record = jsonable({"schema": SCHEMA, "reliable": self.reliable, **kept})
         record["accuracy"] = {
-            attack: [{"eps": eps, **plain(e)} for eps, e in sorted(curve.items())]
+            attack: [{"eps": eps, **jsonable(e)} for eps, e in sorted(curve.items())]
             for attack, curve in self.accuracy.items()
         }
         return record
