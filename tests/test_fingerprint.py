@@ -191,6 +191,7 @@ def test_what_an_earlier_version_made_is_taken_with_a_warning(parts) -> None:
         assert not same_encoder(new, "0" * 64)
         assert not same_encoder(new, old + SEPARATOR + "0" * 64)
         assert not same_encoder(new, "") and not same_encoder("", old)
+        assert not same_encoder("mine", "mine-2")  # somebody's own names
 
 
 @pytest.mark.parametrize("name", ["embedded", "embedded-ssl"])

@@ -25,6 +25,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 SEPARATOR = "-"
+SHA256 = re.compile("[0-9a-f]{64}")
 COLOURS = ((0, 0, 0), (255, 255, 255), (255, 0, 0), (0, 128, 255))
 """Of the plain pictures that a transform is tried on: no resampling changes them."""
 PICTURE = (96, 64)
@@ -93,7 +94,9 @@ def same_encoder(one: str, other: str) -> bool:
         return True
     weights, _, behaviour = one.partition(SEPARATOR)
     other_weights, _, other_behaviour = other.partition(SEPARATOR)
-    if not weights or weights != other_weights or (behaviour and other_behaviour):
+    if not SHA256.fullmatch(weights) or weights != other_weights:
+        return False
+    if behaviour and other_behaviour:
         return False
     warnings.warn(
         "an artifact of version 0.1.0 is known by its encoder's weights alone: it is taken as made "
