@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -24,6 +25,7 @@ DEVICES = "use auto, cpu, cuda, cuda:N or mps"
 
 LAUNCHER = os.getppid()
 WATCH_SECONDS = 0.5
+CONNECT_SECONDS = 60.0
 
 Made = TypeVar("Made")
 
@@ -46,12 +48,27 @@ def this_process() -> PartialState:
 @cache
 def _end_with_launcher() -> None:
     """Where torchrun started this process: end it soon after torchrun was killed, instead of
-    waiting for processes that are gone, or writing beside those of the next start."""
+    waiting for processes that are gone, or writing beside those of the next start.
+
+    Raises:
+        UserError: torchrun is gone already.
+    """
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         return
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        address = (os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
+        try:
+            socket.create_connection(address, timeout=CONNECT_SECONDS).close()
+        except OSError:
+            raise UserError("torchrun, which started this process, is gone; start again") from None
+    end_with(LAUNCHER)
+
+
+def end_with(parent: int) -> None:
+    """End this process soon after its parent, by number, is gone."""
 
     def watch() -> None:
-        while os.getppid() == LAUNCHER:
+        while os.getppid() == parent:
             time.sleep(WATCH_SECONDS)
         os._exit(1)
 

@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from features.distributed import from_main_process, has_bf16, this_process
+from features.distributed import end_with, from_main_process, has_bf16, this_process
 from features.encoders.context import Context
 from features.encoders.encoder import Encoder, Preprocessing
 from features.errors import UserError
@@ -335,6 +335,7 @@ def _one_ahead(batches: Iterable[_Batch]) -> Iterator[_Batch]:
 
 
 def _prepare_worker(_: int) -> None:
+    end_with(os.getppid())  # else it may wait for ever to hand over a batch to nobody
     torch.set_num_threads(1)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
