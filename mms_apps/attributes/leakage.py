@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from sklearn.pipeline import Pipeline
 
 MAX_ITERATIONS = 2000
+FOLDS = 5
 
 
 def _probe() -> Pipeline:
@@ -30,7 +31,8 @@ def group_leakage(
     samples: Samples, groups: np.ndarray, *, seed: int = 0, replicates: int = REPLICATES
 ) -> tuple[Estimate, float]:
     """Accuracy of a cross-validated probe for the groups on embeddings, and the share of the
-    largest group. Groups of one sample are left out; undefined where fewer than two are left."""
+    largest group. Groups of one sample are left out; undefined where fewer than two are left, or
+    all samples have one id."""
     from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
 
     names, sizes = np.unique(groups, return_counts=True)
@@ -38,10 +40,11 @@ def group_leakage(
     if len(names[sizes >= 2]) < 2:
         return NOT_KNOWN, float("nan")
     left = groups[kept]
-    folds = StratifiedGroupKFold(
-        min(5, int(sizes[sizes >= 2].min())), shuffle=True, random_state=seed
-    )
-    _, ids = np.unique(samples.ids[kept].astype(str), return_inverse=True)
+    names_of_ids, ids = np.unique(samples.ids[kept].astype(str), return_inverse=True)
+    count = min(FOLDS, int(sizes[sizes >= 2].min()), len(names_of_ids))
+    if count < 2:
+        return NOT_KNOWN, float("nan")
+    folds = StratifiedGroupKFold(count, shuffle=True, random_state=seed)
     x = samples.embeddings.numpy()[kept]
     hits = cross_val_predict(_probe(), x, left, groups=ids, cv=folds) == left
     weights = bootstrap_weights(len(hits), replicates, seed, samples.ids[kept])

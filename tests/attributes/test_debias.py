@@ -16,9 +16,11 @@ from mms_apps.attributes.audit import audit, class_effects, lean, require_groups
 from mms_apps.attributes.debias.choosing import association, choose_edit
 from mms_apps.attributes.debias.debiasing import debias, split_samples
 from mms_apps.attributes.debias.files import load_edit, save_edit
+from mms_apps.attributes.debias.retraining import last_layer_outcomes
+from mms_apps.attributes.debias.validation import Validation
 from mms_apps.attributes.labels import Samples, cells
-from mms_apps.attributes.leakage import leakage_hits
-from mms_apps.attributes.model import fit_model
+from mms_apps.attributes.leakage import group_leakage, leakage_hits
+from mms_apps.attributes.model import Method, fit_model
 
 
 @pytest.fixture
@@ -123,6 +125,54 @@ def test_the_planted_factor_is_found_and_the_gap_halved(axes: FeatureSpace) -> N
     for row in rows.values():
         less = row.worst_group.value - rows["features"].worst_group.value
         assert row.worst_less_features.value == pytest.approx(less)
+
+
+@pytest.mark.parametrize("method", ["zero_shot", "sparse_probe"])
+def test_every_method_works_on_other_models_and_a_factor_of_three_values(
+    method: Method, axes: FeatureSpace
+) -> None:
+    train, test = tied(400, 0.9, 0), tied(400, 0.5, 1)
+    for samples in (train, test):
+        samples.columns["place"][::7] = "tree"
+    found = debias(
+        axes,
+        train,
+        test,
+        "kind",
+        ["cat", "dog"],
+        "place",
+        ["lawn", "sofa", "tree"],
+        "size",
+        ["big", "small"],
+        method,
+        prompts={"cat": ["a red circle"], "dog": ["a blue square"]},
+        max_features=4,
+    )
+    assert len(found.methods) == 8
+    for row in found.methods:
+        assert 0 < row.gap.p <= 1
+        assert 0 <= row.worst_group.value <= row.accuracy.value <= 1
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_few_ids_are_enough_for_as_many_folds(count: int, axes: FeatureSpace) -> None:
+    """Many draws of a few drawings."""
+    samples = tied(300, 0.7, 0)
+    model = fit_model(axes, samples, "kind", ["cat", "dog"], "linear_probe")
+    few = Samples(samples.embeddings, np.arange(300) % count, samples.columns)
+    groups = cells(*(few.columns[n].astype(str) for n in ("kind", "place")))
+    outcomes = last_layer_outcomes(model, Validation(few, groups), (0.1, 1.0), 0)
+    assert [strength for strength, _ in outcomes] == ([0.1, 1.0] if count > 1 else [])
+    leakage, chance = group_leakage(few, few.columns["place"].astype(str))
+    assert (leakage.value > 0.9) == (chance < 1) == (count > 1)
+
+
+def test_one_value_left_to_fit_on_is_refused(axes: FeatureSpace) -> None:
+    train, test = tied(100, 0.5, 0), tied(100, 0.5, 1)
+    train.columns["kind"][:] = "cat"
+    values = ("place", ["lawn", "sofa"], "size", ["big", "small"])
+    with pytest.raises(UserError, match="kind: the samples to fit on have the one value cat"):
+        debias(axes, train, test, "kind", ["cat", "dog"], *values, "zero_shot")
 
 
 def test_nothing_is_taken_out_where_nothing_helps(axes: FeatureSpace) -> None:

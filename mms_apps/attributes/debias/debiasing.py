@@ -75,6 +75,13 @@ def debias(
     if test.shared_with(train).any():
         raise UserError("the pairs to test on are among the training pairs; give others")
     fitted, validation = split_samples(train, VALIDATION, seed)
+    seen = np.unique(fitted.columns[attribute].astype(str))
+    if len(seen) < 2:
+        raise UserError(
+            f"{attribute}: the samples to fit on have the one value {seen[0]}; give more pairs"
+            if len(seen)
+            else f"{attribute}: no sample to fit on is left beside the validation; give more pairs"
+        )
     model = fit_model(
         space,
         fitted,

@@ -17,6 +17,8 @@ from mms_apps.attributes.model import AttributeModel, restored
 
 REFITS = 10
 """Balanced draws of a last layer whose weights are averaged (Kirichenko et al. 2023)."""
+FOLDS = MIN_GROUP
+"""Of the cross-validation; each group that counts has a sample for each."""
 
 
 def reweighted(
@@ -61,15 +63,18 @@ def last_layer_outcomes(
     model: AttributeModel, validation: Validation, strengths: Sequence[float], seed: int
 ) -> list[tuple[float, Outcome]]:
     """What `last_layer` does with each strength on validation samples that it was not fitted on,
-    by cross-validation over ids."""
+    by cross-validation over ids; nothing where all have one id."""
     from sklearn.model_selection import StratifiedGroupKFold
 
     counted = np.isin(validation.groups, validation.large)
     validation = Validation(validation.samples.take(counted), validation.groups[counted])
     samples = validation.samples
     _, ids = np.unique(samples.ids.astype(str), return_inverse=True)
-    folds = StratifiedGroupKFold(MIN_GROUP, shuffle=True, random_state=seed)
-    parts = list(folds.split(np.zeros(len(ids)), validation.groups, ids))
+    if (count := min(FOLDS, len(np.unique(ids)))) < 2:
+        return []
+    folds = StratifiedGroupKFold(count, shuffle=True, random_state=seed)
+    split = folds.split(np.zeros(len(ids)), validation.groups, ids)
+    parts = [(inside, outside) for inside, outside in split if len(outside)]
     found = []
     for strength in strengths:
         probabilities = np.zeros((len(samples), len(model.classes)))
