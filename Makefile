@@ -60,3 +60,21 @@ embedded-spaces: install
 	done
 	$(BIN)/mms score --pairs embedded --store runs/spaces/embedded/store --judge-store runs/spaces/embedded-ssl/store --dictionary runs/spaces/embedded/dictionary --out $(SPACES)/embedded
 	$(BIN)/mms score --pairs embedded --store runs/spaces/embedded-ssl/store --judge-store runs/spaces/embedded/store --dictionary runs/spaces/embedded-ssl/dictionary --out $(SPACES)/embedded-ssl
+
+# The photographs: PHOTOS names the folder of the three imagefolders, PACKAGES that of the two
+# packages with the towers (features/embedded/build_towers.py says how to get them).
+.PHONY: photos-pairs photos-encoder photos-space
+
+photos-pairs: install
+	$(BIN)/python -m features.embedded.build_photos --source $(PHOTOS)
+
+photos-encoder: install
+	$(BIN)/python -m features.embedded.build_towers --packages $(PACKAGES) --out runs/towers
+	$(BIN)/mms train-encoder --pairs photos:train --image-tower runs/towers/image --text-tower runs/towers/text --out $(ENCODERS)/photos
+
+photos-space: install
+	for split in train scored; do \
+	    $(BIN)/mms extract --pairs photos:$$split --encoder photos --out runs/spaces/photos/$$split || exit 1; \
+	done
+	$(BIN)/mms fit --store runs/spaces/photos/train --features 256 --k 8 --out runs/spaces/photos/dictionary
+	$(BIN)/mms score --pairs photos:scored --store runs/spaces/photos/scored --dictionary runs/spaces/photos/dictionary --out $(SPACES)/photos

@@ -16,12 +16,16 @@ from torch import Tensor
 
 from features.bootstrap import mean_estimate
 from features.embedded.build_pairs import GENDER_WORDS, SKIN_TONES
+from features.embedded.photos import PhotoPairs
 from features.embedded.world import REGISTERS, EmbeddedPairs
 from features.encoders.encoder import Encoder
 from features.encoders.load import load_encoder
 from features.files import write_json
+from features.pairs.base import Pair, PairSource
 
 GENDERS = ("man", "woman")
+BATCH = 64
+"""Pairs encoded at once."""
 
 
 def retrieval_hits(queries: Tensor, targets: Tensor, k: int) -> np.ndarray:
@@ -129,23 +133,44 @@ def evaluate_encoder(encoder: Encoder, draw_seed: int = 1) -> dict[str, np.ndarr
 
 
 def embed_pairs(
-    encoder: Encoder, source: EmbeddedPairs
+    encoder: Encoder, source: PairSource
 ) -> tuple[Tensor, Tensor, list[dict[str, str | None]]]:
     """Image and text embeddings `[n, d]` and attributes of a whole small source."""
     images, texts, attributes = [], [], []
     for part in source.parts():
-        pairs = [source.pair(i) for i in range(part.start, part.stop)]
-        images.append(encoder.encode_images([p.image for p in pairs]))
-        texts.append(encoder.encode_texts([p.captions[0] for p in pairs]))
-        attributes += [p.attributes for p in pairs]
+        pairs = [pair for pair in source.read(part) if isinstance(pair, Pair)]
+        attributes += [pair.attributes for pair in pairs]
+        for start in range(0, len(pairs), BATCH):
+            batch = pairs[start : start + BATCH]
+            images.append(encoder.encode_images([pair.image for pair in batch]))
+            texts.append(encoder.encode_texts([pair.captions[0] for pair in batch]))
     return torch.cat(images), torch.cat(texts), attributes
 
 
-def write_evaluation(folder: Path, *, device: str = "cpu", seed: int = 0) -> dict:
-    """Evaluate the encoder in an open_clip folder and write `held_out.json` beside its weights."""
+def evaluate_photos(encoder: Encoder) -> dict[str, np.ndarray]:
+    """Hits by measure: retrieval among the photographs held out, by alt text and by context."""
+    hits = {}
+    for kind, text in (("alt", "text"), ("context", "context")):
+        images, texts, _ = embed_pairs(encoder, PhotoPairs("heldout", text))
+        for k in (1, 5):
+            hits[f"retrieval/{kind}/i2t_r{k}"] = retrieval_hits(images, texts, k)
+            hits[f"retrieval/{kind}/t2i_r{k}"] = retrieval_hits(texts, images, k)
+    return hits
+
+
+EVALUATIONS = {"embedded:train": evaluate_encoder, "photos:train": evaluate_photos}
+"""How an encoder is evaluated, by the pairs that it was trained on."""
+
+
+def write_evaluation(folder: Path, pairs: str, *, device: str = "cpu", seed: int = 0) -> dict:
+    """Evaluate the encoder in an open_clip folder and write `held_out.json` beside its weights.
+
+    Args:
+        pairs: that it was trained on, one of EVALUATIONS.
+    """
     encoder = load_encoder(f"local-dir:{folder}", device=device)
     record = {}
-    for measure, hits in evaluate_encoder(encoder).items():
+    for measure, hits in EVALUATIONS[pairs](encoder).items():
         share = mean_estimate(hits.astype(float), seed=seed)
         record[measure] = {
             "value": round(share.value, 4),

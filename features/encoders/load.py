@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from features.distributed import resolve_device
-from features.embedded import ENCODER_NAMES, ENCODERS
+from features.embedded import ENCODERS, SHIPPED
 from features.encoders.encoder import Encoder
 from features.encoders.locked_model import TEXT_CONFIG
 from features.encoders.towers import TIMM
@@ -27,14 +27,14 @@ def load_encoder(encoder_id: str, device: str | torch.device = "auto") -> Encode
     Args:
         encoder_id: `arch/tag` as open_clip names them (ViT-B-32/laion2b_s34b_b79k),
             `hf-hub:org/name`, `local-dir:path` (a folder with open_clip_config.json, weights and
-            tokenizer files), `embedded`, `embedded-ssl`, or as a judge two models that share no
-            space, `timm:NAME+text:ID` (`features.encoders.two_models`).
+            tokenizer files), `embedded`, `embedded-ssl`, `photos`, or as a judge two models that
+            share no space, `timm:NAME+text:ID` (`features.encoders.two_models`).
         device: a torch device; "auto" is this process's GPU where there is one.
 
     Raises:
         UserError: no such encoder, or its files cannot be read or downloaded.
     """
-    if encoder_id in ENCODER_NAMES:
+    if encoder_id in SHIPPED:
         return _load_folder(ENCODERS / encoder_id, encoder_id, device)
     if encoder_id.startswith(LOCAL_DIR):
         folder = Path(encoder_id.removeprefix(LOCAL_DIR))
@@ -100,14 +100,14 @@ def _known(encoder_id: str) -> tuple[str, str]:
     found = names.get(f"{architecture.replace('/', '-')}/{tag}")
     if found is not None:
         return found
-    lowered = {name.lower(): name for name in [*ENCODER_NAMES, *names]}
+    lowered = {name.lower(): name for name in [*SHIPPED, *names]}
     query = encoder_id.lower()
     near = [name for name in lowered if name.startswith(query + "/")][:3]
     near += difflib.get_close_matches(query, lowered, n=3, cutoff=0.4)
     nearest = ", ".join(dict.fromkeys(lowered[name] for name in near[:3])) or "embedded"
     raise UserError(
         f"{encoder_id}: unknown encoder; nearest names: {nearest} "
-        "(or hf-hub:org/name, local-dir:path, embedded)"
+        "(or hf-hub:org/name, local-dir:path, embedded, photos)"
     )
 
 

@@ -7,6 +7,7 @@
     pairs = open_pairs("photos-{0..9}.tar")   # webdataset, likewise
     pairs = open_pairs("https://host/photos-{0..9}.tar")  # the same behind https or s3 URLs
     pairs = open_pairs("embedded")            # the small world that ships with the package
+    pairs = open_pairs("photos")              # photographs, which ship with it too
 
 A pair that cannot be read comes out as `Skipped`, with the reason, and the reading goes on.
 Images are never held in memory, of tables only the places of their records, of archives and folders
@@ -51,10 +52,12 @@ def open_pairs(
     """Open the pairs that `spec` names.
 
     Args:
-        spec: `embedded`, `embedded:train` or `embedded:heldout`; a folder of images with metadata
-            (.jsonl, .csv, .tsv or .parquet), of such folders (splits), of folders whose names are
-            the labels, of .parquet or of .tar files; a .csv, .tsv, .jsonl or .parquet file; or a
-            glob or brace pattern of such files. .tar files may be http, https or s3 URLs.
+        spec: `embedded`, `embedded:train` or `embedded:heldout`; `photos` or one of its splits
+            (`features.embedded.photos`), where no folder has that name; a folder of images with
+            metadata (.jsonl, .csv, .tsv or .parquet), of such folders (splits), of folders whose
+            names are the labels, of .parquet or of .tar files; a .csv, .tsv, .jsonl or .parquet
+            file; or a glob or brace pattern of such files. .tar files may be http, https or s3
+            URLs.
         image_column: the column that names or holds the images; None to look for the usual names.
         caption_column: the column of the captions; None to look for the usual names.
         captions_needed: False where images alone are asked for: pairs without captions are not
@@ -67,6 +70,10 @@ def open_pairs(
         from features.embedded.world import EmbeddedPairs, split_named
 
         return EmbeddedPairs(split_named(spec))
+    if spec.partition(":")[0] == "photos" and not Path(spec).exists():
+        from features.embedded import photos
+
+        return photos.PhotoPairs(photos.split_named(spec))
     wanted = Wanted(image_column, caption_column, captions_needed)
     path = Path(spec)
     if is_url(spec):

@@ -32,7 +32,7 @@ from torch import Tensor
 from features.dictionary import Dictionary, Modality
 from features.dictionary.base import WEIGHTS, dictionary_from_record
 from features.distributed import resolve_device
-from features.embedded import ENCODER_NAMES, SPACES
+from features.embedded import SHIPPED, SPACES
 from features.encoders.encoder import Encoder
 from features.encoders.fingerprint import same_encoder
 from features.encoders.load import load_encoder
@@ -229,7 +229,8 @@ class FeatureSpace:
         """Load a FeatureSpace.
 
         Args:
-            where: a folder, `embedded`, `embedded-ssl`, or a Hugging Face hub id (org/name).
+            where: a folder, `embedded`, `embedded-ssl`, `photos`, or a Hugging Face hub id
+                (org/name).
             device: "auto" is this process's GPU where there is one.
             encoder: to use instead of the one that is recorded, which it must equal; wanted where
                 that one came from a folder that has moved.
@@ -320,7 +321,7 @@ def _find(where: str | Path) -> Path:
     Raises:
         UserError: there is none.
     """
-    folder = SPACES / str(where) if str(where) in ENCODER_NAMES else Path(where)
+    folder = SPACES / str(where) if str(where) in SHIPPED else Path(where)
     if (folder / "config.json").is_file():
         return folder
     if folder.exists() or not HUB_ID.fullmatch(str(where)):

@@ -12,7 +12,8 @@ Pairs = Annotated[
     str,
     typer.Option(
         help="Folder of images with metadata or of classes, .csv, .tsv, .jsonl, .parquet or .tar "
-        "files (globs and braces too), URLs of .tar files, or embedded."
+        "files (globs and braces too), URLs of .tar files, embedded, or "
+        "photos."
     ),
 ]
 ImageColumn = Annotated[
@@ -26,8 +27,8 @@ CaptionColumn = Annotated[
 EncoderId = Annotated[
     str,
     typer.Option(
-        help="architecture/tag, hf-hub:org/name, local-dir:path, embedded or embedded-ssl; "
-        "for a judge's store also timm:NAME+text:ID."
+        help="architecture/tag, hf-hub:org/name, local-dir:path, embedded, embedded-ssl or "
+        "photos; for a judge's store also timm:NAME+text:ID."
     ),
 ]
 Out = Annotated[Path, typer.Option(help="Folder for the results.")]

@@ -58,6 +58,8 @@ def train_encoder(
     """
     import logging
 
+    from features.embedded.evaluate import EVALUATIONS, write_evaluation
+
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     given = {"dim": dim, "steps": steps, "batch_size": batch_size}
     settings: dict[str, Any] = {k: v for k, v in given.items() if v is not None} | {"seed": seed}
@@ -74,19 +76,18 @@ def train_encoder(
         if class_names is not None:
             settings["class_names"] = class_names
         _on_towers(pairs, image_tower, text_tower, out, settings, device)
+    if pairs in EVALUATIONS:
+        for name, row in write_evaluation(out, pairs, device=device).items():
+            typer.echo(f"{name}: {row['value']:.3f} ({row['ci_low']:.3f} to {row['ci_high']:.3f})")
     typer.echo(f"encoder -> {out}; use it as --encoder local-dir:{out}")
 
 
 def _from_scratch(pairs: str, out: Path, settings: dict[str, Any], device: str) -> None:
-    from features.embedded.evaluate import write_evaluation
     from features.encoders.train_encoder import EncoderTraining
     from features.encoders.train_encoder import train_encoder as train
     from features.pairs.open import open_pairs
 
     train(open_pairs(pairs), out, EncoderTraining(**settings), device=device)
-    if pairs == "embedded:train":
-        for name, row in write_evaluation(out, device=device).items():
-            typer.echo(f"{name}: {row['value']:.3f} ({row['ci_low']:.3f} to {row['ci_high']:.3f})")
 
 
 def _on_towers(
