@@ -167,6 +167,24 @@ def test_few_ids_are_enough_for_as_many_folds(count: int, axes: FeatureSpace) ->
     assert (leakage.value > 0.9) == (chance < 1) == (count > 1)
 
 
+def test_rare_values_of_the_unrelated_attribute_are_left_out(axes: FeatureSpace) -> None:
+    train, test = tied(300, 0.8, 0), tied(200, 0.5, 1)
+    train.columns["size"][:2] = "huge", "tiny"
+    found = debias(
+        axes,
+        train,
+        test,
+        "kind",
+        ["cat", "dog"],
+        "place",
+        ["lawn", "sofa"],
+        "size",
+        ["big", "huge", "small", "tiny"],
+        "linear_probe",
+    )
+    assert found.methods[0].utility.value > 0.9
+
+
 def test_one_value_left_to_fit_on_is_refused(axes: FeatureSpace) -> None:
     train, test = tied(100, 0.5, 0), tied(100, 0.5, 1)
     train.columns["kind"][:] = "cat"

@@ -17,7 +17,7 @@ from mms_apps.attributes.debias.comparison import Debiased, MethodRow, compare_m
 from mms_apps.attributes.debias.validation import Validation
 from mms_apps.attributes.edits import WAY_NAMES, RemoveFeatures
 from mms_apps.attributes.estimators import TEMPLATES
-from mms_apps.attributes.labels import Samples, cells
+from mms_apps.attributes.labels import Samples, cells, classes_of
 from mms_apps.attributes.model import AttributeModel, Method, fit_model
 
 VALIDATION = 0.3
@@ -59,6 +59,7 @@ def debias(
     Args:
         train: to fit (1 - VALIDATION of it) and to choose on, by id.
         test: with none of the training samples.
+        unrelated_classes: those that fewer than two of the samples to fit on have are left out.
         prompts: of the attribute, by class, for zero-shot.
 
     Raises:
@@ -93,11 +94,12 @@ def debias(
         max_features=max_features,
         seed=seed,
     )
+    common = set(classes_of(fitted, unrelated))
     other = fit_model(
         space,
         fitted,
         unrelated,
-        unrelated_classes,
+        [name for name in unrelated_classes if name in common],
         method,
         modality=modality,
         max_features=max_features,
