@@ -13,6 +13,7 @@ from diffusers import StableUnCLIPImg2ImgPipeline
 from PIL import Image
 
 from features.embedded import ENCODERS
+from features.embedded.world import EmbeddedPairs
 from features.encoders.encoder import Encoder
 from features.errors import UserError
 from mms_apps.steering.generator_training import optimise, train
@@ -94,3 +95,20 @@ def test_drawings_are_drawn_anew_with_their_captions() -> None:
     assert drawn.pixels.shape == (36, 64, 64, 3) and len(drawn.captions) == 36
     assert not torch.equal(drawn.pixels[0], drawn.pixels[1])
     assert source.rows[0]["text"] in " ".join(drawn.captions[:3])
+
+
+def test_people_are_told_apart_from_things() -> None:
+    source = EmbeddedPairs("train")
+    source.rows = [
+        next(row for row in source.rows if row["gender"] == gender)
+        for gender in ("woman", None, "unspecified")
+    ]
+    assert (
+        draw_images(source, draws=2, seed=0).people.tolist()
+        == [True] * 2 + [False] * 2 + [True] * 2
+    )
+
+
+def test_the_rate_is_constant_and_falls_to_zero_in_the_end() -> None:
+    rates = [optimise.constant_then_falling(2.0, step, 10, 0.4) for step in range(11)]
+    assert rates == pytest.approx([2.0] * 7 + [1.5, 1.0, 0.5, 0.0])

@@ -16,7 +16,7 @@ from features.encoders.encoder import Encoder
 from mms_apps.steering.generator_training.autoencoder import encode_latents
 from mms_apps.steering.generator_training.conditions import raw_embeddings, text_states
 from mms_apps.steering.generator_training.drawings import Drawn
-from mms_apps.steering.generator_training.optimise import optimise
+from mms_apps.steering.generator_training.optimise import constant_then_falling, optimise
 from mms_apps.steering.generator_training.schedules import (
     PROMPT_ALONE,
     TRAIN_TIMESTEPS,
@@ -40,6 +40,7 @@ def train_denoiser(
     """The denoiser (its averaged weights), and the normaliser, text encoder and tokenizer that
     went with it."""
     from diffusers import DDPMScheduler, UNet2DConditionModel
+    from diffusers.models.attention_processor import AttnProcessor
     from diffusers.models.embeddings import get_timestep_embedding
     from diffusers.pipelines.stable_diffusion.stable_unclip_image_normalizer import (
         StableUnCLIPImageNormalizer,
@@ -63,6 +64,7 @@ def train_denoiser(
     latents = encode_latents(vae, drawn.pixels, device)
     scale = vae.config.scaling_factor
     states, of_row = text_states(text_encoder, tokenizer, drawn.captions)
+    weights = torch.where(drawn.people, recipe.people, 1.0).double()
 
     torch.manual_seed(training.seed)
     levels = len(recipe.channels)
@@ -82,6 +84,8 @@ def train_denoiser(
         class_embed_type="projection",
         projection_class_embeddings_input_dim=2 * dim,
     ).to(device)
+    # Attention here is over 16 places, where CPUs' fused kernels are slow backwards.
+    unet.set_attn_processor(AttnProcessor())
     average = AveragedModel(unet, multi_avg_fn=get_ema_multi_avg_fn(recipe.average_decay))
     schedule = DDPMScheduler(**noise_schedule())
     embedding_schedule = DDPMScheduler(**embedding_noise())
@@ -89,7 +93,7 @@ def train_denoiser(
     def loss(step: int) -> Tensor:
         generator = torch.Generator().manual_seed(training.seed * 1_000_003 + step)
         n = recipe.batch
-        rows = torch.randint(len(latents), (n,), generator=generator)
+        rows = torch.multinomial(weights, n, replacement=True, generator=generator)
         x = latents[rows].float() * scale
         noise = torch.randn(x.shape, generator=generator)
         times = (TRAIN_TIMESTEPS * torch.rand(n, generator=generator).sqrt()).long()
@@ -127,7 +131,7 @@ def train_denoiser(
         loss,
         checkpoints / "unet.safetensors",
         recipe.steps,
-        lambda step: recipe.learning_rate,
+        lambda step: constant_then_falling(recipe.learning_rate, step, recipe.steps, recipe.fall),
         json.dumps(
             [
                 dataclasses.asdict(replace(recipe, steps=0)),

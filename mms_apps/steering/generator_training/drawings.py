@@ -20,10 +20,12 @@ class Drawn:
 
     pixels: uint8 `[n, 64, 64, 3]`.
     captions: n prompts.
+    people: whether it is a person, bool `[n]`.
     """
 
     pixels: Tensor
     captions: list[str]
+    people: Tensor
 
 
 def draw_images(source: EmbeddedPairs, draws: int, seed: int) -> Drawn:
@@ -37,7 +39,8 @@ def draw_images(source: EmbeddedPairs, draws: int, seed: int) -> Drawn:
             factors = PlantedFactors.draw(rng)
             pixels.append(np.asarray(render(drawing, factors)))
             captions.append(caption(row["text"], factors) if rng.random() < 0.5 else row["text"])
-    return Drawn(torch.from_numpy(np.stack(pixels)), captions)
+    people = torch.tensor([row["gender"] is not None for row in source.rows])
+    return Drawn(torch.from_numpy(np.stack(pixels)), captions, people.repeat_interleave(draws))
 
 
 def scaled(pixels: Tensor) -> Tensor:

@@ -22,6 +22,11 @@ def cosine(learning_rate: float, step: int, steps: int) -> float:
     return learning_rate * 0.5 * (1 + math.cos(math.pi * step / steps))
 
 
+def constant_then_falling(learning_rate: float, step: int, steps: int, fall: float) -> float:
+    """A learning rate that is constant, and falls linearly to zero in the last share `fall`."""
+    return learning_rate * min(1.0, (1 - step / steps) / fall)
+
+
 def optimise(
     modules: dict[str, nn.Module],
     loss: Callable[[int], Tensor],

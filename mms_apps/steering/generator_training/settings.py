@@ -34,14 +34,18 @@ class DecoderTraining:
 
 @dataclass(frozen=True)
 class DenoiserTraining:
-    """Adam at a constant rate; the weights' moving average is what generates.
+    """Adam at a constant rate that falls to zero in the end; the weights' moving average is what
+    generates.
 
     Noisy timesteps come up more often, in proportion to the timestep: there the embedding decides
     what is drawn.
 
     Attributes:
-        steps: can be raised later; a training that was cut off or kept goes on.
+        steps: can be raised later; a training that was cut off or kept goes on, at the rate that
+            the new number of steps gives.
+        fall: share of the steps, the last ones, in which the rate falls.
         draws: of each drawing's planted factors.
+        people: how often a drawing of a person comes up, to 1 for any other.
         drop_both: share of examples without embedding and prompt.
         drop_prompt: share of the prompts left out.
         drop_image: share of embeddings drowned in noise.
@@ -55,8 +59,10 @@ class DenoiserTraining:
     steps: int = 14_250
     batch: int = 64
     learning_rate: float = 6e-4
+    fall: float = 0.4
     average_decay: float = 0.999
     draws: int = 8
+    people: float = 2.0
     drop_both: float = 0.1
     drop_prompt: float = 0.5
     drop_image: float = 0.1
