@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from safetensors.torch import save_file
 from sklearn.metrics import roc_auc_score
 
 from benchmarks import peers
 from benchmarks.common import Result, write_results
+from benchmarks.generator_sheet import COLUMNS, GAP, sheet
 from benchmarks.planted import align, auroc_by_value, auroc_row, cross_share_row
 from benchmarks.scale import closed_form_row
 
@@ -104,3 +106,16 @@ def test_one_training_is_timed_and_its_fvu_falls(tmp_path: Path) -> None:
 def test_a_library_that_fails_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert peers.train("sparsify", sys.executable, tmp_path / "none", tmp_path / "out.json") is None
     assert "sparsify failed" in capsys.readouterr().err
+
+
+def test_a_sheet_has_each_drawing_below_its_reference() -> None:
+    count = COLUMNS + 2
+    references = [Image.new("RGB", (64, 64), (place, 0, 0)) for place in range(count)]
+    drawings = [Image.new("RGB", (64, 64), (place, 255, 0)) for place in range(count)]
+    page = sheet(references, drawings)
+    assert page.size == (64 * COLUMNS, 4 * 64 + GAP)
+    for place in range(count):
+        x, y = 64 * (place % COLUMNS), (128 + GAP) * (place // COLUMNS)
+        assert page.getpixel((x, y)) == page.getpixel((x + 63, y + 63)) == (place, 0, 0)
+        assert page.getpixel((x, y + 64)) == page.getpixel((x + 63, y + 127)) == (place, 255, 0)
+    assert page.getpixel((64 * COLUMNS - 1, 2 * 64 + GAP)) == (255, 255, 255)
