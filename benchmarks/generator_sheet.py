@@ -22,6 +22,7 @@ from features.files import replacing
 from mms_apps.steering.generator import SteeredGenerator
 
 COLUMNS = 12
+COLOURS = 256
 GAP = 6
 """Pixels between a drawing and the next row's reference."""
 
@@ -43,7 +44,8 @@ def main() -> None:
     drawings = drawer.draw(embeddings, range(len(references)))
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     with replacing(arguments.out) as temporary:
-        sheet(references, drawings).save(temporary, format="PNG", optimize=True)
+        page = sheet(references, drawings).quantize(COLOURS, dither=Image.Dither.NONE)
+        page.save(temporary, format="PNG", optimize=True)
 
 
 def sheet(references: Sequence[Image.Image], drawings: Sequence[Image.Image]) -> Image.Image:

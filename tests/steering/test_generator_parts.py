@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import StableUnCLIPImg2ImgPipeline
+from open_clip import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from PIL import Image
 
 from features.embedded import ENCODERS
@@ -17,6 +18,7 @@ from features.embedded.world import EmbeddedPairs
 from features.encoders.encoder import Encoder
 from features.errors import UserError
 from mms_apps.steering.generator_training import optimise, train
+from mms_apps.steering.generator_training.autoencoder import perceptual_distance
 from mms_apps.steering.generator_training.drawings import draw_images
 from mms_apps.steering.generator_training.schedules import PROMPT_ALONE
 from mms_apps.steering.generator_training.text_encoder import clip_text_model
@@ -95,6 +97,29 @@ def test_drawings_are_drawn_anew_with_their_captions() -> None:
     assert drawn.pixels.shape == (36, 64, 64, 3) and len(drawn.captions) == 36
     assert not torch.equal(drawn.pixels[0], drawn.pixels[1])
     assert source.rows[0]["text"] in " ".join(drawn.captions[:3])
+
+
+def test_the_perceptual_distance_is_the_towers_and_teaches_the_picture(encoder: Encoder) -> None:
+    x = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    other = x.flip(3).requires_grad_(True)
+    assert perceptual_distance(encoder, x, x).item() == 0
+    distance = perceptual_distance(encoder, other, x)
+    distance.backward()
+    assert other.grad is not None and other.grad.abs().max() > 0
+
+    tower = encoder.model.visual
+    expected = 0.0
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (OPENAI_DATASET_MEAN, OPENAI_DATASET_STD))
+    with torch.no_grad():
+        a, b = (tower.stem(((image + 1) / 2 - mean) / std) for image in (other, x))
+        for stage in (tower.layer1, tower.layer2, tower.layer3, None):
+            for n, i, j in np.ndindex(a.shape[0], *a.shape[2:]):
+                p, q = a[n, :, i, j], b[n, :, i, j]
+                apart = (p / p.norm() - q / q.norm()).square().sum().item()
+                expected += apart / (a.shape[0] * a.shape[2] * a.shape[3])
+            if stage is not None:
+                a, b = stage(a), stage(b)
+    assert distance.item() == pytest.approx(expected, rel=1e-3)
 
 
 def test_people_are_told_apart_from_things() -> None:

@@ -6,13 +6,15 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
 from features.embedded.world import EmbeddedPairs
+from features.encoders.encoder import Encoder
 from mms_apps.steering.generator_training.drawings import draw_images, random_pictures, scaled
 from mms_apps.steering.generator_training.optimise import cosine, optimise
 from mms_apps.steering.generator_training.settings import GeneratorTraining
@@ -73,6 +75,7 @@ def train_autoencoder(
 def refine_decoder(
     vae: AutoencoderKL,
     drawings: Sequence[Image.Image],
+    encoder: Encoder,
     checkpoints: Path,
     training: GeneratorTraining,
     device: str,
@@ -88,7 +91,9 @@ def refine_decoder(
             with torch.no_grad():
                 latents = vae.encode(x).latent_dist.sample(generator)
             again = vae.decode(latents).sample
-        return unlikeness(again.float(), x, training.autoencoder.edge_weight)
+            seen = perceptual_distance(encoder, again, x)
+        pixels = unlikeness(again.float(), x, training.autoencoder.edge_weight)
+        return pixels + recipe.perceptual_weight * seen
 
     optimise(
         {"decoder": parts},
@@ -108,6 +113,30 @@ def unlikeness(again: Tensor, x: Tensor, edge_weight: float) -> Tensor:
     difference = again - x
     edges = sum(difference.diff(dim=axis).abs().mean() for axis in (2, 3))
     return difference.abs().mean() + edge_weight * edges
+
+
+def perceptual_distance(encoder: Encoder, again: Tensor, x: Tensor) -> Tensor:
+    """How different images `[n, 3, h, w]` in [-1, 1] look to the encoder's residual tower: as LPIPS
+    (Zhang et al. 2018) without its learned weights, squared differences of unit features, averaged
+    over places and images and added over stages."""
+
+    from torchvision.transforms.functional import normalize
+
+    ready = encoder.preprocessing
+
+    def maps(images: Tensor) -> list[Tensor]:
+        tower: Any = encoder.model.visual
+        found = [tower.stem(normalize((images.float() + 1) / 2, ready.mean, ready.std))]
+        for stage in (tower.layer1, tower.layer2, tower.layer3):
+            found.append(stage(found[-1]))
+        return [F.normalize(map_.float(), dim=1) for map_ in found]
+
+    with torch.no_grad():
+        wanted = maps(x)
+    return sum(
+        ((a - b).square().sum(1).mean() for a, b in zip(maps(again), wanted, strict=True)),
+        start=torch.zeros((), device=x.device),
+    )
 
 
 @torch.no_grad()

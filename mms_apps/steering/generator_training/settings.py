@@ -25,11 +25,16 @@ class AutoencoderTraining:
 
 @dataclass(frozen=True)
 class DecoderTraining:
-    """The decoder further, the encoder as it is: Adam under a cosine."""
+    """The decoder further, the encoder as it is: Adam under a cosine.
 
-    steps: int = 4000
+    Attributes:
+        perceptual_weight: of how different the image encoder's tower finds a picture.
+    """
+
+    steps: int = 5000
     batch: int = 16
     learning_rate: float = 1.5e-3
+    perceptual_weight: float = 0.3
 
 
 @dataclass(frozen=True)
@@ -56,7 +61,7 @@ class DenoiserTraining:
     time_channels: int = 320
     layers: int = 1
     heads: int = 4
-    steps: int = 14_250
+    steps: int = 16_700
     batch: int = 64
     learning_rate: float = 6e-4
     fall: float = 0.4

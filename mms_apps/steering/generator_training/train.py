@@ -41,7 +41,7 @@ def train_generator(
     source = EmbeddedPairs("train")
     drawings = [source.drawing(index) for index in range(len(source.rows))]
     vae = train_autoencoder(source, drawings, checkpoints, training, device)
-    refine_decoder(vae, drawings, checkpoints, training, device)
+    refine_decoder(vae, drawings, encoder, checkpoints, training, device)
     drawn = draw_images(source, training.denoiser.draws, training.seed)
     unet, normaliser, text_encoder, tokenizer = train_denoiser(
         drawn, vae, encoder, checkpoints, training, device
