@@ -73,8 +73,4 @@ photos-encoder: install
 	$(BIN)/mms train-encoder --pairs photos:train --image-tower runs/towers/image --text-tower runs/towers/text --out $(ENCODERS)/photos
 
 photos-space: install
-	for split in train scored; do \
-	    $(BIN)/mms extract --pairs photos:$$split --encoder photos --out runs/spaces/photos/$$split || exit 1; \
-	done
-	$(BIN)/mms fit --store runs/spaces/photos/train --features 256 --k 8 --out runs/spaces/photos/dictionary
-	$(BIN)/mms score --pairs photos:scored --store runs/spaces/photos/scored --dictionary runs/spaces/photos/dictionary --out $(SPACES)/photos
+	$(BIN)/python -m features.embedded.build_photos_space --work runs/spaces/photos

@@ -14,6 +14,7 @@ from features.encoders.load import load_encoder
 from features.errors import UserError
 from features.pairs.base import Pair
 from features.pairs.open import open_pairs
+from features.space.space import FeatureSpace
 
 
 @pytest.fixture(scope="module")
@@ -97,3 +98,13 @@ def test_the_encoder_finds_pictures_that_it_never_saw() -> None:
     own = (images @ texts.T).argsort(dim=1, descending=True)[:, :5]
     hits = (own == torch.arange(len(rows))[:, None]).any(dim=1)
     assert hits.float().mean() > 0.6
+
+
+def test_the_space_is_scored_on_pictures_that_the_heads_never_saw() -> None:
+    space = FeatureSpace.load("photos", device="cpu")
+    assert space.config.encoder == "photos" and len(space) == 256
+    assert space.config.pairs == "photos:scored"
+    names = space.features["name"].to_pylist()
+    assert not any(word in name for name in names if name for word in ("licence", "credit", ":"))
+    source = PhotoPairs("heldout")
+    assert space.encode_images([source.image(0)]).shape == (1, 256)
