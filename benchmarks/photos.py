@@ -6,8 +6,8 @@ The natural experiment: the same pictures with alt text, which says what can be 
 context printed under them, which mostly says what cannot. Scored on pictures that the encoder's
 heads never saw, with dictionaries of several seeds fitted on the pictures that they saw; the
 intervals are over seeds and pairs. The heads of `photos` were trained with alt texts alone: what
-the experiment finds is true of that encoder. Garments are told apart on photographers who are not in
-training; the intervals are over photographers.
+the experiment finds is true of that encoder. Garments are told apart on photographers who are not
+in training; the intervals are over photographers.
 """
 
 from __future__ import annotations
@@ -174,7 +174,7 @@ def natural_results(activated: Sequence[Activated], seed: int) -> list[Result]:
     for name, value in values.items():
         drawn_values = np.array([one[name] for one in replicates])
         # Pairs drawn twice make a feature's MDS more extreme: the bootstrap's bias is taken out.
-        low, high = percentile_interval(drawn_values - drawn_values.mean() + value)
+        low, high = percentile_interval(drawn_values - np.median(drawn_values) + value)
         unit = "share" if name.startswith("cross_share") else "agreement"
         rows.append(estimate_row(f"natural/{name}", Estimate(value, low, high), pairs, unit))
     floors = [one.floors() for one in activated]
