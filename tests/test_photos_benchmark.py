@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -82,3 +86,16 @@ def test_the_spread_is_over_photographers_with_enough_garments() -> None:
     assert rows["garments/linear/adult"].n == 30 and rows["garments/linear/child"].n == 15
     spread = rows["garments/linear/photographers"]
     assert spread.n == 2 and spread.value == 0.5
+
+
+def test_the_page_s_tables_are_the_benchmark_s() -> None:
+    docs = Path(__file__).parents[1] / "docs"
+    results = json.loads((docs / "results" / "photos.json").read_text(encoding="utf-8"))["results"]
+    measured = {row["name"]: row for row in results}
+    page = (docs / "photographs.md").read_text(encoding="utf-8")
+    rows = re.findall(r"\| `(\S+)` \| (\S+) \| (\S+) \| (\S+) \| (\d+) \|", page)
+    assert len(rows) > 20
+    for name, *figures, count in rows:
+        row = measured[name]
+        assert figures == [f"{row[key]:.3f}" for key in ("value", "ci_low", "ci_high")]
+        assert int(count) == row["n"]
