@@ -6,8 +6,9 @@ import hashlib
 import os
 from collections.abc import Iterable, Iterator
 from functools import cached_property, partial
+from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -37,7 +38,9 @@ class ParquetPairs(PairSource):
         try:
             with pq.ParquetFile(path) as file:
                 schema = file.schema_arrow
-                groups = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
+                groups = [file.metadata.row_group(i) for i in range(file.num_row_groups)]
+                rows = [group.num_rows for group in groups]
+                self._chunks = [chunk for group in groups for chunk in _chunks(group)]
         except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             raise UserError(
                 f"{path}: not a readable parquet file ({first_line(error)}); write it again"
@@ -45,7 +48,7 @@ class ParquetPairs(PairSource):
         self.columns = (wanted or Wanted()).columns(schema.names, str(path))
         assert self.columns.image is not None
         self._image = self.columns.image
-        self._group_starts = [sum(groups[:i]) for i in range(len(groups) + 1)]
+        self._group_starts = [0, *accumulate(rows)]
         if not self.total():
             raise UserError(f"{path}: no rows; give at least one image with its caption")
         self._holds_images = _holds_bytes(schema.field(self._image).type)
@@ -106,23 +109,19 @@ class ParquetPairs(PairSource):
     def _fingerprint(self) -> str:
         """Over the footer, the stored bytes of every column but the image's, and samples of its."""
         digest = hashlib.sha256(repr(self.columns).encode())
-        with self.path.open("rb") as file, pq.ParquetFile(self.path) as parquet:
+        with self.path.open("rb") as file:
             size = file.seek(0, os.SEEK_END)
             file.seek(-8, os.SEEK_END)
             length = int.from_bytes(file.read(4), "little")
             file.seek(-8 - length, os.SEEK_END)
             digest.update(str(size).encode() + file.read(length))
-            for group in range(parquet.num_row_groups):
-                row_group = parquet.metadata.row_group(group)
-                for number in range(row_group.num_columns):
-                    chunk = row_group.column(number)
-                    starts = (chunk.dictionary_page_offset, chunk.data_page_offset)
-                    start = min(offset for offset in starts if offset is not None)
-                    if self._holds_images and chunk.path_in_schema.split(".")[0] == self._image:
-                        digest.update(sampled(file, start, chunk.total_compressed_size))
-                    else:
-                        file.seek(start)
-                        digest.update(file.read(chunk.total_compressed_size))
+            for chunk in self._chunks:
+                stored = min(chunk.size, size - chunk.start)
+                if self._holds_images and chunk.column == self._image:
+                    digest.update(sampled(file, chunk.start, stored))
+                else:
+                    file.seek(chunk.start)
+                    digest.update(file.read(stored))
         return digest.hexdigest()
 
     def _content(self, value: Any) -> bytes | None:
@@ -181,6 +180,23 @@ class ParquetPairs(PairSource):
         for batch in self._cached[1].select(columns).slice(skip).to_batches(max_chunksize=BATCH):
             yield at, batch
             at += len(batch)
+
+
+class _Chunk(NamedTuple):
+    """Where a column's values of one row group are stored."""
+
+    column: str
+    start: int
+    size: int
+
+
+def _chunks(group: pq.RowGroupMetaData) -> Iterator[_Chunk]:
+    for number in range(group.num_columns):
+        chunk = group.column(number)
+        offsets = (chunk.dictionary_page_offset, chunk.data_page_offset)
+        start = min(offset for offset in offsets if offset is not None)
+        column = chunk.path_in_schema.split(".")[0]
+        yield _Chunk(column, max(0, start), max(0, chunk.total_compressed_size))
 
 
 def _path_of(value: Any) -> str | None:
