@@ -12,13 +12,18 @@ from torch import Tensor
 
 WEIGHTS_A_BLOCK = 16
 """A Philox block is 256 bits, that is 16 weights of 16 bits each."""
+LEVEL = 0.95
+"""Coverage of the intervals."""
+FLOOR_QUANTILE = 0.975
+"""Of what chance gives: a score's floor."""
 
 
-def poisson_weights(seed: int, stream: str, start: int, pairs: int, replicates: int) -> Tensor:
-    """Poisson(1) bootstrap weights of the pairs start..start + pairs of a stream.
+def bootstrap_weights(seed: int, stream: str, start: int, pairs: int, replicates: int) -> Tensor:
+    """Bootstrap weights of the pairs start..start + pairs of a stream: exponential, of mean 1.
 
-    Drawn from 16 random bits each, by a counter-based generator (Philox): a pair's weights depend
-    on its number alone.
+    Exponential weights are those of the Bayesian bootstrap (Rubin 1981): unlike counts, no
+    replicate leaves a pair out. Drawn from 16 random bits each, by a counter-based generator
+    (Philox): a pair's weights depend on its number alone.
 
     Returns:
         `[pairs, replicates]` float32.
@@ -29,18 +34,41 @@ def poisson_weights(seed: int, stream: str, start: int, pairs: int, replicates: 
     generator = np.random.Philox(key=np.frombuffer(key, np.uint64), counter=counter)
     raw = generator.random_raw(pairs * blocks * 4)  # uint64
     bits = raw.astype("<u8").view("<u2").reshape(pairs, blocks * WEIGHTS_A_BLOCK)
-    return torch.from_numpy(_POISSON_TABLE[bits[:, :replicates]])
+    return torch.from_numpy(_EXPONENTIAL_TABLE[bits[:, :replicates]])
 
 
-def _poisson_table() -> np.ndarray:
-    """The Poisson(1) weight of each 16-bit number: `[65536]` float32."""
-    factorials = np.cumprod(np.concatenate([[1.0], np.arange(1.0, 20.0)]))
-    cumulative = np.cumsum(np.exp(-1) / factorials)
-    numbers = (np.arange(65536) + 0.5) / 65536
-    return np.searchsorted(cumulative, numbers).astype(np.float32)
+_EXPONENTIAL_TABLE = -np.log((np.arange(65536) + 0.5) / 65536).astype(np.float32)
+"""The Exp(1) weight of each 16-bit number."""
 
 
-_POISSON_TABLE = _poisson_table()
+def ratio_interval(
+    part: np.ndarray, whole: np.ndarray, unit: np.ndarray | float, *, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """95% intervals of ratios of sums in [0, 1], from their bootstrap replicates.
+
+    Where no pair lies near a bound, replicates alone know nothing of what the next one would do:
+    ten pairs of ratio 0 would give an interval of width 0. So the lower bound is that of replicates
+    to which one more pair of ratio 0 belongs, the upper one that of replicates with one more of
+    ratio 1, of weight Exp(1) as all others (Gaffke 2005; Learned-Miller and Thomas 2019, arXiv
+    1905.06208). The additional pairs are added here, once, however many statistics were merged.
+
+    Args:
+        part: numerators `[replicates, features]`, at most `whole`.
+        whole: denominators `[replicates, features]`.
+        unit: what one pair of weight 1 adds to a denominator: `[features]`, or one for all.
+        seed: of the additional pairs' weights, which depend on the feature and the replicate.
+
+    Returns:
+        Lower and upper bounds, `[features]` each.
+    """
+    replicates, features = part.shape
+    weights = bootstrap_weights(seed, "additional pairs", 0, features, replicates)
+    extra = weights.double().numpy().T * unit  # [replicates, features]
+    tail = (1 - LEVEL) / 2
+    with np.errstate(divide="ignore", invalid="ignore"):
+        low = np.quantile(part / (whole + extra), tail, axis=0)
+        high = np.quantile((part + extra) / (whole + extra), 1 - tail, axis=0)
+    return low, high
 
 
 @dataclass(frozen=True)

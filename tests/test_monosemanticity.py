@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from features.scores.monosemanticity import (
-    NOBODY,
+    NO_SAMPLE,
     MonosemanticityStatistics,
     TopSamples,
     random_samples,
@@ -118,7 +118,7 @@ def test_top_samples_stream(batch: int) -> None:
     for k in range(4):
         order = image[:, k].abs().argsort(descending=True)[:6]
         assert top.samples[k].tolist() == order.tolist()
-    assert top.samples[4].tolist() == [NOBODY] * 6
+    assert top.samples[4].tolist() == [NO_SAMPLE] * 6
 
 
 def test_top_samples_merge() -> None:
@@ -130,7 +130,7 @@ def test_top_samples_merge() -> None:
     second.merge(first)
     assert torch.equal(second.values, whole.values)
     untied = [0, 2, 3, 4]
-    active = whole.samples[untied] != NOBODY
+    active = whole.samples[untied] != NO_SAMPLE
     assert torch.equal(second.samples[untied][active], whole.samples[untied][active])
 
 
@@ -143,7 +143,7 @@ def test_embsim_and_winrate_match_the_double_loop() -> None:
     )
     random = random_samples(FEATURES, 8, PAIRS, torch.Generator().manual_seed(4))
     for k in range(4):
-        members = sorted((s for s in top.samples[k].tolist() if s != NOBODY), reverse=True)
+        members = sorted((s for s in top.samples[k].tolist() if s != NO_SAMPLE), reverse=True)
         others = random[k, : len(members)].tolist()
         gains, wins = [], []
         for i in range(len(members)):
@@ -169,4 +169,4 @@ def test_random_samples_are_drawn_without_repetition_and_evenly() -> None:
     samples = random_samples(3000, 4, 10, torch.Generator().manual_seed(0))
     assert all(len(set(row)) == 4 for row in samples.tolist())
     np.testing.assert_allclose(samples.flatten().bincount() / 12000, 0.1, atol=0.015)
-    assert random_samples(2, 4, 3, torch.Generator()).eq(NOBODY).sum() == 2
+    assert random_samples(2, 4, 3, torch.Generator()).eq(NO_SAMPLE).sum() == 2

@@ -17,14 +17,14 @@ BATCH = 1024
 LEAST_CORRELATION = 0.5
 """Features whose activations correlate less are not taken for the same."""
 FLOOR_QUANTILE = 0.975
-NOBODY = -1
+NO_PARTNER = -1
 
 
 @dataclass(frozen=True)
 class Matching:
     """One-to-one, from the features of a first space to those of a second.
 
-    partner: the second space's feature, or NOBODY: `[features of the first]` int64.
+    partner: the second space's feature, or NO_PARTNER: `[features of the first]` int64.
     correlation: of the two features' activations; NaN where there is no partner: `[features of
         the first]`.
     floor: the 97.5% quantile, over the first space's features, of the best correlation with the
@@ -38,7 +38,7 @@ class Matching:
     @property
     def matched(self) -> np.ndarray:
         """`[features of the first]` bool."""
-        return self.partner != NOBODY
+        return self.partner != NO_PARTNER
 
 
 class CorrelationStatistics:
@@ -150,7 +150,7 @@ def match_features(
     rows, columns = linear_sum_assignment(correlations, maximize=True)
     values = correlations[rows, columns]
     kept = values >= max(LEAST_CORRELATION, floor)
-    partner = np.full(len(first), NOBODY)
+    partner = np.full(len(first), NO_PARTNER)
     correlation = np.full(len(first), np.nan)
     partner[rows[kept]], correlation[rows[kept]] = columns[kept], values[kept]
     return Matching(partner, correlation, floor)

@@ -39,7 +39,7 @@ class DictionaryConfig:
     training: dict[str, Any] | None = None
     """The settings of the training and the fingerprint of its store."""
     held_out: dict[str, dict[str, float | None]] | None = None
-    """Figures on the held-out pairs by "image", "text" and "overall": fvu, l0, dead, samples."""
+    """Figures on the held-out pairs, as `reconstruction_figures` gives them."""
     schema: int = SCHEMA
 
 

@@ -91,13 +91,8 @@ def fit_dictionary(
     if list(dictionary.parameters()):
         _train(dictionary, store, config, out, json.dumps(made_from), device, progress)
     dictionary = dictionary.cpu().eval().requires_grad_(False)
-    held_out = (
-        (image[rows], text[rows])
-        for image, text in store.batches(EVALUATION_BATCH)
-        if (rows := is_held_out(image)).any()
-    )
     dictionary.config = dataclasses.replace(
-        dictionary.config, training=made_from, held_out=reconstruction_figures(dictionary, held_out)
+        dictionary.config, training=made_from, held_out=held_out_figures(dictionary, store)
     )
 
     def finish() -> None:
@@ -155,6 +150,18 @@ def is_held_out(image: Tensor) -> Tensor:
         state = (state ^ (column & 0xFFFF)) * 0x100000001B3
         state = state ^ ((state >> 29) & 0x7FFFFFFFF)
     return (state & 0x7FFFFFFF) % HELD_OUT_ONE_IN == 0
+
+
+def held_out_figures(
+    dictionary: Dictionary, store: ActivationStore
+) -> dict[str, dict[str, float | None]]:
+    """How well a dictionary reconstructs the held-out pairs of its training store."""
+    held_out = (
+        (image[rows], text[rows])
+        for image, text in store.batches(EVALUATION_BATCH)
+        if (rows := is_held_out(image)).any()
+    )
+    return reconstruction_figures(dictionary, held_out)
 
 
 class _Activity(nn.Module):

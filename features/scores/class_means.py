@@ -15,11 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from features.bootstrap import mean_estimate
+from features.bootstrap import FLOOR_QUANTILE, mean_estimate
 from features.files import jsonable
 from features.modality import CROSS_MODAL, IMAGE_DOMINANT, TEXT_DOMINANT
+from features.scores.agreement import Agreement
 from features.scores.monosemanticity import (
-    NOBODY,
+    NO_SAMPLE,
     Monosemanticity,
     TopSamples,
     TopSimilarity,
@@ -30,7 +31,6 @@ from features.store.store import ActivationStore
 
 SWEEP = (10, 20, 30, 50)
 """Numbers of most activating samples for which EmbSim and WinRate are computed."""
-FLOOR_QUANTILE = 0.975
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def top_scores(best: dict[str, TopSamples], judge: ActivationStore, m: int, seed
 
         top = best[modality].samples[:, :m].cpu()  # [features, m]
         scores.similar[modality] = top_similarity(top, embeddings, len(judge), generator)
-        full = int((top != NOBODY).all(dim=1).sum())
+        full = int((top != NO_SAMPLE).all(dim=1).sum())
         drawn = random_samples(full, m, len(judge), generator)  # [full, m]
         chance = top_similarity(drawn, embeddings, len(judge), generator)
         scores.embsim_floor[modality] = _floor(chance.embsim)
@@ -77,7 +77,7 @@ class Measure(NamedTuple):
     """A score of every feature."""
 
     name: str
-    """embsim, winrate or ms"""
+    """embsim, winrate, ms or agreement"""
     modality: str
     """image, text or cross"""
     m: int | None
@@ -88,8 +88,11 @@ class Measure(NamedTuple):
     """What a random feature gets; NaN where it isn't known."""
 
 
-def all_measures(tops: Iterable[TopScores], meaning: Monosemanticity) -> list[Measure]:
-    """EmbSim and WinRate for each number of samples, and the Monosemanticity Scores."""
+def all_measures(
+    tops: Iterable[TopScores], meaning: Monosemanticity, agreement: Agreement
+) -> list[Measure]:
+    """EmbSim and WinRate for each number of samples, the Monosemanticity Scores, and agreement,
+    whose floor is the mean of the features' own."""
     measures = []
     for top in tops:
         for modality, similar in top.similar.items():
@@ -102,6 +105,7 @@ def all_measures(tops: Iterable[TopScores], meaning: Monosemanticity) -> list[Me
         Measure("ms", "image", None, meaning.ms_image, meaning.floor_image),
         Measure("ms", "text", None, meaning.ms_text, meaning.floor_text),
         Measure("ms", "cross", None, meaning.ms_cross, meaning.floor_cross),
+        Measure("agreement", "cross", None, agreement.agreement, agreement.mean_floor),
     ]
 
 

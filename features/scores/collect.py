@@ -1,13 +1,14 @@
-"""One pass over pairs, after which a dictionary's features can be scored, named and illustrated.
+"""Passes over pairs, after which a dictionary's features can be scored, named and illustrated.
 
-Under `accelerate launch`, process r of n passes over the r-th of n runs of consecutive pairs, and
-the main process merges what they found.
+Under `accelerate launch`, process r of n passes over the r-th of n runs of consecutive pairs (of
+shuffled ones, over every n-th batch), and the main process merges what they found.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from typing import TypeVar
 
 import pyarrow as pa
@@ -16,11 +17,14 @@ from torch import Tensor
 
 from features.dictionary import Dictionary
 from features.distributed import broadcast, statistics_device, this_process
+from features.scores.agreement import AgreementStatistics
 from features.scores.dominance import DominanceStatistics
 from features.scores.monosemanticity import Moments, MonosemanticityStatistics, TopSamples
 from features.scores.naming import NamingStatistics
 from features.store.store import ActivationStore
 
+SHUFFLED_BATCH = 1024
+"""Pairs of a shuffled batch, whatever the batch size: who meets whom by chance depends on it."""
 Made = TypeVar("Made")
 
 
@@ -102,6 +106,9 @@ class ScoringStatistics:
         self.text_best.merge(other.text_best)
 
 
+Mergeable = TypeVar("Mergeable", ScoringStatistics, AgreementStatistics, NamingStatistics)
+
+
 def collect(
     store: ActivationStore,
     dictionary: Dictionary,
@@ -126,9 +133,7 @@ def collect(
     """
     from rich.progress import track
 
-    state = this_process()
-    rank, ranks = state.process_index, state.num_processes
-    pairs = range(len(store) * rank // ranks, len(store) * (rank + 1) // ranks)
+    pairs = _own_pairs(store)
     sums = statistics_device(device)
     found = ScoringStatistics(
         dictionary.config.features,
@@ -142,8 +147,8 @@ def collect(
         device=sums,
     )
     batches = zip(
-        _on_device(store, batch_size, pairs, device),
-        _on_device(judge, batch_size, pairs, sums),
+        _activations(store.batches(batch_size, pairs), dictionary, device),
+        judge.batches(batch_size, pairs),
         store.sample_batches(batch_size, pairs),
         strict=True,
     )
@@ -151,16 +156,96 @@ def collect(
         batches,
         description="scoring the features",
         total=-(-len(pairs) // batch_size),
-        disable=not (progress and state.is_local_main_process),
+        disable=not (progress and this_process().is_local_main_process),
     ):
-        image = dictionary.encode(image, "image").to(sums)  # [n, features]
-        text = dictionary.encode(text, "text").to(sums)  # [n, features]
-        found.update(image, text, judge_image, judge_text, samples)
-    for other in range(1, ranks):
-        theirs = broadcast(to_device(found, "cpu") if rank == other else None, other)
-        if state.is_main_process:
-            found.merge(theirs)
-    return found
+        found.update(image, text, judge_image.to(sums), judge_text.to(sums), samples)
+    return _merged(found)
+
+
+def collect_agreement(
+    store: ActivationStore,
+    dictionary: Dictionary,
+    means: Tensor,
+    *,
+    batch_size: int,
+    seed: int,
+    replicates: int,
+    device: torch.device,
+    progress: bool,
+) -> AgreementStatistics:
+    """Pass over the pairs once more, in their order and shuffled.
+
+    Args:
+        dictionary: on the device.
+        means: `DominanceStatistics.means` of all pairs, `[2, features]`.
+
+    Returns:
+        As `collect`.
+    """
+    from rich.progress import track
+
+    pairs = _own_pairs(store)
+    found = AgreementStatistics(
+        means.to(statistics_device(device)),
+        seed=seed,
+        stream=store.config.pairs_fingerprint,
+        start=pairs.start,
+        replicates=replicates,
+    )
+    hidden = not (progress and this_process().is_local_main_process)
+    for image, text in track(
+        _activations(store.batches(batch_size, pairs), dictionary, device),
+        description="agreement of images and texts",
+        total=-(-len(pairs) // batch_size),
+        disable=hidden,
+    ):
+        found.update(image, text)
+    shuffled = store.shuffled_batches(SHUFFLED_BATCH, torch.Generator().manual_seed(seed))
+    for image, text in track(
+        _activations(_own_batches(shuffled), dictionary, device),
+        description="agreement of other pairs",
+        total=_own_batch_count(store),
+        disable=hidden,
+    ):
+        found.update_chance(image, text)
+    return _merged(found)
+
+
+def collect_naming_chance(
+    store: ActivationStore,
+    dictionary: Dictionary,
+    terms: Sequence[str],
+    *,
+    seed: int,
+    device: torch.device,
+    progress: bool,
+) -> NamingStatistics:
+    """Pass over the captions in their order and over the activations shuffled: what names get by
+    chance.
+
+    Args:
+        dictionary: on the device.
+
+    Returns:
+        As `collect`.
+    """
+    from rich.progress import track
+
+    found = NamingStatistics(dictionary.config.features, terms, statistics_device(device))
+    shuffled = store.shuffled_batches(SHUFFLED_BATCH, torch.Generator().manual_seed(seed))
+    batches = zip(
+        _activations(_own_batches(shuffled), dictionary, device),
+        _own_batches(store.sample_batches(SHUFFLED_BATCH)),
+        strict=True,
+    )
+    for (image, text), samples in track(
+        batches,
+        description="names by chance",
+        total=_own_batch_count(store),
+        disable=not (progress and this_process().is_local_main_process),
+    ):
+        found.update(image, text, samples)
+    return _merged(found)
 
 
 def to_device(statistics: Made, device: torch.device | str) -> Made:
@@ -177,8 +262,38 @@ def to_device(statistics: Made, device: torch.device | str) -> Made:
 STATISTICS = (DominanceStatistics, MonosemanticityStatistics, Moments, NamingStatistics, TopSamples)
 
 
-def _on_device(
-    store: ActivationStore, batch_size: int, pairs: range, device: torch.device
+def _own_pairs(store: ActivationStore) -> range:
+    """This process's run of consecutive pairs."""
+    rank, ranks = this_process().process_index, this_process().num_processes
+    return range(len(store) * rank // ranks, len(store) * (rank + 1) // ranks)
+
+
+def _own_batches(batches: Iterable[Made]) -> Iterator[Made]:
+    """This process's share of batches that all processes read."""
+    return islice(batches, this_process().process_index, None, this_process().num_processes)
+
+
+def _own_batch_count(store: ActivationStore) -> int:
+    return len(list(_own_batches(range(0, len(store), SHUFFLED_BATCH))))
+
+
+@torch.no_grad()
+def _activations(
+    batches: Iterable[tuple[Tensor, Tensor]], dictionary: Dictionary, device: torch.device
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    for image, text in store.batches(batch_size, pairs):
-        yield image.to(device), text.to(device)
+    """Activations `[n, features]` of images and of texts, where statistics are kept."""
+    sums = statistics_device(device)
+    for image, text in batches:
+        z = dictionary.encode(image.to(device), "image")  # [n, features]
+        w = dictionary.encode(text.to(device), "text")  # [n, features]
+        yield z.to(sums), w.to(sums)
+
+
+def _merged(found: Mergeable) -> Mergeable:
+    """In the main process, what all processes found."""
+    state = this_process()
+    for other in range(1, state.num_processes):
+        theirs = broadcast(to_device(found, "cpu") if state.process_index == other else None, other)
+        if state.is_main_process:
+            found.merge(theirs)
+    return found

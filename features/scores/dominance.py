@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from features.bootstrap import poisson_weights
+from features.bootstrap import bootstrap_weights, ratio_interval
 from features.errors import UserError
 from features.modality import (
     CROSS_MODAL,
@@ -20,8 +19,6 @@ from features.modality import (
     Rule,
 )
 
-LEVEL = 0.95
-
 
 @dataclass(frozen=True)
 class Dominance:
@@ -29,7 +26,8 @@ class Dominance:
 
     mds: mean of |a_image| / (|a_image| + |a_text|) over the pairs in which either is not zero: 0
         where only texts drive the feature, 1 where only images do. NaN where it is unscored.
-    ci_low, ci_high: 95% percentile interval of mds from a Poisson bootstrap over the pairs.
+    ci_low, ci_high: 95% interval of mds from a bootstrap over the pairs
+        (`features.bootstrap.ratio_interval`). Never of width 0: ten pairs leave much open.
     energy: sum |a_image| / (sum |a_image| + sum |a_text|) (Papadimitriou et al. 2025, arXiv
         2504.11695). NaN where the feature is never active.
     active_pairs, left_out: pairs that mds stands on, and the others.
@@ -99,7 +97,7 @@ class DominanceStatistics:
         total = image + text
         active = total > 0
         ratio = torch.where(active, image / total, 0.0)
-        weights = poisson_weights(self.seed, self.stream, self._next, len(image), self.replicates)
+        weights = bootstrap_weights(self.seed, self.stream, self._next, len(image), self.replicates)
         weights = weights.to(ratio).T.contiguous()  # [replicates, n]
         self.ratio += ratio.sum(0)
         self.active += active.sum(0)
@@ -109,6 +107,11 @@ class DominanceStatistics:
         self.replicate_active += weights @ active.double()
         self.pairs += len(image)
         self._next += len(image)
+
+    @property
+    def means(self) -> Tensor:
+        """Mean |activation| of images and of texts over all pairs so far: `[2, features]`."""
+        return self.energy / max(1, self.pairs)
 
     def merge(self, other: DominanceStatistics) -> None:
         """Add the sums of other pairs.
@@ -142,14 +145,15 @@ class DominanceStatistics:
         unscored = active < max(1, min_pairs)
         with np.errstate(divide="ignore", invalid="ignore"):
             mds = self.ratio.cpu().numpy() / active
-            replicates = self.replicate_ratio.cpu().numpy() / self.replicate_active.cpu().numpy()
             energy_share = energy[0] / energy.sum(0)
             mean_active = energy / nonzero
             density = nonzero / np.float64(self.pairs)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", RuntimeWarning)
-            tail = (1 - LEVEL) / 2
-            low, high = np.nanquantile(replicates, [tail, 1 - tail], axis=0)
+        low, high = ratio_interval(
+            self.replicate_ratio.cpu().numpy(),
+            self.replicate_active.cpu().numpy(),
+            1.0,
+            seed=self.seed,
+        )
         for values in (mds, low, high):
             values[unscored] = np.nan
         return Dominance(

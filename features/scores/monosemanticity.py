@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 FEATURE_CHUNK = 256
-NOBODY = -1
+NO_SAMPLE = -1
 """Stands in `TopSamples.samples` where fewer than m samples activate a feature."""
 NUMBERS = 2**32 - 1
 """The greatest number of a sample."""
@@ -42,8 +42,8 @@ class TopSamples:
 
     @property
     def samples(self) -> Tensor:
-        """Their numbers, `[features, m]` int64; NOBODY where there is none."""
-        return torch.where(self._keys > 0, NUMBERS - (self._keys & NUMBERS), NOBODY)
+        """Their numbers, `[features, m]` int64; NO_SAMPLE where there is none."""
+        return torch.where(self._keys > 0, NUMBERS - (self._keys & NUMBERS), NO_SAMPLE)
 
     def update(self, activations: Tensor, start: int) -> None:
         """Add samples.
@@ -88,17 +88,17 @@ def top_similarity(
     samples activate a feature, m is their number.
 
     Args:
-        samples: `[features, m]`, NOBODY where there are fewer; in any order.
+        samples: `[features, m]`, NO_SAMPLE where there are fewer; in any order.
         embeddings: numbers `[n]` -> the judge's embeddings `[n, dim]`.
         total: samples to draw the random ones from.
         generator: on the CPU.
     """
     samples = samples.cpu().sort(dim=1, descending=True).values  # their order must not matter
     random = random_samples(len(samples), samples.shape[1], total, generator)
-    random = torch.where(samples == NOBODY, NOBODY, random)
+    random = torch.where(samples == NO_SAMPLE, NO_SAMPLE, random)
     embsim, winrate = [], []
     for top, other in zip(samples.split(FEATURE_CHUNK), random.split(FEATURE_CHUNK), strict=True):
-        present = top != NOBODY  # [chunk, m]
+        present = top != NO_SAMPLE  # [chunk, m]
         pair = present[:, :, None] & present[:, None, :]
         pair &= ~torch.eye(top.shape[1], dtype=torch.bool)  # [chunk, m, m]
         top_cosines, random_cosines = _cosines(top, embeddings), _cosines(other, embeddings)
@@ -111,9 +111,9 @@ def top_similarity(
 
 
 def random_samples(rows: int, m: int, total: int, generator: torch.Generator) -> Tensor:
-    """`[rows, m]` sample numbers, each row drawn without repetition; NOBODY beyond `total`."""
+    """`[rows, m]` sample numbers, each row drawn without repetition; NO_SAMPLE beyond `total`."""
     drawn = min(m, total)
-    samples = torch.full((rows, m), NOBODY, dtype=torch.long)
+    samples = torch.full((rows, m), NO_SAMPLE, dtype=torch.long)
     if drawn == 0:
         return samples
     # Floyd's algorithm, all rows at once: draws without repetition in O(m^2) a row.

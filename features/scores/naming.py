@@ -1,13 +1,14 @@
 """Names for features: the term of the captions that goes with a feature's activations.
 
-Terms are the words of the captions, the pairs' tags (`attribute.tags`, joined by "|"), and the
-values of their other attributes, written "attribute: value". A feature's name is the term whose
-presence correlates best with its activation over all pairs (the point-biserial correlation).
+Terms are the words of the captions (`features.scores.words`), the pairs' tags (`attribute.tags`,
+joined by "|"), and the values of their other attributes, written "attribute: value". A feature's
+name is the term whose presence correlates best with its activation over all pairs (the
+point-biserial correlation), where that is more than permuted activations give.
 """
 
 from __future__ import annotations
 
-import re
+import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,12 +19,15 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from features.bootstrap import FLOOR_QUANTILE
 from features.errors import UserError
+from features.scores.words import holds, normalised, words
 from features.store.store import ATTRIBUTE
 
 TAGS = ATTRIBUTE + "tags"
 TAG_SEPARATOR = "|"
-WORD = re.compile(r"[^\W_](?:[\w'\u2019-]*[^\W_])")
+OF_ATTRIBUTE = ": "
+"""Between an attribute's name and its value."""
 MIN_PAIRS = 5
 MAX_SHARE = 0.5
 MAX_TERMS = 2000
@@ -34,23 +38,29 @@ COUNTED_TERMS = 500_000
 
 
 def pair_terms(samples: pa.Table, phrases: Sequence[str] = ()) -> Iterator[set[str]]:
-    """The terms of each row of a store's samples, and those of `phrases` that its captions hold."""
+    """The terms of each row of a store's samples, and those of `phrases` whose words stand in one
+    of its captions, whole and in this order."""
     attributes = [name for name in samples.column_names if name.startswith(ATTRIBUTE)]
     for row in samples.select(["captions", *attributes]).to_pylist():
-        terms = {word for text in row["captions"] for word in WORD.findall(text.lower())}
+        captions = [normalised(caption) for caption in row["captions"]]
+        terms = {word for caption in captions for word in words(caption)}
         for column in attributes:
             value = row[column]
             if not value:
                 continue
             if column == TAGS:
-                terms.update(tag.strip().lower() for tag in value.split(TAG_SEPARATOR))
+                terms.update(normalised(tag) for tag in value.split(TAG_SEPARATOR))
             else:
-                terms.add(f"{column.removeprefix(ATTRIBUTE)}: {value}")
+                name = column.removeprefix(ATTRIBUTE)
+                terms.add(unicodedata.normalize("NFC", name + OF_ATTRIBUTE + value))
         terms.discard("")
-        if phrases:
-            text = "\n".join(row["captions"]).lower()
-            terms.update(phrase for phrase in phrases if phrase in text)
+        terms.update(p for p in phrases if any(holds(caption, p) for caption in captions))
         yield terms
+
+
+def phrases_among(terms: Iterable[str]) -> list[str]:
+    """The terms that are neither one word nor an attribute's value: they must be looked for."""
+    return [term for term in terms if OF_ATTRIBUTE not in term and words(term) != {term}]
 
 
 def vocabulary(
@@ -87,13 +97,17 @@ def read_vocabulary(path: str | Path) -> list[str]:
         UserError: the file cannot be read or holds no term.
     """
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read as a vocabulary ({error})") from None
-    terms = list(dict.fromkeys(line.strip() for line in lines if line.strip()))
-    if not terms:
+    terms = (
+        unicodedata.normalize("NFC", line) if OF_ATTRIBUTE in line else normalised(line)
+        for line in map(str.strip, lines)
+    )
+    found = list(dict.fromkeys(term for term in terms if term))
+    if not found:
         raise UserError(f"{path}: no terms; write one a line")
-    return [term if ": " in term else term.lower() for term in terms]
+    return found
 
 
 class NamingStatistics:
@@ -104,7 +118,7 @@ class NamingStatistics:
         self, features: int, terms: Sequence[str], device: torch.device | str = "cpu"
     ) -> None:
         self.terms = list(terms)
-        self._phrases = [term for term in self.terms if " " in term]
+        self._phrases = phrases_among(self.terms)
         self._index = {term: index for index, term in enumerate(self.terms)}
         self.pairs = 0
         self.device = torch.device(device)
@@ -183,7 +197,10 @@ class Names:
 
 
 def name_features(
-    statistics: NamingStatistics, image_share: np.ndarray, classes: Sequence[str]
+    statistics: NamingStatistics,
+    image_share: np.ndarray,
+    classes: Sequence[str],
+    floor: float = 0.0,
 ) -> Names:
     """Name each feature by the term that goes best with it, in its stronger modality.
 
@@ -192,19 +209,15 @@ def name_features(
 
     Args:
         image_share: the images' share of each feature's activation, `[features]`; from 0.5 on the
-            image is the stronger one. NaN where the feature is never active: it gets no name.
+            image is the stronger one. NaN for features that get no name.
         classes: each feature's class.
+        floor: a term that correlates no better is no name (`naming_floor`).
     """
     features = len(image_share)
-    active = np.isfinite(image_share)
     if not statistics.terms:
         return Names([""] * features, np.full(features, np.nan))
-    by_image = torch.from_numpy(np.nan_to_num(image_share) >= 0.5).to(statistics.device)
-    best = min(CANDIDATES, len(statistics.terms))
-    image, text = (statistics.correlations(modality).topk(best, dim=0) for modality in (0, 1))
-    scores = torch.where(by_image, image.values, text.values).cpu().numpy()  # [best, features]
-    terms = torch.where(by_image, image.indices, text.indices).cpu().numpy()  # [best, features]
-    named = active & (scores[0] > 0)
+    scores, terms = _best_terms(statistics, image_share)  # [best, features] each
+    named = np.isfinite(image_share) & (scores[0] > floor)
     names = [
         statistics.terms[term] if has else "" for term, has in zip(terms[0], named, strict=True)
     ]
@@ -213,14 +226,43 @@ def name_features(
         sharing[classes[feature], names[feature]].append(feature)
     for group in sharing.values():
         for feature in sorted(group, key=lambda f: -scores[0, f])[1:]:
-            fitting = terms[1:, feature][scores[1:, feature] > 0]
+            fitting = terms[1:, feature][scores[1:, feature] > floor]
             others = (statistics.terms[term] for term in fitting)
-            new = next((term for term in others if not _words(term) & _words(names[feature])), None)
+            taken = _said(names[feature])
+            new = next((term for term in others if not _said(term) & taken), None)
             if new is not None:
                 names[feature] += f", {new}"
     return Names(names, np.where(named, scores[0], np.nan))
 
 
-def _words(term: str) -> set[str]:
+def naming_floor(chance: NamingStatistics, image_share: np.ndarray) -> float:
+    """What names get by chance: the 97.5% quantile, over the features, of the best term's
+    correlation; 0 where there are no features or no terms.
+
+    Args:
+        chance: of the same pairs, their activations permuted over them.
+        image_share: as `name_features` takes it; features of NaN are left out.
+    """
+    known = np.isfinite(image_share)
+    if not chance.terms or not known.any():
+        return 0.0
+    scores, _ = _best_terms(chance, image_share)
+    return max(0.0, float(np.quantile(scores[0, known], FLOOR_QUANTILE)))
+
+
+def _best_terms(
+    statistics: NamingStatistics, image_share: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Correlations and numbers of each feature's best terms in its stronger modality, the best
+    first: `[CANDIDATES or fewer, features]` each."""
+    by_image = torch.from_numpy(np.nan_to_num(image_share) >= 0.5).to(statistics.device)
+    best = min(CANDIDATES, len(statistics.terms))
+    image, text = (statistics.correlations(modality).topk(best, dim=0) for modality in (0, 1))
+    scores = torch.where(by_image, image.values, text.values)
+    terms = torch.where(by_image, image.indices, text.indices)
+    return scores.cpu().numpy(), terms.cpu().numpy()
+
+
+def _said(term: str) -> set[str]:
     """The words of a term, without the name of its attribute."""
-    return set(WORD.findall(term.rpartition(": ")[2].lower()))
+    return words(term.rpartition(OF_ATTRIBUTE)[2])

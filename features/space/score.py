@@ -6,7 +6,6 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import torch
 
@@ -15,13 +14,14 @@ from features.distributed import from_main_process, resolve_device
 from features.encoders.fingerprint import same_encoder
 from features.errors import UserError
 from features.files import jsonable
-from features.modality import CLASSES
+from features.modality import CLASSES, CROSS_MODAL
 from features.pairs.base import PairSource
+from features.scores.agreement import Agreement
 from features.scores.class_means import SWEEP, TopScores, all_measures, class_means, top_scores
-from features.scores.collect import collect
+from features.scores.collect import collect, collect_agreement, collect_naming_chance
 from features.scores.dominance import Classes, classify
 from features.scores.monosemanticity import Monosemanticity
-from features.scores.naming import name_features, vocabulary
+from features.scores.naming import name_features, naming_floor, vocabulary
 from features.space.space import FeatureSpace, SpaceConfig
 from features.space.tables import exemplar_table, feature_table
 from features.store.store import SAMPLE_BATCH, ActivationStore, same_pairs
@@ -43,7 +43,7 @@ def score(
     device: torch.device | str = "cpu",
     progress: bool = True,
 ) -> FeatureSpace:
-    """Score, name and illustrate the features of a dictionary, in one pass over the store.
+    """Score, name and illustrate the features of a dictionary, in a few passes over the store.
 
     Memory is bounded by the batch and the dictionary. Under `accelerate launch` the processes share
     the pass, and all return the same FeatureSpace.
@@ -84,6 +84,20 @@ def score(
         progress=progress,
     )
 
+    agreeing = collect_agreement(
+        store,
+        dictionary,
+        from_main_process(lambda: found.dominance.means.cpu()),
+        batch_size=batch_size,
+        seed=seed,
+        replicates=replicates,
+        device=device,
+        progress=progress,
+    )
+    chance_names = collect_naming_chance(
+        store, dictionary, terms, seed=seed, device=device, progress=progress
+    )
+
     def finish() -> tuple[SpaceConfig, pa.Table, pa.Table]:
         scores = found.dominance.scores(min_pairs)
         classes = {
@@ -95,8 +109,9 @@ def score(
             meaning = meaning.without_cross()
         tops = {m: top_scores(found.best, judge, m, seed) for m in sizes}
         relative = classes["relative"].names
-        image_share = np.where(np.isfinite(scores.mds), scores.mds, scores.energy)
-        names = name_features(found.naming, image_share, relative.tolist())
+        agreement = agreeing.scores(min_pairs)
+        name_floor = naming_floor(chance_names, scores.mds)
+        names = name_features(found.naming, scores.mds, relative.tolist(), name_floor)
         config = SpaceConfig(
             encoder=store.config.encoder,
             encoder_fingerprint=store.config.encoder_fingerprint,
@@ -116,14 +131,17 @@ def score(
             replicates=replicates,
             seed=seed,
             dead=float((scores.active_pairs == 0).mean()),
-            classes={rule: _class_record(result) for rule, result in classes.items()},
-            floors=_floors(tops[top_m], meaning),
+            classes={rule: _class_record(result, agreement) for rule, result in classes.items()},
+            floors=_floors(tops[top_m], meaning)
+            | jsonable({"agreement": agreement.mean_floor, "name": name_floor}),
             skipped=store.config.skipped_reasons,
             captions_cut=store.config.captions_cut,
-            class_means=class_means(all_measures(tops.values(), meaning), relative, seed=seed),
+            class_means=class_means(
+                all_measures(tops.values(), meaning, agreement), relative, seed=seed
+            ),
         )
         similar = tops[top_m].similar
-        table = feature_table(scores, classes, similar, meaning, names.names, names.scores)
+        table = feature_table(scores, classes, agreement, similar, meaning, names)
         return config, table, exemplar_table(found.best, exemplars, store, source)
 
     config, table, shown = from_main_process(finish)
@@ -168,7 +186,8 @@ def _floors(top: TopScores, meaning: Monosemanticity) -> dict[str, float | None]
     return jsonable(floors)
 
 
-def _class_record(classes: Classes) -> dict[str, Any]:
+def _class_record(classes: Classes, agreement: Agreement) -> dict[str, Any]:
+    cross_modal = classes.names == CROSS_MODAL
     counts = {name: int((classes.names == name).sum()) for name in CLASSES}
     return jsonable(
         {
@@ -176,5 +195,6 @@ def _class_record(classes: Classes) -> dict[str, Any]:
             "high": float(classes.high),
             "counts": counts,
             "uncertain": int(classes.uncertain.sum()),
+            "shared": int((cross_modal & agreement.shared).sum()),
         }
     )

@@ -39,9 +39,10 @@ from features.encoders.load import load_encoder
 from features.errors import UserError, first_line
 from features.files import read_json, write_json
 from features.modality import CLASSES, Rule
+from features.scores.words import holds, normalised
 from features.space.card import model_card
 
-SCHEMA = 2
+SCHEMA = 3
 ENCODE_BATCH = 256
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -74,11 +75,14 @@ class SpaceConfig:
     dead: float
     """Share of the features that no sample of the pairs activates."""
     classes: dict[str, dict[str, Any]]
-    """By rule, "relative" and "fixed": low, high (bounds), counts (by class), uncertain."""
+    """By rule, "relative" and "fixed": low, high (bounds), counts (by class), uncertain, shared
+    (cross-modal ones whose agreement lies above its floor)."""
     floors: dict[str, float | None]
     """What random features get. ms_*: the expected score with activations permuted over the
     samples; embsim_* and winrate_*: the 97.5% quantile over as many sets of `top_m` random samples
-    as there are features with that many active ones."""
+    as there are features with that many active ones; agreement: the mean of the features' own;
+    name: what the best term's correlation reaches in 97.5% of features with permuted activations,
+    below which a feature has no name."""
     skipped: dict[str, int]
     """Pairs that could not be read when the store was made, by reason."""
     class_means: list[dict[str, Any]]
@@ -163,6 +167,7 @@ class FeatureSpace:
         max_mds: float | None = None,
         rule: Rule = "relative",
         certain: bool = False,
+        shared: bool | None = None,
     ) -> Tensor:
         """Numbers of the features that meet all conditions: `[selected]` int64, ascending.
 
@@ -172,7 +177,10 @@ class FeatureSpace:
             min_mds: least MDS; with a bound on MDS, unscored features are out.
             max_mds: greatest MDS.
             rule: of the classes, "relative" or "fixed".
-            certain: leave out features whose interval crosses a bound of their class.
+            certain: leave out features whose interval crosses a bound of their class (or, with
+                `shared`, the floor of their agreement).
+            shared: True for features that images and texts drive in the same pairs (agreement above
+                its floor), False for the other scored ones.
 
         Raises:
             UserError: an unknown class or rule.
@@ -186,14 +194,19 @@ class FeatureSpace:
                 raise UserError(f"{modality_class}: unknown class; use {', '.join(CLASSES)}")
             chosen &= self._column("class" + suffix) == modality_class
         if name is not None:
-            words = re.compile(rf"(?<!\w){re.escape(name)}(?!\w)", re.IGNORECASE)
-            chosen &= np.array([bool(words.search(n)) for n in self._column("name")], dtype=bool)
+            words = normalised(name)
+            chosen &= [holds(normalised(n), words) for n in self._column("name")]
         if min_mds is not None:
             chosen &= self._column("mds") >= min_mds
         if max_mds is not None:
             chosen &= self._column("mds") <= max_mds
         if certain:
             chosen &= ~self._column("uncertain" + suffix)
+        if shared is not None:
+            chosen &= np.isfinite(self._column("agreement"))
+            chosen &= self._column("shared") == shared
+            if certain:
+                chosen &= ~self._column("uncertain_shared")
         return torch.from_numpy(np.flatnonzero(chosen))
 
     def save(self, folder: str | Path) -> Path:
@@ -241,8 +254,20 @@ class FeatureSpace:
         """
         folder = _find(where)
         record = read_json(folder / "config.json")
-        if record.get("schema") != SCHEMA or "dictionary" not in record:
-            raise UserError(f"{where}: not a FeatureSpace of schema {SCHEMA}; score it again")
+        if "dictionary" not in record or not isinstance(record.get("schema"), int):
+            raise UserError(f"{where}: its config.json is not that of a FeatureSpace")
+        if record["schema"] != SCHEMA:
+            age = "an older" if record["schema"] < SCHEMA else "a newer"
+            raise UserError(
+                f"{where}: a FeatureSpace of {age} version (schema {record['schema']}, this one "
+                f"reads {SCHEMA}); "
+                + (
+                    "score its dictionary again: mms score --store STORE --dictionary "
+                    f"{where} --out FOLDER"
+                    if record["schema"] < SCHEMA
+                    else "install a newer version of mms-apps"
+                )
+            )
         known = {f.name for f in dataclasses.fields(SpaceConfig)}
         return cls(
             SpaceConfig(**{key: value for key, value in record.items() if key in known}),

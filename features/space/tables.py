@@ -10,8 +10,10 @@ import pyarrow as pa
 from PIL import Image
 
 from features.pairs.base import PairSource
+from features.scores.agreement import Agreement
 from features.scores.dominance import Classes, Dominance
-from features.scores.monosemanticity import NOBODY, Monosemanticity, TopSamples, TopSimilarity
+from features.scores.monosemanticity import NO_SAMPLE, Monosemanticity, TopSamples, TopSimilarity
+from features.scores.naming import Names
 from features.store.store import ActivationStore
 
 THUMBNAIL_SIDE = 48
@@ -25,6 +27,12 @@ FEATURE_COLUMNS = (
     "uncertain",
     "class_fixed",
     "uncertain_fixed",
+    "agreement",
+    "agreement_low",
+    "agreement_high",
+    "agreement_floor",
+    "shared",
+    "uncertain_shared",
     "active_pairs",
     "left_out",
     "energy",
@@ -43,7 +51,8 @@ FEATURE_COLUMNS = (
     "name_score",
 )
 """Of features.parquet. `class` follows the paper's relative rule,
-`class_fixed` the fixed bounds."""
+`class_fixed` the fixed bounds. `shared`: the agreement lies above its floor, so that images and
+texts drive the feature in the same pairs; `uncertain_shared`: its interval crosses the floor."""
 EXEMPLAR_SCHEMA = pa.schema(
     [
         ("feature", pa.int64()),
@@ -62,10 +71,10 @@ most 48 pixels, null for texts and where the image could not be had."""
 def feature_table(
     scores: Dominance,
     classes: dict[str, Classes],
+    agreement: Agreement,
     similar: dict[str, TopSimilarity],
     meaning: Monosemanticity,
-    names: list[str],
-    name_scores: np.ndarray,
+    names: Names,
 ) -> pa.Table:
     columns = {
         "feature": np.arange(len(scores.mds)),
@@ -76,6 +85,12 @@ def feature_table(
         "uncertain": classes["relative"].uncertain,
         "class_fixed": classes["fixed"].names,
         "uncertain_fixed": classes["fixed"].uncertain,
+        "agreement": agreement.agreement,
+        "agreement_low": agreement.ci_low,
+        "agreement_high": agreement.ci_high,
+        "agreement_floor": agreement.floor,
+        "shared": agreement.shared,
+        "uncertain_shared": agreement.uncertain,
         "active_pairs": scores.active_pairs,
         "left_out": scores.left_out,
         "energy": scores.energy,
@@ -90,8 +105,8 @@ def feature_table(
         "ms_image": meaning.ms_image,
         "ms_text": meaning.ms_text,
         "ms_cross": meaning.ms_cross,
-        "name": names,
-        "name_score": name_scores,
+        "name": names.names,
+        "name_score": names.scores,
     }
     return pa.table({name: columns[name] for name in FEATURE_COLUMNS})
 
@@ -103,7 +118,7 @@ def exemplar_table(
     rows: list[int] = []
     for modality, top in best.items():
         numbers = top.samples[:, :count].cpu()  # [features, count]
-        found = (numbers != NOBODY).nonzero()  # [exemplars, 2], by feature, then by rank
+        found = (numbers != NO_SAMPLE).nonzero()  # [exemplars, 2], by feature, then by rank
         columns["feature"] += found[:, 0].tolist()
         columns["rank"] += found[:, 1].tolist()
         columns["modality"] += [modality] * len(found)

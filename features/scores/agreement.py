@@ -1,0 +1,183 @@
+"""Agreement: whether images and texts drive a feature in the same pairs.
+
+An MDS of 0.5 says that both modalities drive a feature equally over all pairs, not that they do so
+in the same ones. Agreement is the weighted Jaccard index over the pairs of the activations, each
+modality's scaled by its mean, beside what the texts of other pairs give.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from features.bootstrap import FLOOR_QUANTILE, bootstrap_weights, ratio_interval
+
+PERMUTATIONS = 40
+"""Ways in which images get the texts of other pairs, for the floor."""
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How far a feature's images and texts agree; arrays `[features]`, NaN where it is unscored.
+
+    agreement: sum_m min(u_m, v_m) / sum_m max(u_m, v_m) over the pairs m, with u_m = |a(x_m)| /
+        mean |a(x)| of the images and v_m = |a(y_m)| / mean |a(y)| of the texts, the means over all
+        pairs: 1 where both drive the feature alike in each pair, 0 where no pair drives it in both.
+    ci_low, ci_high: its 95% interval from a bootstrap over the pairs (the means move too).
+    floor: the 97.5% quantile of the same with the texts of other pairs, drawn from all of them.
+    """
+
+    agreement: np.ndarray
+    ci_low: np.ndarray
+    ci_high: np.ndarray
+    floor: np.ndarray
+
+    @property
+    def mean_floor(self) -> float:
+        """Mean floor of the scored features; NaN where there are none."""
+        known = self.floor[np.isfinite(self.floor)]
+        return float(known.mean()) if len(known) else math.nan
+
+    @property
+    def shared(self) -> np.ndarray:
+        """`[features]` bool: the agreement lies above its floor."""
+        return self.agreement > self.floor
+
+    @property
+    def uncertain(self) -> np.ndarray:
+        """`[features]` bool: the agreement's interval crosses the floor."""
+        return (self.ci_low < self.floor) & (self.floor < self.ci_high)
+
+
+class AgreementStatistics:
+    """The sums from which `Agreement` follows, in float64; they merge where the means are equal.
+
+    The means must be known beforehand, so this takes a second pass over the pairs, after the one
+    that found them (`DominanceStatistics.means`). A bootstrap replicate has means of its own. To
+    first order, which pairs' image or text is the lesser stays as it is, and the sums over each
+    kind of pair are rescaled; so four sums a replicate are enough.
+
+    Args:
+        means: mean |activation| of images and of texts over all pairs, `[2, features]`.
+        seed: of the bootstrap.
+        stream: the data set's name, as `DominanceStatistics` takes it.
+        start: number of the first pair in its stream.
+        replicates: of the bootstrap.
+    """
+
+    def __init__(
+        self,
+        means: Tensor,
+        *,
+        seed: int = 0,
+        stream: str = "pairs",
+        start: int = 0,
+        replicates: int = 200,
+    ) -> None:
+        self.means = means.double()
+        self.seed = seed
+        self.stream = stream
+        self.replicates = replicates
+        self._next = start
+        zeros = torch.zeros(means.shape[1], dtype=torch.float64, device=means.device)
+        self.active = zeros.clone()
+        self.least = zeros.clone()  # sum of min(u, v)
+        self.greatest = zeros.clone()  # sum of max(u, v)
+        self.replicate_weight = torch.zeros(replicates, dtype=torch.float64, device=means.device)
+        # Over pairs whose lesser is the image, the lesser is the text; all images; all texts.
+        self.replicate_sums = zeros.repeat(4, replicates, 1)  # [4, replicates, features]
+        self.chance_least = zeros.repeat(PERMUTATIONS, 1)  # [permutations, features]
+        self.chance_greatest = zeros.repeat(PERMUTATIONS, 1)  # [permutations, features]
+
+    def update(self, image: Tensor, text: Tensor) -> None:
+        """Add the stream's next pairs.
+
+        Args:
+            image: activations for the images, `[n, features]`; signs don't matter.
+            text: activations for the captions of the same pairs, `[n, features]`.
+        """
+        u, v = self._scaled(image, text)
+        weights = bootstrap_weights(self.seed, self.stream, self._next, len(u), self.replicates)
+        weights = weights.to(u).T.contiguous()  # [replicates, n]
+        self.active += ((u > 0) | (v > 0)).sum(0)
+        self.least += torch.minimum(u, v).sum(0)
+        self.greatest += torch.maximum(u, v).sum(0)
+        image_less = u <= v
+        parts = (torch.where(image_less, u, 0.0), torch.where(image_less, 0.0, v), u, v)
+        for sums, part in zip(self.replicate_sums, parts, strict=True):
+            sums += weights @ part
+        self.replicate_weight += weights.sum(1)
+        self._next += len(u)
+
+    def update_chance(self, image: Tensor, text: Tensor) -> None:
+        """Add pairs to the floor: within them, images are paired with the texts of others.
+
+        Args:
+            image: activations `[n, features]` of pairs drawn from all over the data
+                (`ActivationStore.shuffled_batches`): neighbours may be of one kind.
+            text: of the same pairs, `[n, features]`.
+        """
+        u, v = self._scaled(image, text)
+        if len(u) < 2:  # there is no other pair
+            return
+        for permutation in range(PERMUTATIONS):
+            other = v.roll(1 + permutation % (len(v) - 1), dims=0)  # [n, features]
+            self.chance_least[permutation] += torch.minimum(u, other).sum(0)
+            self.chance_greatest[permutation] += torch.maximum(u, other).sum(0)
+
+    def merge(self, other: AgreementStatistics) -> None:
+        """Add the sums of other pairs.
+
+        Raises:
+            ValueError: the means, the replicates or the seed differ.
+        """
+        if (self.replicates, self.seed) != (other.replicates, other.seed) or not torch.equal(
+            self.means, other.means.to(self.means.device)
+        ):
+            raise ValueError("means, replicates and seed must be equal")
+        for name in (
+            "active",
+            "least",
+            "greatest",
+            "replicate_weight",
+            "replicate_sums",
+            "chance_least",
+            "chance_greatest",
+        ):
+            mine: Tensor = getattr(self, name)
+            mine += getattr(other, name).to(mine.device)
+
+    def scores(self, min_pairs: int = 10) -> Agreement:
+        """The scores; features with fewer than `min_pairs` active pairs are unscored (NaN)."""
+        active = self.active.cpu().numpy()  # [features]
+        greatest = self.greatest.cpu().numpy()  # [features]
+        weight = self.replicate_weight[:, None]  # [replicates, 1]
+        image_less, text_less, image, text = self.replicate_sums  # [replicates, features] each
+        # Divided by the replicate's own means, which are relative to those of all pairs.
+        least = _ratio(image_less * weight, image) + _ratio(text_less * weight, text)
+        total = weight * ((image > 0).double() + (text > 0).double())  # of min(u, v) + max(u, v)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            agreement = self.least.cpu().numpy() / greatest
+            chance = self.chance_least.cpu().numpy() / self.chance_greatest.cpu().numpy()
+            unit = greatest / active  # what an active pair adds to the denominator, on average
+        low, high = ratio_interval(
+            least.cpu().numpy(), (total - least).cpu().numpy(), unit, seed=self.seed
+        )
+        floor = np.quantile(chance, FLOOR_QUANTILE, axis=0)
+        for values in (agreement, low, high, floor):
+            values[active < max(1, min_pairs)] = np.nan
+        return Agreement(agreement, low, high, floor)
+
+    def _scaled(self, image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
+        """Activations over their modality's mean, `[n, features]` each; 0 where that is 0."""
+        image_mean, text_mean = self.means
+        return _ratio(image.double().abs(), image_mean), _ratio(text.double().abs(), text_mean)
+
+
+def _ratio(part: Tensor, whole: Tensor) -> Tensor:
+    """part / whole, 0 where whole is 0."""
+    return torch.where(whole > 0, part / whole, 0.0)

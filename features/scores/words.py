@@ -1,0 +1,65 @@
+"""Words in texts of every script, and whole words found in them.
+
+A word is a run of letters, digits and their combining marks, of two characters or more; hyphens and
+apostrophes within one belong to it. Scripts that put no spaces between words (Chinese, Japanese,
+Thai, Lao, Khmer, Burmese) are not segmented: each two neighbouring characters count as a word, and
+each Chinese character as one more. Capitals don't matter, nor how accents are encoded.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from functools import lru_cache
+from itertools import pairwise
+
+import regex
+
+SPACELESS = r"\p{Han}\p{Hiragana}\p{Katakana}\u30fc\p{Line_Break=Complex_Context}"
+LETTER = r"\p{L}\p{N}"
+JOINED = rf"[[{LETTER}\p{{M}}_]--[{SPACELESS}]]"
+"""What continues a word."""
+JOINERS = r"'\u2019\u200c\u200d-"
+"""What may stand within a word: apostrophes, the zero-width joiners, the hyphen."""
+TOKEN = regex.compile(
+    rf"(?V1)(?P<run>[{SPACELESS}][{SPACELESS}\p{{M}}]*)"
+    rf"|(?P<word>[[{LETTER}]--[{SPACELESS}]]"
+    rf"[{JOINED}{JOINERS}]*[[{LETTER}\p{{M}}]--[{SPACELESS}]])"
+)
+HAN = regex.compile(r"\p{Han}")
+FIRST_OF_RUN = regex.compile(rf"[{SPACELESS}]")
+
+
+def normalised(text: str) -> str:
+    """Lower case, one space for any white space, accents composed (NFC)."""
+    return " ".join(unicodedata.normalize("NFC", text.lower()).split())
+
+
+def words(text: str) -> set[str]:
+    """The words of a text, normalised."""
+    found = set()
+    for token in TOKEN.finditer(normalised(text)):
+        if token["word"]:
+            found.add(token["word"])
+            continue
+        characters = regex.findall(r"\X", token["run"])  # with their marks
+        found.update(character for character in characters if HAN.match(character))
+        found.update(first + second for first, second in pairwise(characters))
+    return found
+
+
+def holds(text: str, phrase: str) -> bool:
+    """Whether the words of a phrase stand in a text, whole and in this order.
+
+    Args:
+        text: normalised.
+        phrase: normalised. At an end in a script without spaces, it may be a part of a longer run.
+    """
+    return phrase in text and _pattern(phrase).search(text) is not None
+
+
+@lru_cache(maxsize=100_000)
+def _pattern(phrase: str) -> regex.Pattern[str]:
+    before = "" if FIRST_OF_RUN.match(phrase) else rf"(?<!{JOINED})"
+    last = regex.findall(r"\X", phrase)[-1:]
+    after = r"(?!\p{M})" if last and FIRST_OF_RUN.match(last[0]) else rf"(?!{JOINED})"
+    return regex.compile(f"(?V1){before}{regex.escape(phrase)}{after}")
