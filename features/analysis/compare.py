@@ -30,22 +30,30 @@ class Figure:
 
 
 FIGURES = (
-    Figure("fvu", "FVU", "reconstructs less of the held-out embeddings (higher FVU)"),
+    Figure("fvu", "FVU within modality", "explains less of the held-out embeddings (higher FVU)"),
     Figure("l0", "L0", "has more features active for a sample (higher L0)"),
     Figure("dead", "dead", "has more dead features", percent=True),
     Figure("image_share", "image-dominant", "has more image-dominant features", percent=True),
     Figure("cross_share", "cross-modal", "has more cross-modal features", percent=True),
     Figure("text_share", "text-dominant", "has more text-dominant features", percent=True),
+    Figure(
+        "shared_share",
+        "of these shared",
+        "has more of its cross-modal features shared",
+        percent=True,
+    ),
+    Figure("agreement", "agreement", "has features whose images and texts agree more"),
     Figure("specificity", "specificity", "has more modality-specific features"),
     Figure("ms_image", "MS, images", "has features that are more monosemantic on images"),
     Figure("ms_text", "MS, texts", "has features that are more monosemantic on texts"),
     Figure("ms_cross", "MS, across", "has features whose images and texts are more alike"),
 )
 """Of each space. Classes are those of the fixed bounds: the relative ones move with the space.
-Specificity is the mean of |2 MDS - 1|: 0 where both modalities drive every feature alike, 1 where
-each is driven by one alone. MS is the Monosemanticity Score above the judge's random floor, as a
-share of what lies above it: (MS - floor) / (1 - floor), so that spaces with different judges
-compare."""
+Those cross-modal features are shared whose agreement lies above its floor: images and texts drive
+them in the same pairs. Specificity is the mean of |2 MDS - 1|: 0 where both modalities drive every
+feature alike, 1 where each is driven by one alone. MS is the Monosemanticity Score above the
+judge's random floor, as a share of what lies above it: (MS - floor) / (1 - floor), so that spaces
+with different judges compare."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +88,8 @@ class MatchSummary:
     same_class: Estimate
     """Share of the matched features with the same class (fixed bounds) in both."""
     pairs: list[dict[str, Any]]
-    """The matched features: feature, partner, correlation, and both names, MDS and classes."""
+    """The matched features: feature, partner, correlation, and both names, MDS, agreement
+    and classes."""
 
 
 @dataclass(frozen=True)
@@ -151,6 +160,8 @@ def _feature_values(space: FeatureSpace) -> dict[str, np.ndarray]:
         "image_share": (classes[scored] == IMAGE_DOMINANT).astype(float),
         "cross_share": (classes[scored] == CROSS_MODAL).astype(float),
         "text_share": (classes[scored] == TEXT_DOMINANT).astype(float),
+        "shared_share": table["shared"].to_numpy()[classes == CROSS_MODAL].astype(float),
+        "agreement": table["agreement"].to_numpy()[scored],
         "specificity": np.abs(2 * mds[scored] - 1),
     }
     for name in ("ms_image", "ms_text", "ms_cross"):
@@ -165,7 +176,7 @@ def _summary(
     space: FeatureSpace, label: str, values: dict[str, np.ndarray], seed: int
 ) -> SpaceSummary:
     config = space.config
-    held_out = (config.dictionary.get("held_out") or {}).get("overall", {})
+    held_out = (config.dictionary.get("held_out") or {}).get("within", {})
     estimates = {name: _saved(held_out, name) for name in ("fvu", "l0")}
     estimates |= {name: mean_estimate(found, seed=seed) for name, found in values.items()}
     return SpaceSummary(
@@ -249,6 +260,7 @@ def _match_summary(
                 "correlation": float(matching.correlation[feature]),
                 "names": [one["name"], two["name"]],
                 "mds": [one["mds"], two["mds"]],
+                "agreement": [one["agreement"], two["agreement"]],
                 "classes": [one["class_fixed"], two["class_fixed"]],
             }
         )

@@ -14,15 +14,15 @@ from features.bootstrap import auroc_interval
 from features.dictionary import Dictionary
 from features.encoders.fingerprint import same_encoder
 from features.errors import UserError
-from features.modality import MODALITIES
-from features.scores.naming import pair_terms
+from features.modality import CROSS_MODAL, MODALITIES
+from features.scores.naming import OF_ATTRIBUTE, pair_terms, phrases_among
 from features.space.space import FeatureSpace
 from features.store.store import ATTRIBUTE, SAMPLE_BATCH, ActivationStore
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
 
-SCHEMA = 1
+SCHEMA = 2
 MIN_PAIRS = 20
 """A concept is scored where at least so many pairs have it and so many don't."""
 MAX_PAIRS = 20_000
@@ -32,6 +32,9 @@ GOOD = 0.9
 FOLDS = 5
 CARRIERS = 5
 SOURCES = ("image", "text", "both")
+SOURCE_NAMES = {"image": "images", "text": "texts", "both": "both together"}
+TOO_FEW = "too few pairs to say"
+"""The verdict where an interval holds GOOD, so that more pairs could turn it either way."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,21 @@ class Support:
     low: float
     high: float
 
+    @property
+    def good(self) -> bool:
+        """It surely reaches GOOD."""
+        return self.low >= GOOD
+
+    @property
+    def bad(self) -> bool:
+        """It surely does not."""
+        return self.high < GOOD
+
+    @property
+    def open(self) -> bool:
+        """There are too few pairs to say."""
+        return not (self.good or self.bad)
+
 
 @dataclass(frozen=True)
 class Concept:
@@ -52,10 +70,10 @@ class Concept:
         texts have it by definition; "attribute" where an attribute says so.
     support: by "image", "text" and "both" (of each pair's image and text together); None where too
         few pairs have the concept, or too few lack it.
-    carriers: the features that single out its pairs best: feature, name, class, mds, and auroc by
-        modality.
+    carriers: the features that single out its pairs best, of equally good cross-modal ones those
+        that are shared first: feature, name, class, mds, agreement, shared, and auroc by modality.
     verdict: where better data would help most: "images", "captions", "both", "neither", or
-        "unknown".
+        TOO_FEW.
     advice: the verdict, in words.
     """
 
@@ -139,11 +157,11 @@ def concept_support(
         support = None
         if min(positives, len(truth) - positives) >= MIN_PAIRS:
             support = _support(activations, truth, seed)
-        verdict, advice = _advice(support, positives, len(truth), ": " in name)
+        verdict, advice = _advice(support, positives, len(truth), OF_ATTRIBUTE in name)
         found.append(
             Concept(
                 name=name,
-                labels_from="attribute" if ": " in name else "captions",
+                labels_from="attribute" if OF_ATTRIBUTE in name else "captions",
                 positives=positives,
                 pairs=len(truth),
                 support=support,
@@ -185,7 +203,7 @@ def feature_auroc(activations: csr_matrix, labels: np.ndarray) -> np.ndarray:
 
 def _labels(store: ActivationStore, rows: np.ndarray, concepts: Sequence[str]) -> np.ndarray:
     """Which of the rows have which concept: `[rows, concepts]` bool."""
-    phrases = [concept for concept in concepts if " " in concept and ": " not in concept]
+    phrases = phrases_among(concepts)
     places = {concept: place for place, concept in enumerate(concepts)}
     labels = np.zeros((len(rows), len(concepts)), dtype=bool)
     names = next(store.sample_batches(1), pa.table({})).column_names
@@ -244,15 +262,19 @@ def _support(activations: Sequence[csr_matrix], truth: np.ndarray, seed: int) ->
 
 
 def _carriers(table: list[dict[str, Any]], aurocs: Sequence[np.ndarray]) -> list[dict[str, Any]]:
-    """The features with the best AUROC in either modality."""
-    best = np.maximum(*aurocs)
-    chosen = np.argsort(-best, kind="stable")[:CARRIERS].tolist()
+    """The features with the best AUROC in either modality; of cross-modal ones that are as good to
+    two digits, shared ones first."""
+    best = np.nan_to_num(np.maximum(*aurocs)).round(2)
+    unshared = [row["class_fixed"] == CROSS_MODAL and not row["shared"] for row in table]
+    chosen = np.lexsort((-np.maximum(*aurocs), unshared, -best))[:CARRIERS].tolist()
     return [
         {
             "feature": feature,
             "name": table[feature]["name"],
             "class": table[feature]["class_fixed"],
             "mds": table[feature]["mds"],
+            "agreement": table[feature]["agreement"],
+            "shared": table[feature]["shared"],
             "auroc": {m: float(a[feature]) for m, a in zip(MODALITIES, aurocs, strict=True)},
         }
         for feature in chosen
@@ -264,7 +286,7 @@ def _advice(
 ) -> tuple[str, str]:
     """The verdict, and its reason in words."""
     if support is None:
-        return "unknown", (
+        return TOO_FEW, (
             f"{positives} of {pairs} pairs have it; at least {MIN_PAIRS} must have it and "
             f"{MIN_PAIRS} must not. Add pairs before anything else."
         )
@@ -272,16 +294,20 @@ def _advice(
     by_definition = (
         "" if independent else " The labels are from the captions, so texts have it by definition."
     )
-    if image.low >= GOOD and text.low >= GOOD:
+    if image.open or text.open:
+        return TOO_FEW, _open_in_words(support, positives, pairs) + by_definition
+    if image.good and text.good:
         return "neither", "Images and texts each carry it well; more data would change little."
-    if text.low >= GOOD:
+    if text.good:
         return "images", (
             "Texts carry it well, images do not: invest in images that show it clearly, and more "
             "kinds of them." + by_definition
         )
-    if image.low >= GOOD:
-        return "captions", ("Images carry it well, texts do not: invest in captions that say it.")
-    if both.low >= GOOD:
+    if image.good:
+        return "captions", "Images carry it well, texts do not: invest in captions that say it."
+    if both.open:
+        return TOO_FEW, _open_in_words(support, positives, pairs) + by_definition
+    if both.good:
         return "both", (
             "Each modality carries a part of it, and only together they carry it well: better "
             "images and better captions would each help." + by_definition
@@ -290,4 +316,31 @@ def _advice(
     first = f" The {weaker} are the weaker part: begin there." if weaker else ""
     return "both", (
         "Neither images nor texts carry it well: invest in both." + first + by_definition
+    )
+
+
+def _open_in_words(support: dict[str, Support], positives: int, pairs: int) -> str:
+    """What is known and what is open where some interval holds GOOD."""
+
+    def named(chosen: list[str]) -> str:
+        return " and ".join(SOURCE_NAMES[source] for source in chosen)
+
+    known = [
+        f"{named(chosen).capitalize()} {verb}."
+        for verb, chosen in (
+            ("carry it well", [s for s in SOURCES if support[s].good]),
+            ("do not carry it well", [s for s in SOURCES if support[s].bad]),
+        )
+        if chosen
+    ]
+    undecided = [source for source in SOURCES if support[source].open]
+    intervals = ", ".join(f"{support[s].low:.2f} to {support[s].high:.2f}" for s in undecided)
+    rarer = min(positives, pairs - positives)
+    return " ".join(
+        [
+            *known,
+            f"Whether {named(undecided)} carry it well is open: the AUROC of {GOOD} lies within "
+            f"{intervals}, with {rarer} pairs of the rarer kind. Add pairs of that kind and ask "
+            "again before you invest in either.",
+        ]
     )

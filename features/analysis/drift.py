@@ -16,7 +16,7 @@ from features.modality import CROSS_MODAL, IMAGE_DOMINANT, UNSCORED
 from features.space.space import FeatureSpace
 
 SCHEMA = 1
-KINDS = ("gone", "new", "moved", "lost")
+KINDS = ("gone", "new", "moved", "lost", "parted")
 LOST_MS = 0.1
 """A fall of the Monosemanticity Score by more than this is a loss."""
 
@@ -27,7 +27,9 @@ class Change:
 
     kind: gone (scored before, without a counterpart now), new (the other way round), moved (to
         another class, with MDS intervals that lie apart), lost (its Monosemanticity Score, in the
-        modality that drives it, fell by more than LOST_MS).
+        modality that drives it, fell by more than LOST_MS), parted (its agreement lay above its
+        floor and no longer does, with intervals that lie apart: images and texts drive it in other
+        pairs).
     old, new: the feature's numbers; None where there is none.
     """
 
@@ -43,7 +45,7 @@ class Change:
 class Drift:
     """What changed from one space to another.
 
-    share: of the old space's scored features that are gone, moved or lost, in [0, 1].
+    share: of the old space's scored features that are gone, moved, lost or parted, in [0, 1].
     new_share: of the new space's scored features that are new, in [0, 1].
     compared_by: "feature number" for one dictionary on two data sets, else "activations".
     judges_differ: the Monosemanticity Scores are of different judges, and were not compared.
@@ -145,6 +147,10 @@ def _changes(
             f"MDS {row['mds']:.2f} to {counterpart['mds']:.2f}"
         )
         changes.append(Change("moved", *numbers, what))
+    fell = counterpart["agreement_high"] < row["agreement_low"]
+    if row["shared"] and not counterpart["shared"] and fell:
+        what = f"agreement {row['agreement']:.2f} to {counterpart['agreement']:.2f}"
+        changes.append(Change("parted", *numbers, what))
     then, now = (_monosemanticity(each, row["class_fixed"]) for each in (row, counterpart))
     if not judges_differ and math.isfinite(then) and not now >= then - LOST_MS:
         changes.append(Change("lost", *numbers, f"MS {then:.2f} to {now:.2f}"))

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from features.bootstrap import FLOOR_QUANTILE
 from features.encoders.fingerprint import same_encoder
 from features.errors import UserError
 from features.space.space import FeatureSpace
@@ -16,7 +17,6 @@ from features.store.store import ActivationStore, same_pairs
 BATCH = 1024
 LEAST_CORRELATION = 0.5
 """Features whose activations correlate less are not taken for the same."""
-FLOOR_QUANTILE = 0.975
 NO_PARTNER = -1
 
 
@@ -28,7 +28,7 @@ class Matching:
     correlation: of the two features' activations; NaN where there is no partner: `[features of
         the first]`.
     floor: the 97.5% quantile, over the first space's features, of the best correlation with the
-        second space's features on permuted pairs.
+        second space's features on other pairs, drawn from all of them.
     """
 
     partner: np.ndarray
@@ -105,12 +105,14 @@ def match_features(
 
     The images and the texts of all pairs are one long list of samples, over which activations are
     correlated. Partners are assigned so that the sum of correlations is largest; a pair below
-    LEAST_CORRELATION, or below what permuted pairs give, is none.
+    LEAST_CORRELATION, or below what other pairs give, is none. The pairs are read shuffled
+    (`ActivationStore.shuffled_batches`), so that the other pairs of a batch are no neighbours: in
+    data sorted by class, neighbours are of one kind.
 
     Args:
         first_store: embeddings by the first space's encoder.
         second_store: embeddings of the same pairs by the second's.
-        seed: of the permutations.
+        seed: of the shuffling.
 
     Raises:
         UserError: the stores hold other pairs, or a store is of another encoder than its space.
@@ -131,19 +133,21 @@ def match_features(
         )
     found = CorrelationStatistics(len(first), len(second))
     chance = CorrelationStatistics(len(first), len(second))
-    generator = torch.Generator().manual_seed(seed)
-    batches = zip(first_store.batches(BATCH), second_store.batches(BATCH), strict=True)
+    shuffled = (  # alike: the order depends on the seed and the number of pairs alone
+        store.shuffled_batches(BATCH, torch.Generator().manual_seed(seed))
+        for store in (first_store, second_store)
+    )
     for (image, text), (other_image, other_text) in track(
-        batches,
+        zip(*shuffled, strict=True),
         description="matching features",
         total=-(-len(first_store) // BATCH),
         disable=not progress,
     ):
         z = torch.stack([first.encode_images(image), first.encode_texts(text)]).cpu()
         w = torch.stack([second.encode_images(other_image), second.encode_texts(other_text)]).cpu()
-        permuted = torch.randperm(len(image), generator=generator)
         found.update(z.flatten(0, 1), w.flatten(0, 1))
-        chance.update(z.flatten(0, 1), w[:, permuted].flatten(0, 1))
+        if len(image) > 1:  # else there is no other pair
+            chance.update(z.flatten(0, 1), w.roll(1, dims=1).flatten(0, 1))
     correlations = found.correlations()
     best_by_chance = chance.correlations().max(axis=1)
     floor = float(np.quantile(best_by_chance, FLOOR_QUANTILE))

@@ -16,7 +16,7 @@ from features.errors import UserError
 from features.modality import IMAGE_DOMINANT, TEXT_DOMINANT
 from features.space.space import FeatureSpace
 
-Order = Literal["monosemanticity", "image", "text", "number"]
+Order = Literal["monosemanticity", "image", "text", "agreement", "number"]
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,9 @@ class Filter:
     modality_class: None for all.
     min_mds, max_mds: features without a score are shown only where both bounds are open.
     min_monosemanticity: see `monosemanticity`; 0 for all.
+    min_agreement: of images and texts; 0 for all, else unscored features are out.
+    shared: True for features that images and texts drive in the same pairs, False for the other
+        scored ones, None for all.
     """
 
     words: str = ""
@@ -34,6 +37,8 @@ class Filter:
     min_mds: float = 0.0
     max_mds: float = 1.0
     min_monosemanticity: float = 0.0
+    min_agreement: float = 0.0
+    shared: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -57,9 +62,9 @@ def find(space: FeatureSpace, wanted: Filter, order: Order = "monosemanticity") 
     """Numbers of the features that meet all conditions.
 
     Args:
-        order: the most monosemantic first, the most image- or text-dominant first (unscored ones
-            last), or by number. Features with the words in their name come before those with
-            them in a caption.
+        order: the most monosemantic first, the most image- or text-dominant first, those whose
+            images and texts agree most (unscored ones last), or by number. Features with the words
+            in their name come before those with them in a caption.
 
     Raises:
         UserError: an unknown class, or no feature has such a number.
@@ -68,15 +73,20 @@ def find(space: FeatureSpace, wanted: Filter, order: Order = "monosemanticity") 
         wanted.modality_class,
         min_mds=wanted.min_mds if wanted.min_mds > 0 else None,
         max_mds=wanted.max_mds if wanted.max_mds < 1 else None,
+        shared=wanted.shared,
     ).numpy()
     scores = monosemanticity(space)
     if wanted.min_monosemanticity > 0:
         found = found[scores[found] >= wanted.min_monosemanticity]
+    agreement = space.features["agreement"].to_numpy()
+    if wanted.min_agreement > 0:
+        found = found[agreement[found] >= wanted.min_agreement]
     mds = space.features["mds"].to_numpy()
     keys = {
         "monosemanticity": np.where(np.isnan(mds), np.nan, -scores),
         "image": -mds,
         "text": mds,
+        "agreement": -agreement,
         "number": np.arange(len(space)),
     }
     found = found[np.argsort(keys[order][found], kind="stable")]  # NaN comes last

@@ -78,6 +78,11 @@ class Dictionary(nn.Module, ABC):
         self.register_buffer("means", torch.zeros(2, config.dim))  # [image and text, dim]
 
     @property
+    def sparsity(self) -> str:
+        """How many features are active for one sample, in words."""
+        return f"at most {self.config.k} active for one sample"
+
+    @property
     @abstractmethod
     def directions(self) -> Tensor:
         """What one unit of each feature adds to an embedding: unit rows `[features, dim]`."""

@@ -26,6 +26,10 @@ class BatchTopKDictionary(TopKDictionary):
         super().__init__(config)
         self.register_buffer("threshold", torch.zeros(()))
 
+    @property
+    def sparsity(self) -> str:
+        return f"about {self.config.k} active for one sample on average in training, no bound"
+
     def _largest(self, pre: Tensor) -> SparseCode:
         return at_least(pre, self.threshold)
 

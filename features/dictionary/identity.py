@@ -28,6 +28,10 @@ class IdentityDictionary(Dictionary):
             super().set_means(image, text)
 
     @property
+    def sparsity(self) -> str:
+        return "all active for each sample"
+
+    @property
     def directions(self) -> Tensor:
         return torch.eye(self.config.dim, dtype=self.means.dtype, device=self.means.device)
 

@@ -43,6 +43,10 @@ class NCLDictionary(Dictionary):
         self.encoder_bias = nn.Parameter(torch.zeros(config.features))
 
     @property
+    def sparsity(self) -> str:
+        return "as many active for one sample as the contrast makes, no bound"
+
+    @property
     def directions(self) -> Tensor:
         return F.normalize(self.decoder, dim=1)
 

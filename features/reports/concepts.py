@@ -5,15 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from features.analysis.concepts import GOOD, SCHEMA, Concept
+from features.analysis.concepts import GOOD, SCHEMA, TOO_FEW, Concept
 from features.files import write_json, write_whole
 from features.reports.page import CLASS_NAMES, templates
 from features.space.space import FeatureSpace
-
-if TYPE_CHECKING:
-    pass
 
 
 def write_concepts(concepts: Sequence[Concept], space: FeatureSpace, out: str | Path) -> Path:
@@ -25,7 +21,13 @@ def write_concepts(concepts: Sequence[Concept], space: FeatureSpace, out: str | 
     page = (
         templates()
         .get_template("concepts.html.j2")
-        .render(concepts=concepts, config=space.config, class_names=CLASS_NAMES, good=GOOD)
+        .render(
+            concepts=concepts,
+            config=space.config,
+            class_names=CLASS_NAMES,
+            good=GOOD,
+            too_few=TOO_FEW,
+        )
     )
     write_whole(out / "concepts.html", page.encode())
     return out / "concepts.html"

@@ -23,6 +23,23 @@ CLASS_NAMES = {
 }
 
 
+SHARED, NOT_SHARED = "shared", "balanced, not shared"
+
+
+def class_in_words(feature: dict[str, Any], column: str = "class") -> str:
+    """A feature's class, of a cross-modal one with whether images and texts drive it in the same
+    pairs.
+
+    Args:
+        feature: row of `features.parquet`.
+        column: `class` for the relative rule, `class_fixed` for the fixed bounds.
+    """
+    name = CLASS_NAMES[feature[column]]
+    if feature[column] != CROSS_MODAL:
+        return name
+    return f"{name}, {SHARED if feature['shared'] else NOT_SHARED}"
+
+
 @dataclass(frozen=True)
 class Bar:
     """One class's share of one histogram bin, in units of the chart (0 to 1 both ways)."""

@@ -5,16 +5,20 @@ from __future__ import annotations
 import base64
 from collections import defaultdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from features.analysis.search import monosemanticity
 from features.files import write_whole
-from features.modality import UNSCORED
-from features.reports.page import CLASS_NAMES, MODALITY_CLASSES, count_axis, histogram, templates
+from features.modality import CROSS_MODAL, UNSCORED
+from features.reports.page import (
+    CLASS_NAMES,
+    MODALITY_CLASSES,
+    class_in_words,
+    count_axis,
+    histogram,
+    templates,
+)
 from features.space.space import FeatureSpace
-
-if TYPE_CHECKING:
-    pass
 
 SHOWN_EACH = 12
 """Features of each class that the gallery opens with."""
@@ -22,9 +26,14 @@ SHOWN_EXEMPLARS = 6
 SHOWN_CAPTIONS = 4
 GALLERY = 1000
 """Features in the gallery at most, which bounds the file's size."""
-MEASURES = {"embsim": "EmbSim", "winrate": "WinRate", "ms": "MS"}
+MEASURES = {"embsim": "EmbSim", "winrate": "WinRate", "ms": "MS", "agreement": "Agreement"}
 MODALITIES = {"image": "images", "text": "texts", "cross": "across"}
-HELD_OUT_NAMES = {"image": "images", "text": "texts", "overall": "both"}
+HELD_OUT_NAMES = {
+    "within": "both, within modality",
+    "image": "images",
+    "text": "texts",
+    "overall": "both, about one mean",
+}
 
 
 def write_report(space: FeatureSpace, out: str | Path) -> Path:
@@ -48,9 +57,17 @@ def write_report(space: FeatureSpace, out: str | Path) -> Path:
             bars=histogram(features),
             peak=peak,
             ticks=ticks,
-            monosemanticity=[row for row in means if row["m"] in (None, space.config.top_m)],
+            monosemanticity=[
+                row
+                for row in means
+                if row["m"] in (None, space.config.top_m) and row["label"] != MEASURES["agreement"]
+            ],
             sweep=[row for row in means if row["m"] is not None],
-            held_out=[(label, held_out[key]) for key, label in HELD_OUT_NAMES.items() if held_out],
+            agreement=[row for row in means if row["label"] == MEASURES["agreement"]],
+            held_out=[
+                (label, held_out[key]) for key, label in HELD_OUT_NAMES.items() if key in held_out
+            ],
+            sparsity=sparsity_in_words(space),
             gallery=gallery,
             gallery_limit=GALLERY,
             thumbnails=thumbnails,
@@ -62,6 +79,16 @@ def write_report(space: FeatureSpace, out: str | Path) -> Path:
     return out
 
 
+def sparsity_in_words(space: FeatureSpace) -> str:
+    """How many features of a dictionary are active for one sample: what is bounded, and what was
+    counted on held-out pairs."""
+    config = space.config.dictionary
+    counted = ((config.get("held_out") or {}).get("within") or {}).get("l0")
+    return space.dictionary.sparsity + (
+        f"; {counted:.1f} on average on held-out pairs" if counted is not None else ""
+    )
+
+
 def _class_card(features: list[dict[str, Any]], name: str, scored: int) -> dict[str, Any]:
     own = [f for f in features if f["class"] == name]
     return {
@@ -71,6 +98,7 @@ def _class_card(features: list[dict[str, Any]], name: str, scored: int) -> dict[
         "share": len(own) / scored if scored else None,
         "uncertain": sum(f["uncertain"] for f in own),
         "fixed": sum(f["class_fixed"] == name for f in features),
+        "shared": sum(f["shared"] for f in own) if name == CROSS_MODAL else None,
     }
 
 
@@ -115,6 +143,7 @@ def _gallery(
         opened[feature["class"]] += 1
         feature["opened"] = feature["class"] != UNSCORED and opened[feature["class"]] <= SHOWN_EACH
         words = [feature["name"], *(row["caption"] for row in images + texts)]
+        feature["kind"] = class_in_words(feature)
         feature["search"] = " ".join(dict.fromkeys(words)).lower()
     return chosen, [base64.b64encode(png).decode() for png in numbers]
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from features.modality import CLASSES
+from features.modality import CLASSES, CROSS_MODAL
 
 if TYPE_CHECKING:
     from features.space.space import FeatureSpace
@@ -21,11 +21,12 @@ def model_card(space: FeatureSpace) -> str:
     rows = "\n".join(
         f"| {name} | {relative['counts'][name]} | {fixed['counts'][name]} |" for name in CLASSES
     )
-    held_out = (config.dictionary.get("held_out") or {}).get("overall", {})
+    held_out = (config.dictionary.get("held_out") or {}).get("within", {})
     lines = "\n".join(
         f"| {feature['name'] or '-'} | {feature['class']} | {feature['mds']:.2f} "
-        f"({feature['mds_low']:.2f} to {feature['mds_high']:.2f}) | {feature['ms_image']:.3f} | "
-        f"{feature['ms_text']:.3f} |"
+        f"({feature['mds_low']:.2f} to {feature['mds_high']:.2f}) | {feature['agreement']:.2f} "
+        f"({feature['agreement_low']:.2f} to {feature['agreement_high']:.2f}) | "
+        f"{feature['agreement_floor']:.2f} | {feature['ms_image']:.3f} | {feature['ms_text']:.3f} |"
         for feature in _telling_features(space.features)
     )
     return f"""---
@@ -58,20 +59,31 @@ Unscored: fewer than {config.min_pairs} active pairs.
 | --- | --- | --- |
 {rows}
 
+A cross-modal feature may be driven by images here and by texts there. It is *shared* where its
+agreement, the weighted Jaccard index of the activations of images and of their own texts, lies
+above what the texts of other pairs give (its floor), else *balanced, not shared*.
+
+| cross-modal features | relative | fixed |
+| --- | --- | --- |
+| shared | {relative["shared"]} | {fixed["shared"]} |
+| balanced, not shared | {not_shared(relative)} | {not_shared(fixed)} |
+
 ## Quality
 
-- Reconstruction on held-out pairs: fraction of variance unexplained {figure(held_out.get("fvu"))},
-  L0 {figure(held_out.get("l0"))}.
+- Reconstruction on held-out pairs: fraction of variance within modality unexplained
+  {figure(held_out.get("fvu"))}, L0 {figure(held_out.get("l0"))}.
 - Features that none of the pairs activates: {config.dead:.1%}.
 - Captions longer than the encoder's context, cut to what it sees: {config.captions_cut}.
 - Judge of monosemanticity: `{config.judge}` ({judge}).
 - Monosemanticity Score of random features: images {figure(config.floors.get("ms_image"))}, texts
   {figure(config.floors.get("ms_text"))}, across {figure(config.floors.get("ms_cross"))}.
+- Names: only terms that correlate with a feature by more than
+  {figure(config.floors.get("name"))}, which permuted activations reach in 2.5% of features.
 
 ## Some features
 
-| name | class | MDS (95% interval) | MS, images | MS, texts |
-| --- | --- | --- | --- | --- |
+| name | class | MDS (95% interval) | agreement (the same) | its floor | MS, images | MS, texts |
+| --- | --- | --- | --- | --- | --- | --- |
 {lines}
 """
 
@@ -84,6 +96,11 @@ def _telling_features(features: pa.Table, each: int = 5) -> list[dict[str, Any]]
     for name in CLASSES[:3]:
         chosen += [row for row in rows if row["class"] == name][:each]
     return chosen
+
+
+def not_shared(record: dict[str, Any]) -> int:
+    """Cross-modal features that are balanced, not shared, of one rule's record in the config."""
+    return record["counts"][CROSS_MODAL] - record["shared"]
 
 
 def figure(value: float | None) -> str:

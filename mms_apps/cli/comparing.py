@@ -80,7 +80,7 @@ def drift(
     threshold: Annotated[
         float,
         typer.Option(
-            min=0, max=1, help="Exit with 1 if more than this share is gone, moved or lost."
+            min=0, max=1, help="Exit with 1 if more than this share is gone, moved, lost or parted."
         ),
     ] = 0.1,
     encoder: Encoders = None,
@@ -110,7 +110,7 @@ def drift(
         typer.echo(f"{change.kind}: {number} {change.name}: {change.what}")
     counts = ", ".join(f"{count} {kind}" for kind, count in found.counts.items())
     typer.echo(
-        f"{found.share:.1%} of {found.old_scored} features are gone, moved or lost "
+        f"{found.share:.1%} of {found.old_scored} features are gone, moved, lost or parted "
         f"({counts}; compared by {found.compared_by}) -> {out / 'drift.json'}"
     )
     if found.judges_differ:

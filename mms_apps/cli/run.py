@@ -12,6 +12,7 @@ import typer
 
 from features.errors import UserError
 from features.files import write_json
+from features.modality import CROSS_MODAL
 from mms_apps.cli.common import quality, report_skipped, require_pairs, train_config
 from mms_apps.cli.options import (
     ActiveCount,
@@ -148,7 +149,7 @@ def _scored_before(out: Path, settings: dict[str, Any]) -> FeatureSpace | None:
     Raises:
         UserError: the earlier run had other settings.
     """
-    from features.space.space import FeatureSpace
+    from features.space.space import SCHEMA, FeatureSpace
 
     if not (out / RUN_SETTINGS).is_file():
         if out.is_dir() and any(out.iterdir()):
@@ -163,6 +164,10 @@ def _scored_before(out: Path, settings: dict[str, Any]) -> FeatureSpace | None:
         )
     if not (out / "space" / "config.json").is_file():
         typer.echo(f"Going on with what {out} holds.")
+        return None
+    saved = json.loads((out / "space" / "config.json").read_text(encoding="utf-8"))
+    if saved.get("schema") != SCHEMA:
+        typer.echo(f"{out / 'space'} was scored by another version: it is scored again.")
         return None
     return FeatureSpace.load(out / "space", device="cpu")
 
@@ -182,6 +187,10 @@ def _summarise(space: FeatureSpace, store: ActivationStore, out: Path) -> None:
         table.add_column(heading, justify="left" if heading == "class" else "right")
     for name, count in relative["counts"].items():
         table.add_row(name, str(count), str(fixed["counts"][name]))
+        if name == CROSS_MODAL:
+            table.add_row("  shared", str(relative["shared"]), str(fixed["shared"]))
+            balanced = (str(rule["counts"][name] - rule["shared"]) for rule in (relative, fixed))
+            table.add_row("  balanced, not shared", *balanced)
     console = Console()
     console.print(table)
     independent = "" if space.config.judge_independent else " (not independent)"
