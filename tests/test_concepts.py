@@ -12,7 +12,15 @@ import torch.nn.functional as F
 from scipy.sparse import csr_matrix
 from sklearn.metrics import roc_auc_score
 
-from features.analysis.concepts import attribute_concepts, concept_support, feature_auroc
+from features.analysis.concepts import (
+    SOURCES,
+    TOO_FEW,
+    Support,
+    _advice,
+    attribute_concepts,
+    concept_support,
+    feature_auroc,
+)
 from features.errors import UserError
 from features.reports.concepts import write_concepts
 from features.space.score import score
@@ -90,7 +98,7 @@ def test_the_modality_that_lacks_a_concept_is_where_to_invest(
         "hidden: yes": "both",
         "split: yes": "both",
         "cat": "both",
-        "rare": "unknown",
+        "rare": "too few pairs to say",
     }
     assert "only together" in found["split: yes"].advice
     assert "Neither" in found["hidden: yes"].advice
@@ -107,6 +115,43 @@ def test_the_modality_that_lacks_a_concept_is_where_to_invest(
     assert "Invest in captions." in page
     record = json.loads((tmp_path / "concepts.json").read_text())
     assert [c["verdict"] for c in record["concepts"]] == list(verdicts.values())
+
+
+def support(image: tuple[float, float], text: tuple[float, float], both: tuple[float, float]):  # type: ignore[no-untyped-def]
+    return {
+        source: Support((low + high) / 2, low, high)
+        for source, (low, high) in zip(SOURCES, (image, text, both), strict=True)
+    }
+
+
+YES, NO, OPEN = (0.93, 0.99), (0.6, 0.8), (0.85, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("image", "text", "both", "verdict", "words"),
+    [
+        (YES, YES, YES, "neither", "each carry it well"),
+        (NO, YES, YES, "images", "images do not"),
+        (YES, NO, YES, "captions", "texts do not"),
+        (NO, NO, YES, "both", "only together"),
+        (NO, NO, NO, "both", "Neither"),
+        (OPEN, YES, YES, TOO_FEW, "Texts and both together carry it well. Whether images"),
+        (YES, OPEN, YES, TOO_FEW, "Whether texts carry it well is open"),
+        (OPEN, OPEN, OPEN, TOO_FEW, "images and texts and both together carry it well is open"),
+        (OPEN, NO, YES, TOO_FEW, "Texts do not carry it well."),
+        (NO, NO, OPEN, TOO_FEW, "Whether both together"),
+        ((0.9, 0.95), (0.5, 0.8999), YES, "captions", "Images carry it well"),
+        ((0.5, 0.9), YES, YES, TOO_FEW, "0.50 to 0.90"),
+    ],
+)
+def test_an_interval_that_holds_the_bar_says_too_few(  # type: ignore[no-untyped-def]
+    image, text, both, verdict: str, words: str
+) -> None:
+    found, advice = _advice(support(image, text, both), 25, 200, True)
+    assert found == verdict
+    assert words in advice
+    if verdict == TOO_FEW:
+        assert "25 pairs" in advice and "invest in images" not in advice
 
 
 def test_more_pairs_than_the_bound_are_sampled(store: ActivationStore, space: FeatureSpace) -> None:

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from features.bootstrap import poisson_weights
+from features.bootstrap import bootstrap_weights
 from features.errors import UserError
 from features.scores.dominance import Dominance, DominanceStatistics, classify
 
@@ -106,17 +106,71 @@ def test_extremes() -> None:
     image[:, 2] = text[:, 2] = 0.2
     scores = statistics(image, text).scores()
     np.testing.assert_allclose(scores.mds, [1, 0, 0.5])
-    np.testing.assert_allclose(scores.ci_low, [1, 0, 0.5])
+    assert scores.ci_high[0] == 1 and scores.ci_low[1] == 0
+    # Twenty pairs of one kind leave it open whether one in ten is of the other.
+    assert 0.75 < scores.ci_low[0] < 0.9 and 0.1 < scores.ci_high[1] < 0.25
+    assert scores.ci_low[2] < 0.5 < scores.ci_high[2]
 
 
-def test_weights_are_poisson_and_belong_to_the_pair() -> None:
-    weights = poisson_weights(7, "a", 0, 4000, 50)
+def ratios(kind: str, truth: float, shape: tuple[int, int], seed: int) -> np.ndarray:
+    """Of independent pairs, by features, with a mean of `truth`."""
+    rng = np.random.default_rng(seed)
+    if kind == "0 or 1":
+        return (rng.random(shape) < truth).astype(float)
+    if kind == "skewed":
+        return rng.beta(1, (1 - truth) / truth, shape)
+    return (rng.random(shape) < 2 * truth) * rng.beta(2, 2, shape)
+
+
+@pytest.mark.parametrize("kind", ["0 or 1", "skewed", "mostly 0"])
+@pytest.mark.parametrize("truth", [0.02, 0.1, 0.5, 0.98])
+@pytest.mark.parametrize("pairs", [10, 50])
+def test_intervals_hold_the_truth_from_ten_pairs_up(kind: str, truth: float, pairs: int) -> None:
+    if kind == "mostly 0" and truth > 0.5:
+        pytest.skip("a mean of a half is all it can have")
+    features = 800
+    ratio = torch.from_numpy(ratios(kind, truth, (pairs, features), seed=1))
+    scores = statistics(ratio, 1 - ratio).scores(min_pairs=10)
+    covered = ((scores.ci_low <= truth) & (truth <= scores.ci_high)).mean()
+    assert 0.92 <= covered <= (0.995 if kind == "0 or 1" else 1)
+    widths = scores.ci_high - scores.ci_low
+    assert widths.min() > 0 and widths.mean() < 2.2 / pairs**0.5
+
+
+def test_a_features_additional_pairs_do_not_depend_on_the_others_or_on_merging() -> None:
+    image, text = activations(40, 5)
+    whole = statistics(image, text, replicates=50)
+    alone = statistics(image[:, :2], text[:, :2], replicates=50)
+    np.testing.assert_allclose(whole.scores().ci_low[:2], alone.scores().ci_low, rtol=1e-9)
+    merged = statistics(image[:1], text[:1], replicates=50)
+    for pair in range(1, 40):
+        merged.merge(
+            statistics(image[pair : pair + 1], text[pair : pair + 1], replicates=50, start=pair)
+        )
+    for _ in range(2):  # asking does not add to them
+        np.testing.assert_allclose(whole.scores().ci_high, merged.scores().ci_high, rtol=1e-9)
+
+
+@settings(max_examples=30, deadline=None)
+@given(n=st.integers(1, 30), seed=st.integers(0, 1000), density=st.floats(0.05, 1))
+def test_intervals_hold_the_score_and_stay_in_bounds(n: int, seed: int, density: float) -> None:
+    image, text = activations(n, 6, seed, density)
+    scores = statistics(image, text, replicates=40).scores(min_pairs=1)
+    known = np.isfinite(scores.mds)
+    low, mds, high = (x[known] for x in (scores.ci_low, scores.mds, scores.ci_high))
+    assert ((low >= 0) & (low <= mds) & (mds <= high) & (high <= 1) & (low < high)).all()
+
+
+def test_weights_are_exponential_and_belong_to_the_pair() -> None:
+    weights = bootstrap_weights(7, "a", 0, 4000, 50)
     assert weights.shape == (4000, 50)
+    assert weights.min() > 0
     assert weights.mean() == pytest.approx(1, abs=0.01)
     assert weights.var() == pytest.approx(1, abs=0.02)
-    assert torch.equal(poisson_weights(7, "a", 1500, 10, 50), weights[1500:1510])
-    assert not torch.equal(poisson_weights(7, "b", 0, 4000, 50), weights)
-    assert not torch.equal(poisson_weights(8, "a", 0, 4000, 50), weights)
+    assert weights.median() == pytest.approx(np.log(2), abs=0.01)
+    assert torch.equal(bootstrap_weights(7, "a", 1500, 10, 50), weights[1500:1510])
+    assert not torch.equal(bootstrap_weights(7, "b", 0, 4000, 50), weights)
+    assert not torch.equal(bootstrap_weights(8, "a", 0, 4000, 50), weights)
 
 
 def test_the_interval_is_the_normal_one_on_many_pairs() -> None:

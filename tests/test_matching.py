@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -22,7 +23,8 @@ from features.errors import UserError
 from features.reports.comparison import markdown_table, write_comparison
 from features.space.score import score
 from features.space.space import FeatureSpace
-from features.store.store import ActivationStore
+from features.store.store import ActivationStore, StoreConfig
+from features.store.write import sample_table, write_store
 from tests.test_space import ColouredSquares, axes, make_store
 
 DIM = 16
@@ -97,6 +99,46 @@ def test_features_in_another_order_are_found_again(
     assert 0 < matching.floor < 0.9
 
 
+def sorted_by_class(path: Path, order: np.ndarray) -> ActivationStore:
+    """4,000 pairs of eight classes, in an order: dimension c is the class."""
+    generator = torch.Generator().manual_seed(0)
+    pairs = 4000
+    vectors = 0.02 * torch.randn(2, pairs, DIM, generator=generator)
+    vectors[:, torch.arange(pairs), torch.arange(pairs) * 8 // pairs] += 1
+    image, text = F.normalize(vectors[:, torch.from_numpy(order)], dim=2)
+    samples = sample_table([str(n) for n in order], [["x"]] * pairs)
+    config = StoreConfig("tiny", "print of tiny", "sorted", f"print of {path.name}", DIM)
+    return write_store(path, image, text, samples, config, shard_rows=1500)
+
+
+def test_pairs_in_any_order_have_one_floor(space: FeatureSpace, tmp_path: Path) -> None:
+    shuffled = np.random.default_rng(0).permutation(4000)
+    orders = {
+        "shuffled": shuffled,
+        "sorted": np.arange(4000),
+        "backwards": np.arange(4000)[::-1].copy(),
+        "in turns": np.arange(4000).reshape(8, 500).T.ravel(),
+        "runs": np.arange(4000).reshape(40, 100)[np.argsort(shuffled[:40])].ravel(),
+    }
+    floors = {}
+    for name, order in orders.items():
+        store = sorted_by_class(tmp_path / name, order)
+        matching = match_features(space, store, space, store, progress=False)
+        assert matching.matched[:8].all()
+        floors[name] = matching.floor
+    assert 0 < floors["shuffled"] < 0.1
+    for name, floor in floors.items():
+        assert floor == pytest.approx(floors["shuffled"], abs=0.02), name
+
+
+def test_a_single_pair_has_no_other_to_compare_with(space: FeatureSpace, tmp_path: Path) -> None:
+    vectors = F.normalize(torch.rand(1, DIM), dim=1)
+    config = StoreConfig("tiny", "print of tiny", "one", "one-print", DIM)
+    store = write_store(tmp_path / "s", vectors, vectors, sample_table(["0"], [["x"]]), config)
+    matching = match_features(space, store, space, store, progress=False)
+    assert not matching.matched.any()
+
+
 def test_other_pairs_or_another_encoder_are_refused(
     store: ActivationStore, space: FeatureSpace, tmp_path: Path
 ) -> None:
@@ -140,7 +182,8 @@ def test_the_comparison_says_what_differs_and_has_an_interval_for_each_figure(
     assert "before has more cross-modal features than after <b>" in text
     for summary in comparison.spaces:
         for figure in FIGURES:
-            if figure.key not in ("fvu", "l0"):  # an unfitted dictionary has no held-out pairs
+            # An unfitted dictionary has no held-out pairs, and one space no cross-modal features.
+            if figure.key not in ("fvu", "l0", "shared_share"):
                 estimate = summary.estimates[figure.key]
                 assert estimate.value is not None
                 assert estimate.low <= estimate.value <= estimate.high  # type: ignore[operator]
@@ -157,7 +200,7 @@ def test_the_comparison_says_what_differs_and_has_an_interval_for_each_figure(
 def test_the_larger_figure_comes_first(space: FeatureSpace) -> None:
     def with_l0(value: float) -> FeatureSpace:
         overall = {"l0": value, "l0_low": value - 1, "l0_high": value + 1}
-        dictionary = {**space.config.dictionary, "held_out": {"overall": overall}}
+        dictionary = {**space.config.dictionary, "held_out": {"within": overall}}
         changed = copy.copy(space)
         changed.config = dataclasses.replace(space.config, dictionary=dictionary)
         return changed
@@ -193,17 +236,19 @@ def test_each_kind_of_change_is_found(space: FeatureSpace) -> None:
             2: {"ms_image": rows[2]["ms_image"] - 0.3},
             3: {"class_fixed": "ImgD", "mds": 0.9, "mds_low": 0.85, "mds_high": 0.95},
             4: {"class_fixed": "ImgD", "mds": 0.9, "mds_low": 0.1, "mds_high": 0.95},
+            5: {"agreement": 0.02, "agreement_low": 0.0, "agreement_high": 0.05, "shared": False},
             unscored: scored,
         },
     )
     drift = find_drift(space, new)
-    assert kinds(drift) == {"gone": 1, "new": 1, "moved": 1, "lost": 1}
+    assert kinds(drift) == {"gone": 1, "new": 1, "moved": 1, "lost": 1, "parted": 1}
     assert {c.kind: c.old for c in drift.changes if c.old is not None} == {
         "gone": 0,
         "moved": 3,
         "lost": 2,
+        "parted": 5,
     }
-    assert drift.share == pytest.approx(3 / drift.old_scored)
+    assert drift.share == pytest.approx(4 / drift.old_scored)
     assert json.loads(json.dumps(drift.record()))["counts"]["moved"] == 1
 
 

@@ -8,7 +8,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from features.scores.naming import NamingStatistics, name_features, pair_terms, vocabulary
+from features.scores.naming import (
+    NamingStatistics,
+    name_features,
+    naming_floor,
+    pair_terms,
+    phrases_among,
+    vocabulary,
+)
 from features.store.write import sample_table
 
 PAIRS = 80
@@ -117,6 +124,50 @@ def test_merging_equals_one_pass() -> None:
         )
     with pytest.raises(ValueError, match="terms"):
         halves[0].merge(NamingStatistics(3, ["other"]))
+
+
+def test_phrases_and_terms_of_any_script_are_found() -> None:
+    terms = ["red car", "a man", "手机", "猫", "c++", "x", "size: red car"]
+    captions = [["a red car"], ["a red carpet"], ["手机壳"], ["一只猫", "c++ x"], ["a mansion"]]
+    table = pa.table({"captions": captions})
+    assert phrases_among(["red", *terms]) == ["red car", "a man", "c++", "x"]
+    found = [terms_ & set(terms) for terms_ in pair_terms(table, phrases_among(terms))]
+    assert found == [{"red car"}, set(), {"手机"}, {"猫", "c++", "x"}, set()]
+
+
+def test_names_below_the_floor_are_left_out() -> None:
+    image = torch.stack([every(4), every(4) + 2 * every(7), every(3)], dim=1)
+    result = statistics(image, torch.zeros_like(image))
+    share = np.ones(3)
+    best = name_features(result, share, ["ImgD"] * 3)
+    assert all(best.names)
+    floor = float(best.scores[1])
+    names = name_features(result, share, ["ImgD"] * 3, floor)
+    assert names.names[1] == "" and np.isnan(names.scores[1])
+    assert names.names[0] == "red" and names.names[2] == "size: big"
+
+
+def test_few_features_of_permuted_activations_are_named() -> None:
+    """Captions of random words that nothing goes with: names by chance alone."""
+    rng = np.random.default_rng(0)
+    pairs, features = 400, 300
+    captions = [[" ".join(f"w{n}" for n in rng.integers(60, size=4))] for _ in range(pairs)]
+    table = sample_table([str(i) for i in range(pairs)], captions)
+    terms = vocabulary([table])
+    activations = torch.from_numpy(rng.random((pairs, features)) * (rng.random((pairs, 1)) < 0.3))
+    activations[:, -1] = torch.tensor(["w7" in caption[0].split() for caption in captions])
+    real, chance = (NamingStatistics(features, terms) for _ in range(2))
+    real.update(activations, activations, table)
+    order = torch.from_numpy(rng.permutation(pairs))
+    chance.update(activations[order], activations[order], table)
+    share = np.full(features, 0.5)
+    floor = naming_floor(chance, share)
+    assert 0.05 < floor < 0.4
+    names = name_features(real, share, ["CrossD"] * features, floor).names
+    assert sum(name != "" for name in names) / features < 0.1
+    assert names[-1] == "w7"
+    assert naming_floor(chance, np.full(features, np.nan)) == 0
+    assert naming_floor(NamingStatistics(2, []), np.ones(2)) == 0
 
 
 def test_without_a_vocabulary_there_are_no_names() -> None:

@@ -129,6 +129,21 @@ def test_planted_modalities_come_out(space: FeatureSpace) -> None:
     assert space.exemplars.schema == EXEMPLAR_SCHEMA
 
 
+def test_agreement_stands_beside_the_score(space: FeatureSpace) -> None:
+    agreement, low, high = (column(space, f"agreement{end}") for end in ("", "_low", "_high"))
+    floor = column(space, "agreement_floor")
+    for feature in range(2, 6):  # a colour activates images and texts of the same pairs
+        assert low[feature] > 0.7 > floor[feature] and agreement[feature] <= high[feature]
+    assert agreement[0] < 0.5  # images alone drive it
+    assert column(space, "shared")[2:6] == [True] * 4
+    counts = space.config.classes["fixed"]
+    assert counts["shared"] == sum(
+        shared and name == "CrossD"
+        for shared, name in zip(column(space, "shared"), column(space, "class_fixed"), strict=True)
+    )
+    assert 0 < space.config.floors["agreement"] < 0.7  # type: ignore[operator]
+
+
 def test_features_are_named_by_their_colour(space: FeatureSpace) -> None:
     assert column(space, "name")[2:6] == list(COLOURS)
     floor = space.config.floors["ms_cross"]
@@ -199,6 +214,14 @@ def test_select(space: FeatureSpace) -> None:
     assert certain.dtype == torch.int64
     assert not np.array(column(space, "uncertain_fixed"))[certain].any()
     assert len(space.select()) == DIM
+    shared = space.select(shared=True)
+    assert {2, 3, 4, 5} <= set(shared.tolist())
+    assert not {0, 1} & set(shared.tolist())
+    unscored = set(space.select("unscored").tolist())
+    assert set(space.select(shared=False).tolist()) == set(range(DIM)) - set(shared.tolist()) - (
+        unscored
+    )
+    assert set(space.select(shared=True, certain=True).tolist()) <= set(shared.tolist())
     with pytest.raises(UserError, match="unknown class"):
         space.select("image")
     with pytest.raises(UserError, match="relative or fixed"):
@@ -239,8 +262,13 @@ def test_load_names_what_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     with pytest.raises(UserError, match=r"no config\.json"):
         FeatureSpace.load(tmp_path)
     (tmp_path / "config.json").write_text('{"schema": 1}')
-    with pytest.raises(UserError, match="not a FeatureSpace"):
+    with pytest.raises(UserError, match="not that of a FeatureSpace"):
         FeatureSpace.load(tmp_path)
+    for schema, hint in ((2, "older version.*mms score"), (99, "newer version.*install")):
+        record = {"schema": schema, "dictionary": {}}
+        (tmp_path / "config.json").write_text(json.dumps(record))
+        with pytest.raises(UserError, match=hint):
+            FeatureSpace.load(tmp_path)
     monkeypatch.setattr("huggingface_hub.snapshot_download", _offline)
     with pytest.raises(UserError, match="no such folder"):
         FeatureSpace.load("nobody/nothing")

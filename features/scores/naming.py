@@ -60,7 +60,7 @@ def pair_terms(samples: pa.Table, phrases: Sequence[str] = ()) -> Iterator[set[s
 
 def phrases_among(terms: Iterable[str]) -> list[str]:
     """The terms that are neither one word nor an attribute's value: they must be looked for."""
-    return [term for term in terms if OF_ATTRIBUTE not in term and words(term) != {term}]
+    return [term for term in terms if OF_ATTRIBUTE not in term and term not in words(term)]
 
 
 def vocabulary(

@@ -1,0 +1,69 @@
+"""Words of every script, and whole words."""
+
+from __future__ import annotations
+
+import unicodedata
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from features.scores.words import holds, normalised, words
+
+PERSIAN = "\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645"
+"""A word with a zero-width non-joiner in it."""
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("A red t-shirt, the man's!", {"red", "t-shirt", "the", "man's"}),
+        ("café Über naïve", {"café", "über", "naïve"}),
+        ("नमस्ते दुनिया", {"नमस्ते", "दुनिया"}),  # vowel signs and viramas
+        ("שָׁלוֹם עולם", {"שָׁלוֹם", "עולם"}),  # points
+        (PERSIAN, {PERSIAN}),
+        ("тёмный кот", {"тёмный", "кот"}),
+        ("빨간 자동차", {"빨간", "자동차"}),
+        ("தமிழ் மொழி", {"தமிழ்", "மொழி"}),
+        ("红猫", {"红", "猫", "红猫"}),
+        ("iPhone手機 5x", {"iphone", "手", "機", "手機", "5x"}),
+        ("ラーメン", {"ラー", "ーメ", "メン"}),
+        ("แมว", {"แม", "มว"}),
+        ("ที่นี่", {"ที่นี่"}),  # two characters, each with its marks
+        ("x , _ -", set()),
+        ("", set()),
+    ],
+)
+def test_words(text: str, expected: set[str]) -> None:
+    expected = {unicodedata.normalize("NFC", word) for word in expected}
+    assert words(text) == expected
+    assert words(unicodedata.normalize("NFD", text)) == expected
+
+
+@given(st.text(st.characters(categories=("L", "M", "N")), min_size=1, max_size=12))
+def test_marks_never_stand_alone(text: str) -> None:
+    for word in words(text):
+        assert not unicodedata.category(word[0]).startswith("M")
+
+
+@pytest.mark.parametrize(
+    ("text", "phrase", "found"),
+    [
+        ("a man walks", "a man", True),
+        ("a mansion", "a man", False),
+        ("panda man", "a man", False),
+        ("A  Man\nwalks", "a man", True),
+        ("red car, parked", "red car", True),
+        ("bored cart", "red car", False),
+        ("red carpet", "red car", False),
+        ("caffe\u0301s", "caffe", False),
+        ("एक की", "एक क", False),
+        ("一只红色的猫", "红色的", True),
+        ("a 猫cat", "cat", True),
+        ("c++ code", "c++", True),
+        ("b_red car", "red car", False),
+        ("ÉTÉ indien", "été indien", True),
+    ],
+)
+def test_phrases_are_found_as_whole_words(text: str, phrase: str, found: bool) -> None:
+    assert holds(normalised(text), normalised(phrase)) == found
