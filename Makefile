@@ -61,6 +61,12 @@ embedded-spaces: install
 	$(BIN)/mms score --pairs embedded --store runs/spaces/embedded/store --judge-store runs/spaces/embedded-ssl/store --dictionary runs/spaces/embedded/dictionary --out $(SPACES)/embedded
 	$(BIN)/mms score --pairs embedded --store runs/spaces/embedded-ssl/store --judge-store runs/spaces/embedded/store --dictionary runs/spaces/embedded-ssl/dictionary --out $(SPACES)/embedded-ssl
 
+# The shipped FeatureSpaces scored again, with the dictionaries that they hold; minutes.
+.PHONY: score-spaces
+
+score-spaces: install
+	$(BIN)/python -m features.embedded.score_spaces --work runs/spaces/scored
+
 # The photographs: PHOTOS names the folder of the three imagefolders, PACKAGES that of the two
 # packages with the towers (features/embedded/build_towers.py says how to get them).
 .PHONY: photos-pairs photos-encoder photos-space

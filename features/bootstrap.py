@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -157,8 +157,12 @@ def auroc_interval(
     replicates: int = 1000,
     level: float = 0.95,
 ) -> tuple[float, float]:
-    """Percentile bootstrap interval of the area under the ROC curve, positives and negatives drawn
-    apart.
+    """Bootstrap interval of the area under the ROC curve, with exponential weights.
+
+    Samples that a score tells apart perfectly would leave an interval of width 0, however few they
+    are. So the lower bound is taken with one more positive and one more negative sample at the
+    wrong ends, the upper one with both at the right ends, of half a sample's weight each: by
+    simulation that holds the truth in 95% or more, from 20 positives and 20 negatives up.
 
     Args:
         truth: `[n]` bool, with both values.
@@ -166,18 +170,17 @@ def auroc_interval(
         level: coverage, in (0, 1).
     """
     rng = np.random.default_rng(seed)
-    truth = np.asarray(truth, dtype=bool)
-
-    def drawn() -> Iterator[np.ndarray]:
-        weights = np.empty(len(truth))
-        for _ in range(replicates):
-            for side in (truth, ~truth):
-                weights[side] = np.bincount(
-                    rng.integers(side.sum(), size=side.sum()), minlength=side.sum()
-                )
-            yield weights
-
-    return percentile_interval(weighted_auroc(truth, scores, drawn()), level=level)
+    truth = np.concatenate([np.asarray(truth, dtype=bool), [True, False]])
+    beyond = np.array([np.min(scores) - 1.0, np.max(scores) + 1.0])
+    weights = rng.exponential(size=(replicates, len(truth)))
+    weights[:, -2:] *= 0.5
+    lows, highs = (
+        weighted_auroc(truth, np.concatenate([scores, ends]), weights)
+        for ends in (beyond, beyond[::-1])
+    )
+    tail = (1 - level) / 2
+    low, high = np.clip([np.quantile(lows, tail), np.quantile(highs, 1 - tail)], 0.0, 1.0)
+    return float(low), float(high)
 
 
 def weighted_auroc(

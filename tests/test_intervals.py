@@ -2,25 +2,46 @@
 
 from __future__ import annotations
 
+from statistics import NormalDist
+
 import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from features.bootstrap import auroc_interval, bootstrap_interval
+from features.bootstrap import auroc_interval, bootstrap_interval, weighted_auroc
 
 
-def test_auroc_interval_is_the_literal_bootstraps() -> None:
+def test_weighted_auroc_is_scikit_learns() -> None:
     rng = np.random.default_rng(0)
     truth = rng.random(80) < 0.3
     scores = (rng.normal(size=80) + truth).round(1)  # with ties
-    low, high = auroc_interval(truth, scores, replicates=2000)
-    groups = [np.flatnonzero(truth), np.flatnonzero(~truth)]
-    literal = []
-    for _ in range(2000):
-        drawn = np.concatenate([rng.choice(group, len(group)) for group in groups])
-        literal.append(roc_auc_score(truth[drawn], scores[drawn]))
-    assert (low, high) == pytest.approx(tuple(np.quantile(literal, [0.025, 0.975])), abs=0.02)
-    assert auroc_interval(truth, truth.astype(float)) == (1, 1)
+    weights = rng.exponential(size=(5, 80))
+    found = weighted_auroc(truth, scores, weights)
+    expected = [roc_auc_score(truth, scores, sample_weight=w) for w in weights]
+    np.testing.assert_allclose(found, expected)
+
+
+@pytest.mark.parametrize("positives", [20, 60])
+@pytest.mark.parametrize("auroc", [0.6, 0.9, 0.97])
+def test_auroc_intervals_hold_the_truth(positives: int, auroc: float) -> None:
+    rng = np.random.default_rng(0)
+    truth = np.arange(120) < positives
+    distance = 2**0.5 * NormalDist().inv_cdf(auroc)
+    bounds = np.array(
+        [
+            auroc_interval(truth, rng.normal(size=120) + distance * truth, seed=n, replicates=200)
+            for n in range(150)
+        ]
+    )
+    assert ((bounds[:, 0] <= auroc) & (auroc <= bounds[:, 1])).mean() >= 0.93
+
+
+def test_perfect_scores_of_few_samples_are_not_certain() -> None:
+    few, many = np.arange(40) < 20, np.arange(600) < 300
+    low, high = auroc_interval(few, few.astype(float))
+    assert 0.8 < low < 0.95 and high == 1
+    assert 0.98 < auroc_interval(many, many.astype(float))[0] < 1
+    assert auroc_interval(few, -few.astype(float))[0] == 0
 
 
 def test_the_means_interval_covers_it_about_95_times_in_100() -> None:

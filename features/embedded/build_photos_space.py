@@ -18,7 +18,7 @@ from features.encoders.load import load_encoder
 from features.scores.naming import vocabulary
 from features.space.score import score
 from features.store.extract import extract
-from features.store.store import SAMPLE_BATCH
+from features.store.store import SAMPLE_BATCH, ActivationStore
 
 DICTIONARY = TrainConfig(kind="topk", features=256, k=8)
 
@@ -30,9 +30,13 @@ def build(work: Path, out: Path) -> None:
     everything = extract(PhotoPairs(), encoder, work / "all")
     store = extract(scored, encoder, work / "scored")
     dictionary = fit_dictionary(everything, DICTIONARY, work / "dictionary", device="cpu")
+    score(store, dictionary, source=scored, terms=words_of_captions(store)).save(out)
+
+
+def words_of_captions(store: ActivationStore) -> list[str]:
+    """The vocabulary of a store without its attributes."""
     terms = vocabulary(store.sample_batches(SAMPLE_BATCH))
-    words = [term for term in terms if ":" not in term]
-    score(store, dictionary, source=scored, terms=words).save(out)
+    return [term for term in terms if ":" not in term]
 
 
 if __name__ == "__main__":

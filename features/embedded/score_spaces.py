@@ -3,7 +3,8 @@
     python -m features.embedded.score_spaces --work runs/spaces
 
 Wanted where scores or formats changed; dictionaries and the numbers of their features stay. After
-an encoder was trained again its dictionary must be fitted again too (`make embedded-spaces`).
+an encoder was trained again its dictionary must be fitted again too (`make embedded-spaces`,
+`make photos-space`).
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from features.dictionary import Dictionary
 from features.dictionary.base import WEIGHTS, dictionary_from_record
 from features.dictionary.trainer import held_out_figures
 from features.embedded import ENCODER_NAMES, SPACES
+from features.embedded.build_photos_space import words_of_captions
+from features.embedded.photos import PhotoPairs
 from features.embedded.world import EmbeddedPairs
 from features.encoders.load import load_encoder
 from features.space.score import score
@@ -37,10 +40,8 @@ def shipped_dictionary(name: str, train: ActivationStore) -> Dictionary:
     return dictionary
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--work", type=Path, required=True, help="folder for the stores")
-    work = parser.parse_args().work
+def score_emoji(work: Path) -> None:
+    """`embedded` and `embedded-ssl`, each judged by the other."""
     stores = {}
     dictionaries = {}
     for name in ENCODER_NAMES:
@@ -51,6 +52,24 @@ def main() -> None:
     for name, judge in zip(ENCODER_NAMES, reversed(ENCODER_NAMES), strict=True):
         space = score(stores[name], dictionaries[name], stores[judge], EmbeddedPairs())
         space.save(SPACES / name)
+
+
+def score_photos(work: Path) -> None:
+    """`photos`, as `features.embedded.build_photos_space` scores it."""
+    encoder = load_encoder("photos", device="cpu")
+    scored = PhotoPairs("scored")
+    dictionary = shipped_dictionary("photos", extract(PhotoPairs(), encoder, work / "all"))
+    store = extract(scored, encoder, work / "scored")
+    space = score(store, dictionary, source=scored, terms=words_of_captions(store))
+    space.save(SPACES / "photos")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--work", type=Path, required=True, help="folder for the stores")
+    work = parser.parse_args().work
+    score_emoji(work)
+    score_photos(work / "photos")
 
 
 if __name__ == "__main__":
