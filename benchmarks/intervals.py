@@ -1,132 +1,206 @@
-"""How often the intervals of MDS and agreement hold the truth, and what agreement tells apart.
+"""Whether the scores know what they don't know: intervals, floors, and what agreement tells apart.
 
-    python -m benchmarks.intervals --out runs/intervals.json --picture docs/images/agreement.svg
+    python -m benchmarks.intervals --out runs/benchmark-intervals.json
 
-Everything is simulated, so that the truth is known: minutes on one core.
+By simulation, how often the 95% intervals of MDS and of agreement hold the truth, and how wide they
+are; the matching's floor on pairs sorted by class beside that on shuffled ones; and whether
+agreement tells features of planted shared factors from the same ones with images of one half of the
+pairs and texts of the other, which MDS cannot.
 """
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
-from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
-from benchmarks.common import Result, mean_row, options, run_sections
-from features.bootstrap import auroc_interval
-from features.files import write_whole
+from benchmarks.common import Result, estimate_row, mean_row, options, run_sections
+from benchmarks.planted import align, held_out_draws
+from features.analysis.matching import match_features
+from features.bootstrap import Estimate, auroc_interval
+from features.embedded import ENCODER_NAMES
+from features.embedded.world import EmbeddedPairs
 from features.scores.agreement import Agreement, AgreementStatistics
 from features.scores.dominance import DominanceStatistics
+from features.space.space import FeatureSpace
+from features.store.extract import extract
+from features.store.store import ActivationStore
+from features.store.write import write_store
 
+SECTIONS = ("mds", "agreement", "matching", "planted")
 TRUTHS = (0.02, 0.1, 0.5, 0.9, 0.98)
 PAIRS = (10, 20, 50, 100)
-FEATURES = 2000
-"""Simulated features of each row."""
-SHOWN = 12
-"""Pairs in the picture."""
+FEATURES = 4000
+"""Simulated for each row."""
+POPULATION = 1_000_000
+AGREEMENTS = ("in 5% of the active pairs", "in 30%", "in all")
+SORTED_BY = ("subgroup", "gender", "skin_tone")
 
 
-def coverage_rows(seed: int) -> list[Result]:
-    """Of MDS where each pair is driven by one modality alone, the hardest case near 0 and 1."""
+def mds_rows(seed: int, features: int = FEATURES) -> list[Result]:
+    """`coverage/mds_<truth>/n_<pairs>` and `width/...`, for pair ratios of 0 or 1."""
+    rng = np.random.default_rng(seed)
     rows = []
     for truth in TRUTHS:
         for pairs in PAIRS:
-            rng = np.random.default_rng(seed)
-            ratio = torch.from_numpy((rng.random((pairs, FEATURES)) < truth).astype(float))
-            statistics = DominanceStatistics(FEATURES, seed=seed)
-            statistics.update(ratio, 1 - ratio)
-            scores = statistics.scores(min_pairs=1)
-            held = (scores.ci_low <= truth) & (truth <= scores.ci_high)
-            name = f"mds_{truth}/n_{pairs}"
-            rows.append(mean_row(f"coverage/{name}", held.astype(float), "share", seed))
-            rows.append(mean_row(f"width/{name}", scores.ci_high - scores.ci_low, "MDS", seed))
+            ratio = torch.from_numpy((rng.random((pairs, features)) < truth).astype(float))
+            found = DominanceStatistics(features, seed=seed)
+            found.update(ratio, 1 - ratio)
+            scores = found.scores()
+            names = (f"coverage/mds_{truth}/n_{pairs}", f"width/mds_{truth}/n_{pairs}")
+            rows += _coverage(names, truth, scores.ci_low, scores.ci_high, seed)
     return rows
 
 
-def planted(pairs: int, features: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Activations of images and texts, each `[pairs, 2 * features]`: of the first half of the
-    features in the same pairs, of the others for images in one half of the pairs, for texts in the
-    other."""
-    generator = torch.Generator().manual_seed(seed)
-    active = torch.rand(pairs, 2 * features, generator=generator) < 0.3
-    image, text = (torch.rand(active.shape, generator=generator) * active for _ in range(2))
-    turn = (torch.arange(pairs) % 2 == 0)[:, None]
-    image[:, features:] *= turn
-    text[:, features:] *= ~turn
-    return image.double(), text.double()
-
-
-def agreement_of(image: Tensor, text: Tensor, seed: int) -> Agreement:
-    """Of activations `[pairs, features]`."""
-    statistics = AgreementStatistics(torch.stack([image.mean(0), text.mean(0)]), seed=seed)
-    statistics.update(image, text)
-    return statistics.scores(min_pairs=1)
-
-
-def agreement_rows(seed: int) -> list[Result]:
-    """How well agreement, and MDS, tell the two halves of `planted` apart; coverage on 50 pairs."""
-    features = 200
-    image, text = planted(200, features, seed)
-    dominance = DominanceStatistics(2 * features, seed=seed)
-    dominance.update(image, text)
-    mds = dominance.scores(min_pairs=1).mds
-    shared = np.arange(2 * features) < features
-    scores = {"agreement": agreement_of(image, text, seed).agreement, "mds": -np.abs(mds - 0.5)}
-    rows = []
-    for name, values in scores.items():
-        low, high = auroc_interval(shared, values, seed=seed)
-        area = float(roc_auc_score(shared, values))
-        rows.append(Result(f"{name}/auroc", area, low, high, len(values), "AUROC"))
-    rng = np.random.default_rng(seed)
-
-    def drawn(count: int) -> tuple[np.ndarray, np.ndarray]:
-        common = rng.gamma(2, 1, count)
-        return common * rng.gamma(5, 0.2, count), common * rng.gamma(5, 0.2, count)
-
-    u, v = (side / side.mean() for side in drawn(1_000_000))
-    truth = np.minimum(u, v).sum() / np.maximum(u, v).sum()
-    sides = zip(*(drawn(50) for _ in range(FEATURES)), strict=True)
-    found = agreement_of(*(torch.from_numpy(np.stack(s, axis=1)) for s in sides), seed)
-    held = (found.ci_low <= truth) & (truth <= found.ci_high)
-    return [*rows, mean_row("agreement/coverage", held.astype(float), "share", seed)]
-
-
-def picture(seed: int) -> str:
-    """Two features whose MDS is near a half, pair by pair, as SVG."""
-    image, text = planted(2 * SHOWN, 1, seed)
-    titles = ("in the same pairs: shared", "here and there: balanced, not shared")
-    parts = []
-    for feature, title in enumerate(titles):
-        shown = ((image[:, feature] + text[:, feature]) > 0).nonzero()[:SHOWN, 0].tolist()
-        left = 30 + 400 * feature
-        parts.append(f'<text x="{left}" y="24" font-weight="bold">Images and texts {title}</text>')
-        for place, pair in enumerate(shown):
-            x = left + 28 * place
-            up, down = (60 * float(side[pair, feature]) for side in (image, text))
-            parts.append(f'<rect x="{x}" y="{110 - up}" width="20" height="{up}" fill="#2f6db5"/>')
-            parts.append(f'<rect x="{x}" y="112" width="20" height="{down}" fill="#d9822b"/>')
-        parts.append(f'<text x="{left}" y="196">pairs in which the feature is active</text>')
-    key = '<text x="30" y="44" fill="#2f6db5">images, upwards</text>'
-    key += '<text x="150" y="44" fill="#d9822b">texts, downwards</text>'
-    return (
-        '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 800 210" font-family="sans-serif" '
-        f'font-size="13"><rect width="800" height="210" fill="white"/>{key}{"".join(parts)}</svg>\n'
+def population(
+    kind: str, shape: tuple[int, ...], rng: np.random.Generator
+) -> tuple[Tensor, Tensor]:
+    """Activations of images and of texts, in pairs of which all are active in either."""
+    place = rng.random(shape)
+    alone = {AGREEMENTS[0]: 0.475, AGREEMENTS[1]: 0.35, AGREEMENTS[2]: 0.0}[kind]
+    common = rng.gamma(2, 1, shape)
+    image, text = (
+        torch.from_numpy(common * rng.gamma(5, 0.2, shape) * active)
+        for active in (place < 1 - alone, place >= alone)
     )
+    return image, text
+
+
+def agreement_scores(image: Tensor, text: Tensor, seed: int) -> Agreement:
+    """Of activations `[pairs, features]`."""
+    dominance = DominanceStatistics(image.shape[1], replicates=1)
+    dominance.update(image, text)
+    found = AgreementStatistics(dominance.means, seed=seed)
+    found.update(image, text)
+    shuffled = torch.randperm(len(image), generator=torch.Generator().manual_seed(seed))
+    found.update_chance(image[shuffled], text[shuffled])
+    return found.scores()
+
+
+def agreement_rows(seed: int, features: int = FEATURES) -> list[Result]:
+    """`agreement/coverage_<truth>/n_<pairs>` and `agreement/width_...`; `agreement/coverage`, the
+    lowest of the former."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for kind in AGREEMENTS:
+        u, v = (a / a.mean() for a in population(kind, (POPULATION,), rng))
+        truth = float(torch.minimum(u, v).sum() / torch.maximum(u, v).sum())
+        for pairs in PAIRS:
+            scores = agreement_scores(*population(kind, (pairs, features), rng), seed)
+            of = f"{truth:.2f}/n_{pairs}"
+            names = (f"agreement/coverage_{of}", f"agreement/width_{of}")
+            rows += _coverage(names, truth, scores.ci_low, scores.ci_high, seed)
+    covered = [row for row in rows if row.unit == "share"]
+    worst = min(covered, key=lambda row: row.value)
+    bounds = Estimate(worst.value, worst.ci_low, worst.ci_high)
+    return [*rows, estimate_row("agreement/coverage", bounds, worst.n, "share, the lowest")]
+
+
+def matching_rows(work: Path, seed: int) -> list[Result]:
+    """`floor/matching_sorted` and `floor/matching_shuffled`: the chance floor between the two
+    embedded spaces, with the same pairs in two orders."""
+    spaces = [FeatureSpace.load(name, device="cpu") for name in ENCODER_NAMES]
+    stores = [
+        extract(EmbeddedPairs(), space.encoder, work / name)
+        for name, space in zip(ENCODER_NAMES, spaces, strict=True)
+    ]
+    samples = stores[0].samples()
+    columns = [samples[f"attribute.{name}"].to_pylist() for name in SORTED_BY]
+    labels = [tuple(str(value) for value in row) for row in zip(*columns, strict=True)]
+    orders = {
+        "sorted": sorted(range(len(labels)), key=labels.__getitem__),
+        "shuffled": np.random.default_rng(seed).permutation(len(labels)).tolist(),
+    }
+    rows = []
+    for name, order in orders.items():
+        first, second = (
+            _reordered(store, order, work / f"{name}-{number}")
+            for number, store in enumerate(stores)
+        )
+        floor = match_features(spaces[0], first, spaces[1], second, seed=seed, progress=False).floor
+        alone = Estimate(floor, floor, floor)
+        rows.append(estimate_row(f"floor/matching_{name}", alone, len(order), "correlation"))
+    return rows
+
+
+def planted_rows(seed: int, name: str = "embedded-ssl") -> list[Result]:
+    """`agreement/auroc` and, of the same features, `agreement/auroc_of_mds`; the mean agreement of
+    the features of each kind of planted factor, and the share of them above their floor."""
+    space = FeatureSpace.load(name, device="cpu")
+    draws = held_out_draws(space.encoder)
+    image = space.encode_images(draws.images).double()  # [pairs, features]
+    text = space.encode_texts(draws.texts).double()  # [pairs, features]
+    alignment = align(image.numpy(), text.numpy(), draws.attributes)
+    found = agreement_scores(image, text, seed)
+    known = np.isfinite(found.agreement)
+    rows = []
+    for kind, aligned in (
+        ("shared", alignment.of_both),
+        ("vision_only", alignment.vision_only & ~alignment.of_both),
+        ("text_only", alignment.text_only & ~alignment.of_both),
+    ):
+        of_kind = aligned & known
+        above = found.shared[of_kind].astype(float)
+        rows += [
+            mean_row(f"agreement/planted/{kind}", found.agreement[of_kind], "agreement", seed),
+            mean_row(f"agreement/planted_above_floor/{kind}", above, "share", seed),
+        ]
+    shared = np.flatnonzero(alignment.of_both & known)
+    half = torch.from_numpy(np.random.default_rng(seed).permutation(len(image)) % 2 == 0)[:, None]
+    both = torch.cat([image[:, shared], image[:, shared] * half], dim=1)
+    texts = torch.cat([text[:, shared], text[:, shared] * ~half], dim=1)
+    dominance = DominanceStatistics(2 * len(shared), seed=seed)
+    dominance.update(both, texts)
+    scores = {
+        "auroc": agreement_scores(both, texts, seed).agreement,
+        "auroc_of_mds": dominance.scores().mds,
+    }
+    truth = np.arange(2 * len(shared)) < len(shared)
+    return [*rows, *(_auroc_row(f"agreement/{n}", truth, s, seed) for n, s in scores.items())]
+
+
+def _auroc_row(name: str, truth: np.ndarray, scores: np.ndarray, seed: int) -> Result:
+    from sklearn.metrics import roc_auc_score
+
+    kept = np.isfinite(scores)
+    auroc = float(roc_auc_score(truth[kept], scores[kept]))
+    bounds = auroc_interval(truth[kept], scores[kept], seed=seed)
+    return estimate_row(name, Estimate(auroc, *bounds), int(kept.sum()), "AUROC")
+
+
+def _coverage(
+    names: tuple[str, str], truth: float, low: np.ndarray, high: np.ndarray, seed: int
+) -> list[Result]:
+    covered = ((low <= truth) & (truth <= high)).astype(float)
+    return [
+        mean_row(names[0], covered, "share", seed),
+        mean_row(names[1], high - low, "mean width", seed),
+    ]
+
+
+def _reordered(store: ActivationStore, order: list[int], path: Path) -> ActivationStore:
+    """The same pairs in another order."""
+    image, text = store.rows(order)
+    return write_store(path, image, text, store.samples().take(order), store.config)
 
 
 def main() -> None:
-    parser = options(__doc__ or "")
-    parser.add_argument("--picture", type=Path, help="SVG file for the picture of agreement")
+    parser = options(__doc__)
+    parser.add_argument("--only", nargs="+", choices=SECTIONS, default=SECTIONS)
     arguments = parser.parse_args()
-    if arguments.picture:
-        write_whole(arguments.picture, picture(arguments.seed).encode())
-    run_sections(
-        [lambda: coverage_rows(arguments.seed), lambda: agreement_rows(arguments.seed)],
-        arguments.out,
-        seed=arguments.seed,
-    )
+    seed = arguments.seed
+    with tempfile.TemporaryDirectory() as scratch:
+        sections: dict[str, Callable[[], list[Result]]] = {
+            "mds": lambda: mds_rows(seed),
+            "agreement": lambda: agreement_rows(seed),
+            "matching": lambda: matching_rows(Path(scratch), seed),
+            "planted": lambda: planted_rows(seed),
+        }
+        run_sections([sections[name] for name in arguments.only], arguments.out, seed=seed)
 
 
 if __name__ == "__main__":

@@ -71,7 +71,7 @@ def test_concepts_from_a_file_and_from_an_attribute(
     asked = ("--concepts", tmp_path / "concepts.txt")
     code, out, err = mms("concepts", *space, *asked, "--out", tmp_path / "out")
     assert code == 0, err
-    assert "unicorn: unknown. 0 of 40 pairs have it" in out
+    assert "unicorn: too few pairs to say. 0 of 40 pairs have it" in out
     record = json.loads((tmp_path / "out" / "concepts.json").read_text())
     assert [concept["name"] for concept in record["concepts"]] == ["circle", "unicorn"]
     code, _, err = mms("concepts", *space, "--attribute", "size", "--out", tmp_path / "out")
