@@ -13,25 +13,19 @@ import dataclasses
 import json
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from torch.utils.data import DataLoader
 
-from features.distributed import end_with, from_main_process, has_bf16, this_process
-from features.encoders.context import Context
-from features.encoders.encoder import Encoder, Preprocessing
+from features.distributed import from_main_process, has_bf16, this_process
+from features.encoders.encoder import Encoder
 from features.errors import UserError
 from features.files import read_json, write_json
 from features.pairs.base import PairSource, Part, Skipped
-from features.store.content import content_key
+from features.store.batches import Batch, Batches, Sample, one_ahead, prepare_worker
 from features.store.store import ActivationStore, StoreConfig
 from features.store.write import (
     finish_store,
@@ -152,114 +146,6 @@ def default_workers(device: torch.device, processes: int = 1) -> int:
     return min(8, max(1, share) if device.type == "cuda" else share)
 
 
-class _Sample(NamedTuple):
-    """What a store keeps of a pair beside its embeddings."""
-
-    id: str
-    captions: tuple[str, ...]
-    """As far as the encoder sees them."""
-    location: str
-    attributes: dict[str, str | None]
-    content: str
-
-
-@dataclass(frozen=True)
-class _Batch:
-    """Pairs of one part on their way to the encoder."""
-
-    part: int
-    skipped: list[Skipped]
-    """Those met since the batch before."""
-    pixels: Tensor | None = None
-    """As `Preprocessing.normalise` takes them, n of them."""
-    tokens: Tensor | None = None
-    """`[captions, context]`; None where no pair has a caption."""
-    owners: Tensor | None = None
-    """`[captions]`: which of the n pairs a caption belongs to."""
-    samples: list[_Sample] = field(default_factory=list)
-    """Of the n pairs."""
-    captions_cut: int = 0
-    last: bool = False
-    """Whether the part is complete."""
-    failure: str = ""
-    """Why the part cannot be read now, in words: a worker's exception would bring its trace."""
-
-    def pin_memory(self) -> _Batch:
-        pinned = {
-            name: value.pin_memory()
-            for name in ("pixels", "tokens", "owners")
-            if (value := getattr(self, name)) is not None
-        }
-        return dataclasses.replace(self, **pinned)
-
-
-class _Batches(IterableDataset[_Batch]):
-    """Decodes parts into batches; worker w of W takes every W-th part from the w-th on."""
-
-    def __init__(
-        self,
-        source: PairSource,
-        todo: list[tuple[int, Part]],
-        preprocessing: Preprocessing,
-        tokenizer: Callable[[list[str]], Tensor],
-        batch_size: int,
-    ) -> None:
-        self.source = source
-        self.todo = todo
-        self.preprocessing = preprocessing
-        self.context = Context(tokenizer)
-        self.batch_size = batch_size
-
-    def __iter__(self) -> Iterator[_Batch]:
-        worker = get_worker_info()
-        mine = self.todo if worker is None else self.todo[worker.id :: worker.num_workers]
-        for index, part in mine:
-            try:
-                yield from self._part(index, part)
-            except UserError as error:
-                yield _Batch(index, [], failure=str(error))
-
-    def _part(self, index: int, part: Part) -> Iterator[_Batch]:
-        samples: list[_Sample] = []
-        pixels: list[Tensor] = []  # crops, since whole photographs would fill the memory
-        skipped: list[Skipped] = []
-        for record in self.source.read(part):
-            if isinstance(record, Skipped):
-                skipped.append(record)
-                continue
-            if len(samples) == self.batch_size:
-                yield self._batch(index, samples, pixels, skipped)
-                samples, pixels, skipped = [], [], []
-            pixels.append(self.preprocessing.pixels_of(record.image))
-            content = content_key(record.image, record.captions)
-            samples.append(
-                _Sample(record.id, record.captions, record.location, record.attributes, content)
-            )
-        yield self._batch(index, samples, pixels, skipped, last=True)
-
-    def _batch(
-        self,
-        part: int,
-        samples: list[_Sample],
-        pixels: list[Tensor],
-        skipped: list[Skipped],
-        last: bool = False,
-    ) -> _Batch:
-        if not samples:
-            return _Batch(part, skipped, last=last)
-        captions = [caption for sample in samples for caption in sample.captions]
-        owners = [i for i, sample in enumerate(samples) for _ in sample.captions]
-        tokens, cut = None, 0
-        if captions:
-            tokens = self.context.tokenizer(captions)
-            seen, cut = self.context.as_seen(captions, tokens)
-            left = iter(seen)
-            samples = [s._replace(captions=tuple(islice(left, len(s.captions)))) for s in samples]
-        return _Batch(
-            part, skipped, torch.stack(pixels), tokens, torch.tensor(owners), samples, cut, last
-        )
-
-
 def _extract_parts(
     source: PairSource,
     encoder: Encoder,
@@ -286,16 +172,16 @@ def _extract_parts(
     sizes = [part.stop - part.start for _, part in todo if part.stop >= 0]
     total = sum(sizes) if len(sizes) == len(todo) else None
     workers = min(workers, len(todo))
-    loader: DataLoader[_Batch] = DataLoader(
-        _Batches(source, todo, encoder.preprocessing, encoder.tokenizer, batch_size),
+    loader: DataLoader[Batch] = DataLoader(
+        Batches(source, todo, encoder.preprocessing, encoder.tokenizer, batch_size),
         batch_size=None,
         num_workers=workers,
         prefetch_factor=PREFETCH if workers else None,
-        worker_init_fn=_prepare_worker,
+        worker_init_fn=prepare_worker,
         pin_memory=encoder.device.type == "cuda",
         in_order=False,
     )
-    waiting: dict[int, list[tuple[_Batch, Tensor, Tensor]]] = defaultdict(list)
+    waiting: dict[int, list[tuple[Batch, Tensor, Tensor]]] = defaultdict(list)
     skipped: dict[int, list[Skipped]] = defaultdict(list)
     bar = Progress(
         TextColumn("encoding the pairs"),
@@ -308,7 +194,7 @@ def _extract_parts(
     )
     with bar:
         task = bar.add_task("", total=total)
-        for batch in loader if workers else _one_ahead(loader):
+        for batch in loader if workers else one_ahead(loader):
             if batch.failure:
                 raise UserError(batch.failure)
             if strict and batch.skipped:
@@ -324,24 +210,8 @@ def _extract_parts(
             bar.advance(task, len(batch.samples) + len(batch.skipped))
 
 
-def _one_ahead(batches: Iterable[_Batch]) -> Iterator[_Batch]:
-    """The batches, each made in a thread while the one before is encoded."""
-    iterator = iter(batches)
-    with ThreadPoolExecutor(1) as pool:
-        ahead = pool.submit(next, iterator, None)
-        while (batch := ahead.result()) is not None:
-            ahead = pool.submit(next, iterator, None)
-            yield batch
-
-
-def _prepare_worker(_: int) -> None:
-    end_with(os.getppid())  # else it may wait for ever to hand over a batch to nobody
-    torch.set_num_threads(1)
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
-
-
 def _encode(
-    encoder: Encoder, batch: _Batch, batch_size: int, precision: str
+    encoder: Encoder, batch: Batch, batch_size: int, precision: str
 ) -> tuple[Tensor, Tensor]:
     """Unit embeddings (image, text) of a batch's n pairs, each `[n, dim]` fp16 on the CPU.
 
@@ -370,7 +240,7 @@ def _encode(
 
 
 def _require_finite(
-    encoder: Encoder, batch: _Batch, image: Tensor, text: Tensor, precision: str
+    encoder: Encoder, batch: Batch, image: Tensor, text: Tensor, precision: str
 ) -> None:
     """Raise a UserError that names the first pair whose embeddings `[n, dim]` are not finite."""
     row = first_not_finite(image, text)
@@ -385,13 +255,13 @@ def _require_finite(
 def _write(
     out: Path,
     part: int,
-    encoded: list[tuple[_Batch, Tensor, Tensor]],
+    encoded: list[tuple[Batch, Tensor, Tensor]],
     skipped: dict[int, list[Skipped]],
     dim: int,
 ) -> None:
     """Write one part's shard."""
     samples = [sample for batch, _, _ in encoded for sample in batch.samples]
-    columns = zip(*samples, strict=True) if samples else ((),) * len(_Sample._fields)
+    columns = zip(*samples, strict=True) if samples else ((),) * len(Sample._fields)
     none = torch.empty(0, dim)
     write_part(
         out,

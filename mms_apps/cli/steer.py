@@ -61,7 +61,10 @@ def steer(
     from mms_apps.steering.edits import Steering
     from mms_apps.steering.generator import SteeredGenerator, side_by_side
 
-    reference = None if image is None else read_image(image)
+    try:
+        reference = None if image is None else read_image(image)
+    except UserError as error:
+        raise UserError(f"--image {error}") from None
     if reference is None and not prompt.strip():
         raise UserError("nothing to draw; give --prompt, --image, or both")
     features = FeatureSpace.load(space, device=device, encoder=encoder)
