@@ -12,7 +12,8 @@ import numpy as np
 from features.analysis.matching import Matching
 from features.encoders.fingerprint import same_encoder
 from features.errors import UserError
-from features.modality import CROSS_MODAL, IMAGE_DOMINANT, UNSCORED
+from features.modality import UNSCORED
+from features.scores.monosemanticity import in_driving_modality
 from features.space.space import FeatureSpace
 
 SCHEMA = 1
@@ -151,14 +152,12 @@ def _changes(
     if row["shared"] and not counterpart["shared"] and fell:
         what = f"agreement {row['agreement']:.2f} to {counterpart['agreement']:.2f}"
         changes.append(Change("parted", *numbers, what))
-    then, now = (_monosemanticity(each, row["class_fixed"]) for each in (row, counterpart))
+    then, now = (_ms(each, row["class_fixed"]) for each in (row, counterpart))
     if not judges_differ and math.isfinite(then) and not now >= then - LOST_MS:
         changes.append(Change("lost", *numbers, f"MS {then:.2f} to {now:.2f}"))
     return changes
 
 
-def _monosemanticity(row: dict[str, Any], modality_class: str) -> float:
-    """MS in the modality that drives a class, or the mean of both; NaN where it is undefined."""
-    if modality_class == CROSS_MODAL:
-        return (row["ms_image"] + row["ms_text"]) / 2
-    return row["ms_image"] if modality_class == IMAGE_DOMINANT else row["ms_text"]
+def _ms(row: dict[str, Any], modality_class: str) -> float:
+    """MS in the modality that drives a class; NaN where it is undefined."""
+    return float(in_driving_modality(row["ms_image"], row["ms_text"], modality_class))

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 
 from features.dictionary import Modality
 from features.errors import UserError
-from features.modality import IMAGE_DOMINANT, TEXT_DOMINANT
+from features.scores.monosemanticity import in_driving_modality
 from features.space.space import FeatureSpace
 
 Order = Literal["monosemanticity", "image", "text", "agreement", "number"]
@@ -111,12 +111,7 @@ def monosemanticity(space: FeatureSpace) -> np.ndarray:
     """MS in the modality that drives a feature, or the mean of both; 0 where it is undefined:
     `[features]`."""
     image, text = (np.nan_to_num(space.features[f"ms_{m}"].to_numpy()) for m in ("image", "text"))
-    classes = space.features["class"].to_numpy()
-    return np.where(
-        classes == IMAGE_DOMINANT,
-        image,
-        np.where(classes == TEXT_DOMINANT, text, (image + text) / 2),
-    )
+    return in_driving_modality(image, text, space.features["class"].to_numpy())
 
 
 def describe(space: FeatureSpace, feature: int, *, shown: int = 8, alike: int = 3) -> Described:

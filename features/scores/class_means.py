@@ -89,12 +89,12 @@ class Measure(NamedTuple):
 
 
 def all_measures(
-    tops: Iterable[TopScores], meaning: Monosemanticity, agreement: Agreement
+    all_top_scores: Iterable[TopScores], monosemanticity: Monosemanticity, agreement: Agreement
 ) -> list[Measure]:
     """EmbSim and WinRate for each number of samples, the Monosemanticity Scores, and agreement,
     whose floor is the mean of the features' own."""
     measures = []
-    for top in tops:
+    for top in all_top_scores:
         for modality, similar in top.similar.items():
             measures += [
                 Measure("embsim", modality, top.m, similar.embsim, top.embsim_floor[modality]),
@@ -102,9 +102,9 @@ def all_measures(
             ]
     return [
         *measures,
-        Measure("ms", "image", None, meaning.ms_image, meaning.floor_image),
-        Measure("ms", "text", None, meaning.ms_text, meaning.floor_text),
-        Measure("ms", "cross", None, meaning.ms_cross, meaning.floor_cross),
+        Measure("ms", "image", None, monosemanticity.ms_image, monosemanticity.floor_image),
+        Measure("ms", "text", None, monosemanticity.ms_text, monosemanticity.floor_text),
+        Measure("ms", "cross", None, monosemanticity.ms_cross, monosemanticity.floor_cross),
         Measure("agreement", "cross", None, agreement.agreement, agreement.mean_floor),
     ]
 

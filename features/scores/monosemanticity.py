@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from features.modality import IMAGE_DOMINANT, TEXT_DOMINANT
+
 FEATURE_CHUNK = 256
 NO_SAMPLE = -1
 """Stands in `TopSamples.samples` where fewer than m samples activate a feature."""
@@ -270,3 +272,18 @@ class Moments:
         if self.count < 2:
             return float("nan")
         return (float(self.embedding.square().sum()) - self.count) / (self.count * (self.count - 1))
+
+
+def in_driving_modality(
+    image: np.ndarray | float, text: np.ndarray | float, modality_class: np.ndarray | str
+) -> np.ndarray:
+    """A score of the modality that drives each feature, the mean of both for cross-modal ones.
+
+    Args:
+        image, text: the score by modality, `[features]` or of one feature.
+        modality_class: ImgD, TextD, or another for the mean.
+    """
+    image_drives = np.asarray(modality_class) == IMAGE_DOMINANT
+    text_drives = np.asarray(modality_class) == TEXT_DOMINANT
+    both = (np.asarray(image) + np.asarray(text)) / 2
+    return np.where(image_drives, image, np.where(text_drives, text, both))

@@ -104,10 +104,10 @@ def score(
             rule: classify(scores.mds, scores.ci_low, scores.ci_high, rule)
             for rule in ("relative", "fixed")
         }
-        meaning = found.monosemanticity.scores()
+        monosemanticity = found.monosemanticity.scores()
         if not judge.config.shared_space:
-            meaning = meaning.without_cross()
-        tops = {m: top_scores(found.best, judge, m, seed) for m in sizes}
+            monosemanticity = monosemanticity.without_cross()
+        tops_by_m = {m: top_scores(found.best, judge, m, seed) for m in sizes}
         relative = classes["relative"].names
         agreement = agreeing.scores(min_pairs)
         name_floor = naming_floor(chance_names, scores.mds)
@@ -132,16 +132,16 @@ def score(
             seed=seed,
             dead=float((scores.active_pairs == 0).mean()),
             classes={rule: _class_record(result, agreement) for rule, result in classes.items()},
-            floors=_floors(tops[top_m], meaning)
+            floors=_floors(tops_by_m[top_m], monosemanticity)
             | jsonable({"agreement": agreement.mean_floor, "name": name_floor}),
             skipped=store.config.skipped_reasons,
             captions_cut=store.config.captions_cut,
             class_means=class_means(
-                all_measures(tops.values(), meaning, agreement), relative, seed=seed
+                all_measures(tops_by_m.values(), monosemanticity, agreement), relative, seed=seed
             ),
         )
-        similar = tops[top_m].similar
-        table = feature_table(scores, classes, agreement, similar, meaning, names)
+        similar = tops_by_m[top_m].similar
+        table = feature_table(scores, classes, agreement, similar, monosemanticity, names)
         return config, table, exemplar_table(found.best, exemplars, store, source)
 
     config, table, shown = from_main_process(finish)
@@ -175,11 +175,11 @@ def _check_inputs(store: ActivationStore, dictionary: Dictionary, judge: Activat
         )
 
 
-def _floors(top: TopScores, meaning: Monosemanticity) -> dict[str, float | None]:
+def _floors(top: TopScores, monosemanticity: Monosemanticity) -> dict[str, float | None]:
     floors = {
-        "ms_image": meaning.floor_image,
-        "ms_text": meaning.floor_text,
-        "ms_cross": meaning.floor_cross,
+        "ms_image": monosemanticity.floor_image,
+        "ms_text": monosemanticity.floor_text,
+        "ms_cross": monosemanticity.floor_cross,
     }
     floors |= {f"embsim_{modality}": floor for modality, floor in top.embsim_floor.items()}
     floors |= {f"winrate_{modality}": floor for modality, floor in top.winrate_floor.items()}

@@ -73,7 +73,7 @@ def feature_table(
     classes: dict[str, Classes],
     agreement: Agreement,
     similar: dict[str, TopSimilarity],
-    meaning: Monosemanticity,
+    monosemanticity: Monosemanticity,
     names: Names,
 ) -> pa.Table:
     columns = {
@@ -102,9 +102,9 @@ def feature_table(
         "embsim_text": similar["text"].embsim,
         "winrate_image": similar["image"].winrate,
         "winrate_text": similar["text"].winrate,
-        "ms_image": meaning.ms_image,
-        "ms_text": meaning.ms_text,
-        "ms_cross": meaning.ms_cross,
+        "ms_image": monosemanticity.ms_image,
+        "ms_text": monosemanticity.ms_text,
+        "ms_cross": monosemanticity.ms_cross,
         "name": names.names,
         "name_score": names.scores,
     }
