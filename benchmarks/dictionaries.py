@@ -54,8 +54,9 @@ def make_stores(out: Path, device: str) -> dict[str, dict[str, ActivationStore]]
 def held_out_rows(
     label: str, dictionary: Dictionary, space: FeatureSpace, held_out: ActivationStore, seed: int
 ) -> list[Result]:
-    """FVU and L0 on the held-out combinations, and dead features and mean MS on all pairs."""
-    figures = reconstruction_figures(dictionary, held_out.batches(1024))["overall"]
+    """FVU within modality and L0 on the held-out combinations; dead features, mean MS and mean
+    agreement on all pairs."""
+    figures = reconstruction_figures(dictionary, held_out.batches(1024))["within"]
     samples = int(figures["samples"] or 0)
     rows = []
     for name, unit in (("fvu", "FVU"), ("l0", "features")):
@@ -64,9 +65,9 @@ def held_out_rows(
         rows.append(Result(f"{label}/{name}", value, low, high, samples, unit))
     dead = (space.features["active_pairs"].to_numpy() == 0).astype(float)
     rows.append(mean_row(f"{label}/dead", dead, "share", seed))
-    for name in ("ms_image", "ms_text"):
+    for name, unit in (("ms_image", "MS"), ("ms_text", "MS"), ("agreement", "agreement")):
         values = space.features[name].to_numpy()
-        rows.append(mean_row(f"{label}/{name}", values[np.isfinite(values)], "MS", seed))
+        rows.append(mean_row(f"{label}/{name}", values[np.isfinite(values)], unit, seed))
     return rows
 
 

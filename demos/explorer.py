@@ -19,8 +19,16 @@ from features.analysis.search import (
     rows_of,
     similarities,
 )
-from features.modality import UNSCORED
-from features.reports.page import CLASS_NAMES, MODALITY_CLASSES, figure, histogram
+from features.modality import CROSS_MODAL, UNSCORED
+from features.reports.page import (
+    CLASS_NAMES,
+    MODALITY_CLASSES,
+    NOT_SHARED,
+    SHARED,
+    class_in_words,
+    figure,
+    histogram,
+)
 from features.space.several import load_spaces
 from features.space.space import FeatureSpace
 
@@ -35,14 +43,19 @@ ORDERS = [
     ("Most monosemantic first", "monosemanticity"),
     ("Most image-dominant first", "image"),
     ("Most text-dominant first", "text"),
+    ("Images and texts agree most first", "agreement"),
     ("By number", "number"),
 ]
+SHARINGS = {"CrossD/shared": True, "CrossD/not shared": False}
+"""Parts of the cross-modal class, by what the choice of the class gives."""
 Key = tuple[str, int]
 """A space's name and the number of a feature in it."""
 INTRO = """
 # Explorer: what does each feature stand for?
 The **Modality Dominance Score (MDS)** is 0 where only texts drive a feature and 1 where only images
-do. A **monosemantic** feature is about one thing. Click in the histogram to see the features there.
+do. A **monosemantic** feature is about one thing. A cross-modal one is **shared** where images and
+texts drive it in the same pairs, as its **agreement** says. Click in the histogram to see the
+features there.
 """
 CSS = """
 .mds-chart { position: relative; height: 190px; margin: .3rem 0 1.6rem;
@@ -116,6 +129,7 @@ def fill(spaces: dict[str, FeatureSpace]) -> None:
     """Put the Explorer of the spaces, by what each is called, on the page that is being built."""
     names = list(spaces)
     classes = [("any", ""), *((CLASS_NAMES[c], c) for c in (*MODALITY_CLASSES, UNSCORED))]
+    classes += zip((SHARED, NOT_SHARED), SHARINGS, strict=True)
 
     def search(
         name: str,
@@ -129,8 +143,10 @@ def fill(spaces: dict[str, FeatureSpace]) -> None:
         space = spaces[name]
         low, high = sorted((low, high))
         with errors_in_words():
-            anywhere = find(space, Filter(words, modality_class or None, 0, 1, least), order)
-            kept = Filter(words, modality_class or None, low, high, least)
+            shared = SHARINGS.get(modality_class)
+            wanted = (CROSS_MODAL if modality_class in SHARINGS else modality_class) or None
+            anywhere = find(space, Filter(words, wanted, 0, 1, least, shared=shared), order)
+            kept = Filter(words, wanted, low, high, least, shared=shared)
             found = find(space, kept, order)
         said = f"**{len(found):,}** of {len(space):,} features"
         chart = chart_html(space, anywhere, zones_html(space, anywhere, low, high))
@@ -314,7 +330,7 @@ def cards_html(space: FeatureSpace, numbers: list[int]) -> str:
     images = exemplars(space, numbers, CARD_IMAGES)
     cards = "".join(
         f'<button type="button" data-feature="{row["feature"]}"><strong>{title(row)}</strong>'
-        f'<small class="{row["class"]}">{CLASS_NAMES[row["class"]]}, MDS {figure(row["mds"])}'
+        f'<small class="{row["class"]}">{class_in_words(row)}, MDS {figure(row["mds"])}'
         '</small><span class="thumbs">'
         f"{''.join(picture_html(i['thumbnail'], i['caption']) for i in images[row['feature']])}"
         "</span></button>"
@@ -343,9 +359,11 @@ def article_html(space: FeatureSpace, found: Described, name: str) -> str:
     """One feature."""
     row = found.row
     scores = {
-        "Class": f'<span class="{row["class"]}">{CLASS_NAMES[row["class"]]}</span>'
+        "Class": f'<span class="{row["class"]}">{class_in_words(row)}</span>'
         + (" (uncertain)" if row["uncertain"] else ""),
         "MDS": f"{figure(row['mds'])} ({figure(row['mds_low'])} to {figure(row['mds_high'])})",
+        "Agreement": f"{figure(row['agreement'])} ({figure(row['agreement_low'])} to "
+        f"{figure(row['agreement_high'])}), other pairs reach {figure(row['agreement_floor'])}",
         "Monosemanticity": f"{figure(row['ms_image'])} on images, "
         f"{figure(row['ms_text'])} on texts",
         "Active on": f"{row['image_density']:.1%} of the images, {row['text_density']:.1%} of the "

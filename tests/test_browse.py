@@ -30,6 +30,12 @@ def test_filters_keep_what_they_say(space: FeatureSpace) -> None:
     assert found and set(found) == {
         row["feature"] for row in rows if row["class"] == "CrossD" and 0.4 <= row["mds"] <= 0.6
     }
+    found = find(space, Filter(shared=False, min_agreement=0.01))
+    assert set(found) == {
+        row["feature"] for row in rows if not row["shared"] and row["agreement"] >= 0.01
+    }
+    found = find(space, Filter(modality_class="CrossD", shared=True))
+    assert found and all(rows[n]["shared"] and rows[n]["class"] == "CrossD" for n in found)
     found = find(space, Filter(min_monosemanticity=0.5))
     assert found and set(found) == set(np.flatnonzero(scores >= 0.5).tolist())
 
@@ -37,7 +43,13 @@ def test_filters_keep_what_they_say(space: FeatureSpace) -> None:
 def test_orders_put_unscored_features_last(space: FeatureSpace) -> None:
     mds = space.features["mds"].to_numpy()
     scores = monosemanticity(space)
-    for order, key in (("image", -mds), ("text", mds), ("monosemanticity", -scores)):
+    agreement = space.features["agreement"].to_numpy()
+    for order, key in (
+        ("image", -mds),
+        ("text", mds),
+        ("monosemanticity", -scores),
+        ("agreement", -agreement),
+    ):
         found = find(space, Filter(), order)  # type: ignore[arg-type]
         scored = [n for n in found if np.isfinite(mds[n])]
         assert found[: len(scored)] == scored

@@ -173,6 +173,33 @@ def test_figures_match_the_definition() -> None:
         assert low <= value <= high and high - low < 0.2 * value  # type: ignore[operator]
 
 
+def test_the_gap_between_modalities_flatters_no_headline() -> None:
+    """A dictionary that knows the two means alone explains nothing within a modality."""
+    generator = torch.Generator().manual_seed(0)
+    gap = torch.zeros(8)
+    gap[0] = 3
+    image, text = torch.randn(2, 400, 8, generator=generator)
+    image, text = image + gap, text - gap
+    config = DictionaryConfig("topk", dim=8, features=8, k=1, modality_bias=True)
+    dictionary = TopKDictionary(config).requires_grad_(False)
+    dictionary.set_means(image.mean(0), text.mean(0))
+    dictionary.encoder.zero_()
+    figures = reconstruction_figures(dictionary, [(image, text)])
+    for name in ("image", "text", "within"):
+        assert figures[name]["fvu"] == pytest.approx(1, rel=1e-4)
+    assert figures["overall"]["fvu"] < 0.5  # type: ignore[operator]
+    error, spread = 0.0, 0.0  # a literal loop, of images that vary more than texts
+    wide = [(2 * image, text)]
+    for x, m in ((2 * image, "image"), (text, "text")):
+        back = dictionary.decode(dictionary.encode(x, m), m)  # type: ignore[arg-type]
+        for row, again in zip(x, back, strict=True):
+            error += float((row - again).square().sum())
+            spread += float((row - x.mean(0)).square().sum())
+    within = reconstruction_figures(dictionary, wide)["within"]
+    assert within["fvu"] == pytest.approx(error / spread, rel=1e-4)
+    assert within["fvu_low"] < within["fvu"] < within["fvu_high"]  # type: ignore[operator]
+
+
 def test_figures_of_a_constant_bias_are_not_hidden() -> None:
     x = unit(40)
     dictionary = identity()

@@ -13,7 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from features.dictionary import TrainConfig, fit_dictionary
+from features.dictionary import DICTIONARIES, DictionaryConfig, TrainConfig, fit_dictionary
 from features.pairs.open import open_pairs
 from features.reports.page import BINS, count_axis, histogram
 from features.reports.report import write_report
@@ -74,6 +74,52 @@ def test_class_counts_stand_in_the_headline(space: FeatureSpace, page: Path) -> 
     html = page.read_text()
     assert f"{counts['ImgD']} image-dominant" in html
     assert f"{counts['TextD']} text-dominant" in html
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("topk", "at most 4 active for one sample"),
+        ("group", "at most 4 active for one sample"),
+        ("batchtopk", "about 4 active for one sample on average in training, no bound"),
+        ("matryoshka", "about 4 active for one sample on average in training, no bound"),
+        ("ncl", "as many active for one sample as the contrast makes, no bound"),
+        ("identity", "all active for each sample"),
+    ],
+)
+def test_how_many_features_are_active_is_said_as_it_is(
+    space: FeatureSpace, kind: str, words: str, tmp_path: Path
+) -> None:
+    features, k = (16, 16) if kind == "identity" else (24, 4)
+    config = DictionaryConfig(kind, dim=16, features=features, k=k, modality_bias=False)
+    dictionary = DICTIONARIES[kind](config).requires_grad_(False)
+    figures = {"fvu": 0.1, "l0": 7.25, "dead": 0.0, "samples": 9}
+    record = dataclasses.asdict(config) | {"held_out": {"within": figures}}
+    held = dataclasses.replace(space.config, dictionary=record)
+    other = FeatureSpace(held, dictionary, space.features, space.exemplars)
+    html = write_report(other, tmp_path / "report.html").read_text()
+    assert f"{words}; 7.2 on average on held-out pairs" in html
+    assert ("at most" in html) == (kind in ("topk", "group"))
+    x = F.normalize(torch.randn(200, 16, generator=torch.Generator().manual_seed(0)), dim=-1)
+    most = int((dictionary.encode(x, "image") != 0).sum(1).max())
+    if "at most" in words:
+        assert most <= 4
+
+
+def test_agreement_stands_in_the_headline_the_cards_and_the_filter(
+    space: FeatureSpace, page: Path
+) -> None:
+    html = re.sub(r"\s+", " ", page.read_text())
+    rows = [row for row in space.features.to_pylist() if row["class"] == "CrossD"]
+    shared = sum(row["shared"] for row in rows)
+    assert f"{shared} of them <strong>shared</strong>" in html
+    assert f"{len(rows) - shared} <strong>balanced, not shared</strong>" in html
+    assert html.count('data-shared="1"') == shared
+    assert html.count('data-shared="0"') == len(rows) - shared
+    row = next(row for row in rows if row["shared"])
+    words = f"agreement {row['agreement']:.2f} ({row['agreement_low']:.2f} to"
+    assert words in html
+    assert "within modality" in html and "about one mean" in html
 
 
 def test_nothing_is_fetched(page: Path) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from features.dictionary import Modality
 from features.errors import UserError
+from features.modality import CROSS_MODAL
 from features.space.space import FeatureSpace
 from mms_apps.steering.edits import Edit, mean_active
 
@@ -71,7 +72,8 @@ def features_of(space: FeatureSpace, word: str) -> list[tuple[int, str]]:
     """The features that answer to a word, the best first, and how each was found.
 
     Those named by the word come first, then those with the word within their name; both in the
-    order of how well the name fits. Where no name has it, the features that the word's text
+    order of how well the name fits, but cross-modal ones that are not shared last: images and texts
+    drive them in other pairs. Where no name has it, the features that the word's text
     activates more than texts usually do.
     """
     fit = space.features["name_score"].to_pylist()
@@ -79,7 +81,8 @@ def features_of(space: FeatureSpace, word: str) -> list[tuple[int, str]]:
     exact = {feature for feature, found in enumerate(terms) if word.lower() in found}
     named = exact | set(space.select(name=word).tolist())
     if named:
-        order = sorted(named, key=lambda feature: (feature not in exact, -fit[feature]))
+        apart = set(space.select(CROSS_MODAL, shared=False).tolist())
+        order = sorted(named, key=lambda f: (f not in exact, f in apart, -fit[f]))
         return [(feature, "name") for feature in order[:TAKEN]]
     density, mean = (
         torch.from_numpy(np.nan_to_num(space.features[f"text_{column}"].to_numpy())).float()

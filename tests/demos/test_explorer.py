@@ -27,6 +27,12 @@ def test_search_and_compare_through_the_api(address: str) -> None:
     client = Client(address, verbose=False)
     given = ("embedded", "woman", "ImgD", 0, "number", 0, 1)
     chart, said, cards = client.predict(*given, api_name="/search")
+    cross, *parts = (
+        client.predict("embedded", "", c, 0, "agreement", 0, 1, api_name="/search")[1]
+        for c in ("CrossD", "CrossD/shared", "CrossD/not shared")
+    )
+    counts = [int(words.split("**")[1]) for words in (cross, *parts)]
+    assert counts[0] == counts[1] + counts[2] and min(counts) > 0
     assert "features" in said and "data-feature" in cards and "<svg" in chart
     nothing = client.predict("embedded", "woman", "ImgD", 1, "number", 0, 1, api_name="/search")
     assert "No feature is like this" in nothing[2]
