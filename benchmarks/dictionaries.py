@@ -2,8 +2,9 @@
 
     python -m benchmarks.dictionaries --out runs/dictionaries
 
-Fits each kind on the training pairs of each encoder, scores its features on all pairs with the
-other encoder as the judge, and compares them: `comparison.html`, `comparison.md` and
+Fits each kind on the training pairs of each encoder from several seeds, scores its features on all
+pairs with the other encoder as the judge, and compares them, with intervals that hold how trainings
+vary: `comparison.html`, `comparison.md` and
 `comparison.json` hold all spaces, `answers.md` says for each kind how `embedded-ssl` differs from
 `embedded`, and `results.json` holds the figures on the held-out combinations. Run it again to go on
 after an interruption.
@@ -12,13 +13,16 @@ after an interruption.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from benchmarks.common import Result, mean_row, options, print_results, write_results
+from benchmarks.common import Result, estimate_row, options, print_results, write_results
 from features.analysis.compare import compare
 from features.analysis.matching import match_features
+from features.analysis.seeds import NORMAL, SeedFigure, mean_figure, over_seeds
+from features.bootstrap import Estimate
 from features.dictionary import (
     DICTIONARIES,
     Dictionary,
@@ -36,6 +40,14 @@ from features.space.space import FeatureSpace
 from features.store.extract import extract
 from features.store.store import ActivationStore
 
+UNITS = {
+    "fvu": "FVU within modality",
+    "l0": "features",
+    "dead": "share",
+    "ms_image": "MS",
+    "ms_text": "MS",
+    "agreement": "agreement",
+}
 SPLITS = {"train": "train", "all": None, "held-out": "heldout"}
 
 
@@ -51,68 +63,109 @@ def make_stores(out: Path, device: str) -> dict[str, dict[str, ActivationStore]]
     }
 
 
-def held_out_rows(
-    label: str, dictionary: Dictionary, space: FeatureSpace, held_out: ActivationStore, seed: int
-) -> list[Result]:
-    """FVU within modality and L0 on the held-out combinations; dead features, mean MS and mean
-    agreement on all pairs."""
+def held_out_figures(dictionary: Dictionary, held_out: ActivationStore) -> dict[str, SeedFigure]:
+    """FVU within modality and L0 on the held-out combinations."""
     figures = reconstruction_figures(dictionary, held_out.batches(1024))["within"]
-    samples = int(figures["samples"] or 0)
-    rows = []
-    for name, unit in (("fvu", "FVU"), ("l0", "features")):
-        found = (figures[name + end] for end in ("", "_low", "_high"))
-        value, low, high = (math.nan if v is None else v for v in found)
-        rows.append(Result(f"{label}/{name}", value, low, high, samples, unit))
+    found = {}
+    for name in ("fvu", "l0"):
+        value, low, high = (figures[name + end] for end in ("", "_low", "_high"))
+        if value is None or low is None or high is None:
+            found[name] = SeedFigure(math.nan, math.nan)
+        else:
+            found[name] = SeedFigure(value, (high - low) / (2 * NORMAL))
+    return found
+
+
+def space_figures(space: FeatureSpace) -> dict[str, SeedFigure]:
+    """Dead features, mean MS with its floor, and mean agreement, on all pairs."""
     dead = (space.features["active_pairs"].to_numpy() == 0).astype(float)
-    rows.append(mean_row(f"{label}/dead", dead, "share", seed))
-    for name, unit in (("ms_image", "MS"), ("ms_text", "MS"), ("agreement", "agreement")):
+    found = {"dead": mean_figure(dead)}
+    for name in ("ms_image", "ms_text", "agreement"):
         values = space.features[name].to_numpy()
-        rows.append(mean_row(f"{label}/{name}", values[np.isfinite(values)], unit, seed))
+        found[name] = mean_figure(values[np.isfinite(values)])
+    return found
+
+
+def seed_rows(label: str, figures: Sequence[dict[str, SeedFigure]]) -> list[Result]:
+    """Means over training seeds, with intervals over them; of one seed, over features or pairs."""
+    rows = []
+    for name, unit in UNITS.items():
+        of_seeds = [found[name] for found in figures]
+        estimate = over_seeds(of_seeds)
+        if len(of_seeds) == 1:
+            value, half = of_seeds[0].value, NORMAL * of_seeds[0].error
+            estimate = Estimate(value, value - half, value + half)
+        rows.append(estimate_row(f"{label}/{name}", estimate, len(of_seeds), unit))
     return rows
 
 
 def main() -> None:
     parser = options(__doc__)
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--seeds", type=int, default=3, help="trainings of each dictionary")
+    parser.add_argument(
+        "--kinds", nargs="+", choices=list(DICTIONARIES), default=list(DICTIONARIES)
+    )
     arguments = parser.parse_args()
     out, seed = arguments.out, arguments.seed
     stores = make_stores(out, arguments.device)
-    spaces: dict[tuple[str, str], FeatureSpace] = {}
+    spaces: dict[tuple[str, str], list[FeatureSpace]] = {}
     rows: list[Result] = []
-    for name, judge in zip(ENCODER_NAMES, reversed(ENCODER_NAMES), strict=True):
-        for kind in DICTIONARIES:
-            folder = out / "dictionaries" / f"{name}-{kind}"
-            config = TrainConfig(kind=kind, seed=seed)
-            dictionary = fit_dictionary(stores[name]["train"], config, folder)
-            space = score(
-                stores[name]["all"], dictionary, stores[judge]["all"], EmbeddedPairs(), seed=seed
-            )
-            space.save(out / "spaces" / f"{name}-{kind}")
-            spaces[name, kind] = space
-            label = f"{name}/{kind}"
-            rows += held_out_rows(label, dictionary, space, stores[name]["held-out"], seed)
-    labels = [f"{name}, {kind}" for name, kind in spaces]
-    comparison = compare(list(spaces.values()), labels, seed=seed)
-    write_comparison(comparison, list(spaces.values()), out)
-    plain, ssl = ENCODER_NAMES
-    answers = []
-    for kind in DICTIONARIES:
-        pair = [spaces[name, kind] for name in (plain, ssl)]
-        matching = match_features(
-            pair[0], stores[plain]["all"], pair[1], stores[ssl]["all"], seed=seed
-        )
-        found = compare(pair, [plain, ssl], [matching], seed=seed)
-        write_comparison(found, pair, out / kind)
-        match = found.matches[0]
-        sentences = [
-            *found.differences[0],
-            f"{match.matched} of {match.scored} features of {plain} have a counterpart in {ssl}.",
-        ]
-        answers.append(f"## {kind}\n\n" + "".join(f"- {sentence}\n" for sentence in sentences))
+    for kind in arguments.kinds:
+        for name, judge in zip(ENCODER_NAMES, reversed(ENCODER_NAMES), strict=True):
+            figures = []
+            for training in range(seed, seed + arguments.seeds):
+                config = TrainConfig(kind=kind, seed=training)
+                called = f"{name}-{kind}-{training}"
+                folder = out / "dictionaries" / called
+                dictionary = fit_dictionary(stores[name]["train"], config, folder)
+                space = score(
+                    stores[name]["all"],
+                    dictionary,
+                    stores[judge]["all"],
+                    EmbeddedPairs(),
+                    seed=seed,
+                )
+                space.save(out / "spaces" / called)
+                spaces.setdefault((name, kind), []).append(space)
+                held_out = held_out_figures(dictionary, stores[name]["held-out"])
+                figures.append(held_out | space_figures(space))
+            rows += seed_rows(f"{name}/{kind}", figures)
+            write_results(out / "results.json", rows, seed=seed)
+    everything = [(f"{name}, {kind}", s) for (name, kind), group in spaces.items() for s in group]
+    labels, compared = [label for label, _ in everything], [space for _, space in everything]
+    comparison = compare(compared, labels, seed=seed)
+    write_comparison(comparison, [group[0] for group in spaces.values()], out)
+    answers = [answer(kind, spaces, stores, out, seed) for kind in arguments.kinds]
     write_whole(out / "answers.md", "\n".join(answers).encode())
     print(markdown_table(comparison))
     print_results(rows)
-    write_results(out / "results.json", rows, seed=seed)
+
+
+def answer(
+    kind: str,
+    spaces: dict[tuple[str, str], list[FeatureSpace]],
+    stores: dict[str, dict[str, ActivationStore]],
+    out: Path,
+    seed: int,
+) -> str:
+    """How `embedded-ssl` differs from `embedded` with one kind of dictionary, in Markdown."""
+    plain, ssl = ENCODER_NAMES
+    groups = [spaces[name, kind] for name in (plain, ssl)]
+    firsts = [group[0] for group in groups]
+    matching = match_features(
+        firsts[0], stores[plain]["all"], firsts[1], stores[ssl]["all"], seed=seed
+    )
+    labels = [plain] * len(groups[0]) + [ssl] * len(groups[1])
+    found = compare([*groups[0], *groups[1]], labels, [matching], seed=seed)
+    write_comparison(found, firsts, out / kind)
+    match = found.matches[0]
+    sentences = [
+        *found.differences[0],
+        f"{match.matched} of {match.scored} features of {plain}'s first training have a "
+        f"counterpart in {ssl}'s.",
+    ]
+    return f"## {kind}\n\n" + "".join(f"- {sentence}\n" for sentence in sentences)
 
 
 if __name__ == "__main__":

@@ -91,6 +91,20 @@ def mean_estimate(values: np.ndarray, *, seed: int = 0) -> Estimate:
     return Estimate(float(np.mean(values)), low, high)
 
 
+def share_estimate(hits: np.ndarray) -> Estimate:
+    """The share of the hits among `[n]` bool, with its Clopper-Pearson interval, which is what
+    `ratio_interval` comes to for ratios of 0 and 1: never of width 0."""
+    if len(hits) == 0:
+        return NOT_KNOWN
+    from scipy.stats import beta
+
+    n, found = len(hits), int(np.sum(hits))
+    tail = (1 - LEVEL) / 2
+    low = float(beta.ppf(tail, found, n - found + 1)) if found else 0.0
+    high = float(beta.ppf(1 - tail, found + 1, n - found)) if found < n else 1.0
+    return Estimate(found / n, low, high)
+
+
 def percentile_interval(replicates: np.ndarray, *, level: float = 0.95) -> tuple[float, float]:
     """The lower and the upper bound of what `replicates` `[n]` of an estimate leave at `level`."""
     tail = (1 - level) / 2

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from features.analysis.compare import FIGURES, compare
+from features.analysis.compare import FIGURES, ONE_SEED, compare
 from features.analysis.drift import Drift, find_drift
 from features.analysis.matching import CorrelationStatistics, Matching, match_features
 from features.bootstrap import difference_interval
@@ -161,7 +161,9 @@ def test_difference_interval_holds_the_difference() -> None:
 
 def test_a_space_does_not_differ_from_itself(space: FeatureSpace) -> None:
     comparison = compare([space, space], ["a", "b"])
-    assert comparison.differences == [["No figure of b differs from a's beyond chance."]]
+    assert comparison.differences == [["No figure of b differs from a's.", ONE_SEED]]
+    with pytest.raises(UserError, match="two labels"):
+        compare([space, space], ["a", "a"])
     assert comparison.matches == []
 
 
@@ -194,7 +196,46 @@ def test_the_comparison_says_what_differs_and_has_an_interval_for_each_figure(
     assert record["matches"][0]["same_class"]["value"] < 0.5
     table = (tmp_path / "comparison.md").read_text()
     assert table == markdown_table(comparison)
-    assert table.count("\n") == 4 and "100% (100% to 100%)" in table
+    assert table.count("\n") == 4 and "100% (100% to 100%)" not in table
+    assert "| 100% (" in table
+
+
+def test_a_difference_must_be_greater_than_trainings_vary(
+    space: FeatureSpace, tmp_path: Path
+) -> None:
+    """Three trainings of each: one figure differs by more than they vary, another by less."""
+
+    def training(number: int, agreement: float, cross: int) -> FeatureSpace:
+        scored = [
+            row["feature"] for row in space.features.to_pylist() if row["class_fixed"] != "unscored"
+        ]
+        return with_columns(
+            space,
+            {
+                feature: {
+                    "agreement": agreement + 0.01 * number,
+                    "class_fixed": "CrossD" if place < cross else "TextD",
+                }
+                for place, feature in enumerate(scored)
+            },
+        )
+
+    first = [training(n, 0.2, cross) for n, cross in enumerate((2, 5, 8))]
+    other = [training(n, 0.7, cross) for n, cross in enumerate((4, 9, 6))]
+    comparison = compare([*first, *other], ["old"] * 3 + ["new"] * 3)
+    said = " ".join(comparison.differences[0])
+    assert "new has features whose images and texts agree more than old" in said
+    assert "cross-modal" not in said and "Over 3 training seeds each" in said
+    assert [summary.seeds for summary in comparison.spaces] == [3, 3]
+    agreement = comparison.spaces[0].estimates["agreement"]
+    assert agreement.value == pytest.approx(0.21) and agreement.low < 0.2 < agreement.high
+    for summary in comparison.spaces:
+        for figure in FIGURES:
+            if figure.percent:
+                estimate = summary.estimates[figure.key]
+                assert not (estimate.low < 0 or estimate.high > 1)
+    page = write_comparison(comparison, [first[0], other[0]], tmp_path).read_text()
+    assert "first of 3 seeds" in page
 
 
 def test_the_larger_figure_comes_first(space: FeatureSpace) -> None:

@@ -11,11 +11,30 @@ from typing import Any
 import numpy as np
 
 from features.analysis.matching import Matching
-from features.bootstrap import NOT_KNOWN, Estimate, difference_interval, mean_estimate
+from features.analysis.seeds import (
+    NORMAL,
+    SeedFigure,
+    difference_over_seeds,
+    mean_figure,
+    over_seeds,
+)
+from features.bootstrap import (
+    NOT_KNOWN,
+    Estimate,
+    difference_interval,
+    mean_estimate,
+    share_estimate,
+)
+from features.errors import UserError
 from features.modality import CROSS_MODAL, IMAGE_DOMINANT, TEXT_DOMINANT, UNSCORED
 from features.space.space import FeatureSpace
 
-SCHEMA = 1
+SCHEMA = 2
+SAVED = ("fvu", "l0")
+"""Figures of the dictionary's held-out pairs; all others are means over features."""
+ONE_SEED = (
+    "One training seed each: another training may differ as much. Compare three or more to know."
+)
 
 
 @dataclass(frozen=True)
@@ -35,13 +54,13 @@ FIGURES = (
     Figure("dead", "dead", "has more dead features", percent=True),
     Figure("image_share", "image-dominant", "has more image-dominant features", percent=True),
     Figure("cross_share", "cross-modal", "has more cross-modal features", percent=True),
-    Figure("text_share", "text-dominant", "has more text-dominant features", percent=True),
     Figure(
         "shared_share",
-        "of these shared",
-        "has more of its cross-modal features shared",
+        "shared of the cross-modal",
+        "has a greater share of its cross-modal features shared",
         percent=True,
     ),
+    Figure("text_share", "text-dominant", "has more text-dominant features", percent=True),
     Figure("agreement", "agreement", "has features whose images and texts agree more"),
     Figure("specificity", "specificity", "has more modality-specific features"),
     Figure("ms_image", "MS, images", "has features that are more monosemantic on images"),
@@ -58,9 +77,12 @@ with different judges compare."""
 
 @dataclass(frozen=True)
 class SpaceSummary:
-    """One space's figures, by the keys of FIGURES."""
+    """One space's figures, by the keys of FIGURES; over several training seeds, the first one's
+    where nothing else is said."""
 
     label: str
+    seeds: int
+    """Trainings that the estimates are means of, with intervals over them."""
     encoder: str
     kind: str
     modality_bias: bool
@@ -98,9 +120,19 @@ class Comparison:
 
     spaces: list[SpaceSummary]
     differences: list[list[str]]
-    """For each space after the first, sentences on what differs."""
+    """For each label after the first, sentences on what differs."""
     matches: list[MatchSummary]
-    """For each space after the first; empty where nothing was matched."""
+    """For each label after the first; empty where nothing was matched."""
+
+
+def by_label(
+    spaces: Sequence[FeatureSpace], labels: Sequence[str]
+) -> dict[str, list[FeatureSpace]]:
+    """The spaces of each label, in their order."""
+    found: dict[str, list[FeatureSpace]] = {}
+    for space, label in zip(spaces, labels, strict=True):
+        found.setdefault(label, []).append(space)
+    return found
 
 
 def compare(
@@ -114,24 +146,39 @@ def compare(
 
     Args:
         spaces: two or more.
-        labels: what each is called.
-        matchings: of the first space's features with those of each other; empty for none.
+        labels: what each is called; spaces of one label are one dictionary trained from several
+            seeds, and figures are then means over the trainings, with intervals that hold their
+            variation (`features.analysis.seeds`).
+        matchings: of the features of the first label's first space with those of each other
+            label's; empty for none.
         seed: of the bootstrap.
+
+    Raises:
+        UserError: all spaces have one label.
     """
-    columns = [_feature_values(space) for space in spaces]
+    groups = by_label(spaces, labels)
+    if len(groups) < 2:
+        raise UserError(f"all spaces are called {labels[0]}; a comparison needs two labels")
+    columns = [[_feature_values(space) for space in group] for group in groups.values()]
     summaries = [
-        _summary(space, label, values, seed)
-        for space, label, values in zip(spaces, labels, columns, strict=True)
+        _summary(group, label, values, seed)
+        for (label, group), values in zip(groups.items(), columns, strict=True)
     ]
+    figures = [
+        _seed_figures(group, values) for group, values in zip(groups.values(), columns, strict=True)
+    ]
+    firsts = [group[0] for group in groups.values()]
     return Comparison(
         summaries,
         [
-            _differences(summaries[0], columns[0], other, values, seed)
-            for other, values in zip(summaries[1:], columns[1:], strict=True)
+            _differences_over_seeds(summaries[0], figures[0], summaries[n], figures[n])
+            if min(summaries[0].seeds, summaries[n].seeds) > 1
+            else _differences(summaries[0], columns[0][0], summaries[n], columns[n][0], seed)
+            for n in range(1, len(firsts))
         ],
         [
-            _match_summary(spaces[0], space, label, matching, seed)
-            for space, label, matching in zip(spaces[1:], labels[1:], matchings, strict=True)
+            _match_summary(firsts[0], space, label, matching, seed)
+            for space, label, matching in zip(firsts[1:], list(groups)[1:], matchings, strict=True)
         ]
         if matchings
         else [],
@@ -173,14 +220,36 @@ def _feature_values(space: FeatureSpace) -> dict[str, np.ndarray]:
 
 
 def _summary(
-    space: FeatureSpace, label: str, values: dict[str, np.ndarray], seed: int
+    spaces: Sequence[FeatureSpace],
+    label: str,
+    columns: Sequence[dict[str, np.ndarray]],
+    seed: int,
 ) -> SpaceSummary:
+    """Of one label: its space, or several seeds."""
+    space, values = spaces[0], columns[0]
     config = space.config
-    held_out = (config.dictionary.get("held_out") or {}).get("within", {})
-    estimates = {name: _saved(held_out, name) for name in ("fvu", "l0")}
-    estimates |= {name: mean_estimate(found, seed=seed) for name, found in values.items()}
+    if len(spaces) > 1:
+        estimates = {
+            figure.key: over_seeds(_seed_figures(spaces, columns)[figure.key]) for figure in FIGURES
+        }
+        for figure in FIGURES:
+            if figure.percent:
+                of_seeds = estimates[figure.key]
+                bounds = (max(0.0, of_seeds.low), min(1.0, of_seeds.high))
+                if math.isfinite(of_seeds.value):
+                    estimates[figure.key] = Estimate(of_seeds.value, *bounds)
+    else:
+        estimates = {name: _saved(space, name) for name in SAVED}
+        estimates |= {
+            figure.key: share_estimate(values[figure.key])
+            if figure.percent
+            else mean_estimate(values[figure.key], seed=seed)
+            for figure in FIGURES
+            if figure.key in values
+        }
     return SpaceSummary(
         label=label,
+        seeds=len(spaces),
         encoder=config.encoder,
         kind=config.dictionary["kind"],
         modality_bias=config.dictionary["modality_bias"],
@@ -195,12 +264,44 @@ def _summary(
     )
 
 
-def _saved(figures: dict[str, Any], name: str) -> Estimate:
-    """A figure of a dictionary's held-out pairs (`trainer.reconstruction_figures`)."""
+def _saved(space: FeatureSpace, name: str) -> Estimate:
+    """A figure of the dictionary's held-out pairs (`reconstruction_figures`)."""
+    figures = (space.config.dictionary.get("held_out") or {}).get("within", {})
     value, low, high = (figures.get(key) for key in (name, f"{name}_low", f"{name}_high"))
     if value is None or low is None or high is None:
         return NOT_KNOWN
     return Estimate(value, low, high)
+
+
+def _seed_figures(
+    spaces: Sequence[FeatureSpace], columns: Sequence[dict[str, np.ndarray]]
+) -> dict[str, list[SeedFigure]]:
+    """Each figure of each training."""
+    found: dict[str, list[SeedFigure]] = {}
+    for name in SAVED:
+        saved = [_saved(space, name) for space in spaces]
+        found[name] = [SeedFigure(e.value, (e.high - e.low) / (2 * NORMAL)) for e in saved]
+    return found | {name: [mean_figure(c[name]) for c in columns] for name in columns[0]}
+
+
+def _differences_over_seeds(
+    first: SpaceSummary,
+    first_figures: dict[str, list[SeedFigure]],
+    other: SpaceSummary,
+    other_figures: dict[str, list[SeedFigure]],
+) -> list[str]:
+    """A sentence for each figure whose difference has an interval over seeds that leaves out 0."""
+    sentences = []
+    for figure in FIGURES:
+        found = difference_over_seeds(first_figures[figure.key], other_figures[figure.key])
+        if found.low > 0 or found.high < 0:
+            more, less = (other, first) if found.low > 0 else (first, other)
+            amount = _amount(found.value, found.low, found.high, figure.percent)
+            sentences.append(f"{more.label} {figure.more} than {less.label}: {amount}.")
+    if not sentences:
+        sentences.append(f"No figure of {other.label} differs from {first.label}'s beyond chance.")
+    seeds = f"{first.seeds} and {other.seeds}" if first.seeds != other.seeds else f"{first.seeds}"
+    return [*sentences, f"Over {seeds} training seeds each; the intervals hold their variation."]
 
 
 def _differences(
@@ -233,14 +334,15 @@ def _differences(
             more, less = (other, first) if low > 0 else (first, other)
             sentences.append(f"{more.label} {figure.more} than {less.label}: {amount}.")
     if not sentences:
-        sentences.append(f"No figure of {other.label} differs from {first.label}'s beyond chance.")
-    return sentences
+        sentences.append(f"No figure of {other.label} differs from {first.label}'s.")
+    return [*sentences, ONE_SEED]
 
 
 def _amount(value: float, low: float, high: float, percent: bool) -> str:
     bounds = sorted((abs(low), abs(high)))
     if percent:
-        return f"by {abs(value):.0%} of the features ({bounds[0]:.0%} to {bounds[1]:.0%})"
+        points, low, high = (100 * x for x in (abs(value), *bounds))
+        return f"by {points:.0f} points ({low:.0f} to {high:.0f})"
     return f"by {abs(value):.3f} ({bounds[0]:.3f} to {bounds[1]:.3f})"
 
 

@@ -17,7 +17,11 @@ SHOWN_MATCHES = 24
 def write_comparison(
     comparison: Comparison, spaces: Sequence[FeatureSpace], out: str | Path
 ) -> Path:
-    """Write `comparison.json`, `comparison.md` and the report `comparison.html` to a folder."""
+    """Write `comparison.json`, `comparison.md` and the report `comparison.html` to a folder.
+
+    Args:
+        spaces: the first of each label.
+    """
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / "comparison.json", jsonable({"schema": SCHEMA, **asdict(comparison)}))

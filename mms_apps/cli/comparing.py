@@ -29,7 +29,10 @@ def compare(
     ] = None,
     label: Annotated[
         list[str] | None,
-        typer.Option(help="What a space is called, once each [default: encoder and dictionary]."),
+        typer.Option(
+            help="What a space is called, once each; spaces of one label are training seeds of one "
+            "dictionary [default: encoder and dictionary]."
+        ),
     ] = None,
     encoder: Encoders = None,
     device: Device = "auto",
@@ -37,7 +40,11 @@ def compare(
     image_column: ImageColumn = None,
     caption_column: CaptionColumn = None,
 ) -> None:
-    """Compare FeatureSpaces with the first of them: a table, histograms, matched features."""
+    """Compare FeatureSpaces with the first of them: a table, histograms, matched features.
+
+    Give three or more training seeds of each: the intervals then hold how trainings vary.
+    """
+    from features.analysis.compare import by_label
     from features.analysis.compare import compare as compare_spaces
     from features.analysis.matching import match_features
     from features.pairs.open import open_pairs
@@ -50,16 +57,17 @@ def compare(
         raise UserError(f"{len(label)} labels for {len(spaces)} spaces; give one each, or none")
     loaded = load_spaces(spaces, encoder, device)
     labels = label or _labels(spaces, loaded)
+    firsts = [group[0] for group in by_label(loaded, labels).values()]
     matchings = []
     if pairs is not None:
         source = open_pairs(pairs, image_column=image_column, caption_column=caption_column)
-        stores = [_store_for(space, source, out) for space in loaded]
+        stores = [_store_for(space, source, out) for space in firsts]
         matchings = [
-            match_features(loaded[0], stores[0], space, store, seed=seed)
-            for space, store in zip(loaded[1:], stores[1:], strict=True)
+            match_features(firsts[0], stores[0], space, store, seed=seed)
+            for space, store in zip(firsts[1:], stores[1:], strict=True)
         ]
     comparison = compare_spaces(loaded, labels, matchings, seed=seed)
-    page = write_comparison(comparison, loaded, out)
+    page = write_comparison(comparison, firsts, out)
     for sentences in comparison.differences:
         for sentence in sentences:
             typer.echo(sentence)
@@ -170,7 +178,18 @@ def _store_for(space: FeatureSpace, source: PairSource, out: Path) -> Activation
 
 
 def _labels(names: list[str], spaces: list[FeatureSpace]) -> list[str]:
-    """What spaces are called: encoder and dictionary, or where that doesn't tell them apart, as
-    the user wrote them."""
+    """What spaces are called: encoder and dictionary, the same for training seeds of one; where
+    that doesn't tell them apart, as the user wrote them."""
     labels = [f"{space.config.encoder}, {space.config.dictionary['kind']}" for space in spaces]
-    return labels if len(set(labels)) == len(labels) else names
+    settings: dict[str, set[str]] = {}
+    seeds: dict[str, list[int]] = {}
+    for label, space in zip(labels, spaces, strict=True):
+        config = space.config
+        kept = {k: config.dictionary[k] for k in ("features", "k", "modality_bias")}
+        made_from = (config.encoder_fingerprint, config.pairs_fingerprint, kept)
+        settings.setdefault(label, set()).add(repr(made_from))
+        seeds.setdefault(label, []).append(config.dictionary["seed"])
+    told_apart = len(settings) > 1 or len(labels) == 1
+    one_dictionary = all(len(found) == 1 for found in settings.values())
+    different = all(len(set(found)) == len(found) for found in seeds.values())
+    return labels if told_apart and one_dictionary and different else names
