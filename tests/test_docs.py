@@ -251,3 +251,18 @@ def test_links_lead_somewhere() -> None:
     for page in PAGES:
         for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text(encoding="utf-8")):
             assert (page.parent / target).is_file(), f"{page.name}: {target}"
+
+
+def test_the_method_page_has_the_intervals_figures() -> None:
+    record = json.loads((ROOT / "docs" / "results" / "intervals.json").read_text())
+    rows = {row["name"]: row for row in record["results"]}
+    text = text_of("method.md")
+    cells = [name.removeprefix("coverage/") for name in rows if name.startswith("coverage/")]
+    assert len(cells) == 20
+    for cell in cells:
+        covered, width = rows[f"coverage/{cell}"]["value"], rows[f"width/{cell}"]["value"]
+        assert f"{covered:.3f} (width {width:.2f})" in text
+        assert 0.9 <= covered <= 0.995
+    for name in ("agreement/auroc", "agreement/auroc_of_mds", "agreement/planted/shared"):
+        row = rows[name]
+        assert f"{row['value']:.2f} ({row['ci_low']:.2f} to {row['ci_high']:.2f})" in text
