@@ -105,6 +105,26 @@ class Dictionary(nn.Module, ABC):
         """Reconstructions of dense activations `[n, features]`: `[n, dim]`, not normalised."""
         return z @ self.directions + self.mean(modality)
 
+    def reweighted(
+        self,
+        x: Tensor,
+        activations: Tensor,
+        weights: Tensor,
+        modality: Modality,
+        *,
+        keep_error: bool,
+    ) -> Tensor:
+        """Embeddings with their features' activations re-weighted: `[n, dim]`, not normalised.
+
+        Args:
+            x: `[n, dim]`.
+            activations: of x, dense `[n, features]`.
+            weights: `[features]`; 1 leaves a feature as it is, 0 removes it.
+            keep_error: add what the dictionary leaves out of x again.
+        """
+        edited = self.decode(weights * activations, modality)
+        return x - (self.decode(activations, modality) - edited) if keep_error else edited
+
     def mean(self, modality: Modality) -> Tensor:
         """What is subtracted before encoding and added after decoding: `[dim]`."""
         return self.means[MODALITIES.index(modality)]

@@ -69,12 +69,16 @@ class RemoveFeatures(EmbeddingEdit):
             return x - centred @ basis @ basis.T
         encode = self.space.encode_images if self.modality == "image" else self.space.encode_texts
         activations = encode(x)  # [n, features]
-        if self.how == "mask":
-            kept = activations.clone()
-            kept[:, self.features] = 0
-            return self.space.decode(kept, self.modality).to(x.device)
-        part = activations[:, self.features] @ dictionary.directions[self.features]
-        return x - part.to(x.device)
+        weights = torch.ones(len(self.space), device=activations.device)
+        weights[self.features] = 0
+        edited = dictionary.reweighted(
+            x.to(activations.device),
+            activations,
+            weights,
+            self.modality,
+            keep_error=self.how == "subtract",
+        )
+        return edited.to(x.device)
 
 
 @dataclass(frozen=True, eq=False)

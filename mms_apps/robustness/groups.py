@@ -46,10 +46,9 @@ class GroupEdit(nn.Module):
     def forward(self, embedding: Tensor) -> Tensor:
         """Unit image embeddings `[n, dim]` -> edited `[n, dim]`, of any length."""
         activations = self.dictionary.encode(embedding, "image")  # [n, features]
-        edited = self.dictionary.decode(self.weights * activations, "image")
-        if self.keep_error:
-            edited = edited + embedding - self.dictionary.decode(activations, "image")
-        return edited
+        return self.dictionary.reweighted(
+            embedding, activations, self.weights, "image", keep_error=self.keep_error
+        )
 
 
 class PcaEdit(nn.Module):
