@@ -24,6 +24,8 @@ import click
 import pytest
 import typer
 
+from features.analysis.compare import FIGURES, cell
+from features.bootstrap import Estimate
 from features.embedded.world import EmbeddedPairs
 from features.encoders.encoder import Encoder
 from features.encoders.load import load_encoder
@@ -257,12 +259,22 @@ def test_the_method_page_has_the_intervals_figures() -> None:
     record = json.loads((ROOT / "docs" / "results" / "intervals.json").read_text())
     rows = {row["name"]: row for row in record["results"]}
     text = text_of("method.md")
-    cells = [name.removeprefix("coverage/") for name in rows if name.startswith("coverage/")]
-    assert len(cells) == 20
-    for cell in cells:
-        covered, width = rows[f"coverage/{cell}"]["value"], rows[f"width/{cell}"]["value"]
+    settings = [name.removeprefix("coverage/") for name in rows if name.startswith("coverage/")]
+    assert len(settings) == 20
+    for setting in settings:
+        covered, width = rows[f"coverage/{setting}"]["value"], rows[f"width/{setting}"]["value"]
         assert f"{covered:.3f} (width {width:.2f})" in text
         assert 0.9 <= covered <= 0.995
     for name in ("agreement/auroc", "agreement/auroc_of_mds", "agreement/planted/shared"):
         row = rows[name]
         assert f"{row['value']:.2f} ({row['ci_low']:.2f} to {row['ci_high']:.2f})" in text
+
+
+def test_the_readme_has_the_figures_of_three_trainings() -> None:
+    record = json.loads((ROOT / "docs" / "results" / "dictionaries-topk.json").read_text())
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    for space in record["spaces"]:
+        assert space["seeds"] == 3
+        estimates = {name: Estimate(**found) for name, found in space["estimates"].items()}
+        cells = [cell(estimates[figure.key], figure.percent) for figure in FIGURES]
+        assert f"| {space['label']} | {' | '.join(cells)} |" in text
