@@ -12,26 +12,12 @@ from PIL import Image
 
 from features.errors import UserError
 from features.pairs.base import Found, PairSource, Part, Record, Skipped, spans
-from features.pairs.images import UnreadableImage, decode_image, file_content
-from features.pairs.records import Columns, Wanted, make_pair, skipped
+from features.pairs.images import EXTENSIONS, decoded, file_content
+from features.pairs.records import Wanted, make_pair, skipped
 from features.pairs.several import SPLIT
 from features.pairs.tables import sampled_file
 from features.pairs.text import UnknownEncoding, decode_text, printable
 
-EXTENSIONS = (
-    ".png",
-    ".jpg",
-    ".jpeg",
-    ".webp",
-    ".gif",
-    ".bmp",
-    ".tif",
-    ".tiff",
-    ".avif",
-    ".jp2",
-    ".ppm",
-)
-"""Of the files that are looked for in a folder."""
 SPLITS = ("train", "training", "val", "valid", "validation", "dev", "test", "testing")
 LABEL, CAPTION = "label", "caption"
 
@@ -59,8 +45,7 @@ class FolderPairs(PairSource):
                 "metadata.jsonl or metadata.csv, put a .txt beside each image"
                 + (", or take the folders' names with --caption-column label" * (LABEL in names))
             )
-        found = wanted.columns(names, str(folder), image_beside=True)
-        self.columns = Columns(None, found.captions, found.captions_needed)
+        self.columns = wanted.columns(names, str(folder), image_beside=True)
 
     def parts(self) -> list[Part]:
         return spans(self.name, len(self.files))
@@ -78,13 +63,7 @@ class FolderPairs(PairSource):
             yield make_pair(record, self.columns, partial(self._content, location), location)
 
     def images(self, locations: Iterable[str]) -> Iterator[tuple[str, Image.Image]]:
-        for location in locations:
-            content = self._content(location)
-            if content is not None:
-                try:
-                    yield location, decode_image(content)
-                except UnreadableImage:
-                    continue
+        return decoded((location, self._content(location)) for location in locations)
 
     def fingerprint(self) -> str:
         return self._fingerprint

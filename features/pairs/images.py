@@ -6,6 +6,7 @@ import io
 import os
 import stat
 import warnings
+from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
 
@@ -31,6 +32,20 @@ FORMATS = (
     "WEBP",
 )
 """Raster formats that are read. PIL knows more, some of which start other programs (EPS)."""
+EXTENSIONS = (
+    ".png",
+    ".jpg",
+    ".jpeg",
+    ".webp",
+    ".gif",
+    ".bmp",
+    ".tif",
+    ".tiff",
+    ".avif",
+    ".jp2",
+    ".ppm",
+)
+"""In small letters, of the files that are taken for pictures in folders and archives."""
 MAX_ASPECT_RATIO = 100
 """Encoders scale the short side up: one pixel by 20,000 would become gigabytes."""
 EIGHT_BIT, SIXTEEN_BIT, THIRTY_TWO_BIT = 255, 65_535, 2**31 - 1
@@ -69,6 +84,18 @@ def decode_image(content: bytes) -> Image.Image:
             raise UnreadableImage("image too large: a decompression bomb to PIL") from None
         except Exception as error:  # PIL's plugins raise OSError, SyntaxError, struct.error ...
             raise UnreadableImage(f"truncated image or damaged: {error}") from None
+
+
+def decoded(
+    contents: Iterable[tuple[str, bytes | None]],
+) -> Iterator[tuple[str, Image.Image]]:
+    """The image files that can be decoded, one at a time, each with what it is called."""
+    for name, content in contents:
+        if content is not None:
+            try:
+                yield name, decode_image(content)
+            except UnreadableImage:
+                continue
 
 
 def rgb(image: Image.Image) -> Image.Image:

@@ -24,7 +24,8 @@ from pathlib import Path
 
 from features.errors import UserError
 from features.pairs.base import PairSource
-from features.pairs.folders import EXTENSIONS, SPLITS, FolderPairs
+from features.pairs.folders import SPLITS, FolderPairs
+from features.pairs.images import EXTENSIONS
 from features.pairs.parquet import ParquetPairs
 from features.pairs.records import Wanted
 from features.pairs.remote import is_url, path_of

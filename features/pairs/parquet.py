@@ -16,7 +16,7 @@ from PIL import Image
 
 from features.errors import UserError, first_line
 from features.pairs.base import PART_RECORDS, Found, PairSource, Part, Record, Skipped, sampled
-from features.pairs.images import UnreadableImage, decode_image, file_content
+from features.pairs.images import decoded, file_content
 from features.pairs.records import ATTRIBUTES, Wanted, make_pair, skipped, text_of
 
 BATCH = 64
@@ -85,22 +85,15 @@ class ParquetPairs(PairSource):
             yield make_pair(record | named, self.columns, content, str(row))
 
     def images(self, locations: Iterable[str]) -> Iterator[tuple[str, Image.Image]]:
-        rows = sorted({int(text) for text in locations if text.isascii() and text.isdigit()})
-        wanted = {row for row in rows if row < self.total()}
+        numbers = {int(text) for text in locations if text.isascii() and text.isdigit()}
         for group in range(len(self._group_starts) - 1):
-            start, stop = self._group_starts[group : group + 2]
-            mine = wanted.intersection(range(start, stop))
-            if not mine:
-                continue
-            for row, record in self._rows(min(mine), max(mine) + 1, [self._image]):
-                if row not in mine or isinstance(record, str):
-                    continue
-                content = self._content(record[self._image])
-                if content is not None:
-                    try:
-                        yield str(row), decode_image(content)
-                    except UnreadableImage:
-                        continue
+            mine = numbers.intersection(range(*self._group_starts[group : group + 2]))
+            if mine:
+                yield from decoded(
+                    (str(row), self._content(record[self._image]))
+                    for row, record in self._rows(min(mine), max(mine) + 1, [self._image])
+                    if row in mine and not isinstance(record, str)
+                )
 
     def fingerprint(self) -> str:
         return self._fingerprint

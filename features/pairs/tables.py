@@ -15,7 +15,7 @@ from PIL import Image
 from features.errors import UserError
 from features.pairs.base import Found, PairSource, Part, Record, Skipped, sampled, spans
 from features.pairs.delimited import Delimited, JsonLines, TextRecords
-from features.pairs.images import UnreadableImage, decode_image, file_content
+from features.pairs.images import decoded, file_content
 from features.pairs.records import Wanted, make_pair, skipped, text_of
 
 JSON_LINES = (".jsonl", ".ndjson")
@@ -65,13 +65,7 @@ class FilePairs(PairSource):
             yield make_pair(record, self.columns, partial(self._content, location), location)
 
     def images(self, locations: Iterable[str]) -> Iterator[tuple[str, Image.Image]]:
-        for location in locations:
-            content = self._content(location)
-            if content is not None:
-                try:
-                    yield location, decode_image(content)
-                except UnreadableImage:
-                    continue
+        return decoded((location, self._content(location)) for location in locations)
 
     def fingerprint(self) -> str:
         return self._fingerprint

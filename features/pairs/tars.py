@@ -20,13 +20,13 @@ from PIL import Image
 
 from features.errors import UserError, first_line
 from features.pairs.base import Found, PairSource, Part, Record, Skipped, sampled
-from features.pairs.images import UnreadableImage, decode_image
+from features.pairs.images import EXTENSIONS, decoded
 from features.pairs.records import Wanted, make_pair, record_captions, skipped
 from features.pairs.remote import is_url, local_file, path_of, version
 from features.pairs.text import UnknownEncoding, decode_text, printable
 
 ENDINGS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
-IMAGES = ("png", "jpg", "jpeg", "webp", "gif", "bmp", "tif", "tiff", "avif", "jp2", "ppm")
+IMAGES = tuple(extension.removeprefix(".") for extension in EXTENSIONS)
 TEXTS = ("txt", "caption")
 MAX_MEMBER = 1 << 30
 """Bytes of a file in an archive; a larger one is no picture."""
@@ -110,13 +110,11 @@ class TarPairs(PairSource):
                     keys_of[name].add(location.removeprefix(name + "/"))
         for name, keys in keys_of.items():
             with self._opened(name) as file:
-                for sample in _samples(file)[0]:
-                    if sample.key in keys and sample.images:
-                        try:
-                            image = decode_image(_content(file, sample.images[0]))
-                        except UnreadableImage:
-                            continue
-                        yield f"{name}/{sample.key}", image
+                yield from decoded(
+                    (f"{name}/{sample.key}", _content(file, sample.images[0]))
+                    for sample in _samples(file)[0]
+                    if sample.key in keys and sample.images
+                )
 
     def fingerprint(self) -> str:
         return self._fingerprint
