@@ -5,10 +5,12 @@ Neither is held in memory: of every 512th record the place in the file is kept.
 
 from __future__ import annotations
 
+import atexit
 import csv
 import io
 import json
 import re
+import shutil
 import sys
 import tempfile
 from abc import ABC, abstractmethod
@@ -21,6 +23,7 @@ from typing import NamedTuple
 
 from features.errors import UserError
 from features.pairs.base import PART_RECORDS, Record
+from features.pairs.images import EXTENSIONS
 from features.pairs.records import CAPTION_COLUMNS, IMAGE_COLUMNS
 from features.pairs.text import UnknownEncoding, encoding_of
 
@@ -28,7 +31,6 @@ DELIMITERS = (",", "\t", ";", "|")
 EXCEL_HINT = re.compile(r"sep=(.)\s*$")
 MAX_QUOTED_LINES = 100
 """A quoted field that goes on for more lines was opened by a stray quote."""
-IMAGE_FILE = re.compile(r"\.(png|jpe?g|webp|gif|bmp|tiff?|avif|jp2)\s*$", re.IGNORECASE)
 OPEN = "open"
 """The outcome of parsing text that ends within quotes."""
 TRANSCODED = ("utf-16", "utf-16-le", "utf-16-be", "utf-32")
@@ -60,7 +62,8 @@ class TextRecords(ABC):
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._transcoded: tempfile._TemporaryFileWrapper[str] | None = None
+        self._utf8 = path
+        """The file, or a copy of it in UTF-8."""
         try:
             with path.open("rb") as file:
                 self.encoding = encoding_of(file)
@@ -71,7 +74,7 @@ class TextRecords(ABC):
         except OSError as error:
             raise UserError(f"{path}: cannot be read ({error.strerror}); check the file") from None
         if self.encoding in TRANSCODED or old_mac:
-            self._transcode()
+            self._utf8, self.encoding = _in_utf8(path, self.encoding), "utf-8"
 
     @abstractmethod
     def names(self) -> list[str]:
@@ -113,10 +116,7 @@ class TextRecords(ABC):
     def _lines(self, offset: int, number: int) -> Iterator[Line]:
         """Lines from a byte offset on; a carriage return within one is a blank."""
         encoding = "utf-8" if self.encoding == "utf-8-sig" else self.encoding
-        path = self.path
-        if self._transcoded is not None:
-            encoding, path = "utf-8", Path(self._transcoded.name)
-        with path.open("rb") as file:
+        with self._utf8.open("rb") as file:
             file.seek(offset)
             for raw in file:
                 try:
@@ -129,14 +129,18 @@ class TextRecords(ABC):
                 offset += len(raw)
                 number += 1
 
-    def _transcode(self) -> None:
-        """Keep a copy in UTF-8 for as long as this object lives."""
-        copy = tempfile.NamedTemporaryFile("w", encoding="utf-8", newline="\n")  # noqa: SIM115
-        with self.path.open(encoding=self.encoding, errors="surrogateescape") as file:
-            for line in file:
-                copy.write(line.encode("utf-8", "replace").decode("utf-8"))
-        copy.flush()
-        self._transcoded = copy
+
+def _in_utf8(path: Path, encoding: str) -> Path:
+    """A copy of a text in UTF-8, its lines ended by a line feed, which is kept until the program
+    ends: decoding workers read it too. What is no text becomes U+FFFD."""
+    descriptor, name = tempfile.mkstemp(suffix=path.suffix)
+    atexit.register(Path(name).unlink, missing_ok=True)
+    with (
+        path.open(encoding=encoding, errors="replace") as file,
+        open(descriptor, "w", encoding="utf-8", errors="replace", newline="\n") as copy,
+    ):
+        shutil.copyfileobj(file, copy)
+    return Path(name)
 
 
 class JsonLines(TextRecords):
@@ -262,7 +266,9 @@ class Delimited(TextRecords):
     def _looks_whole(self, line: Line) -> bool:
         """Whether a line that stands within quotes looks like a record of its own."""
         fields = self._literal(line.text or "")
-        return len(fields) == len(self.header) and any(map(IMAGE_FILE.search, fields))
+        return len(fields) == len(self.header) and any(
+            field.lower().endswith(EXTENSIONS) for field in fields
+        )
 
     @staticmethod
     def _parsed(text: str, delimiter: str) -> list[str] | str | None:

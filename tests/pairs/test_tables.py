@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import pickle
 from pathlib import Path
 
 import pytest
@@ -51,6 +53,21 @@ def test_the_encoding_is_told(folder: Path, encoding: str, name: str) -> None:
         rows = [{"image": "a.png", "caption": caption} for caption in texts]
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     assert captions(table(folder, text.encode(encoding), name)) == texts
+
+
+@pytest.mark.parametrize("end", [b"A", b"\x00", b"\x00\xd8", b"\xff"])
+def test_utf_16_that_is_cut_off_is_read_to_there(folder: Path, end: bytes) -> None:
+    text = "image,caption\na.png,café\nb.png,x".encode("utf-16")
+    assert captions(table(folder, text + end))[0] == "café"
+
+
+def test_a_copy_in_utf_8_outlives_whoever_read_it_first(folder: Path) -> None:
+    source = open_pairs(str(table(folder, "image,caption\na.png,café\n".encode("utf-16"))))
+    process = multiprocessing.get_context("fork").Process(target=pairs, args=(source,))
+    process.start()
+    process.join()
+    assert captions(source) == ["café"]
+    assert captions(pickle.loads(pickle.dumps(source))) == ["café"]
 
 
 @pytest.mark.parametrize("encoding", ["shift-jis", "koi8-r", "gb18030", "cp1251"])
