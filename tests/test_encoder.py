@@ -120,3 +120,91 @@ def test_broken_folders_are_user_errors(clip_folder: Path, tmp_path: Path) -> No
     refused("belong together")
     (folder / "open_clip_model.safetensors").unlink()
     refused("no weights")
+
+
+@pytest.fixture(scope="module")
+def small_architecture(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The name of a small architecture that open_clip knows from here on."""
+    folder = tmp_path_factory.mktemp("architectures")
+    config = {
+        "embed_dim": 16,
+        "vision_cfg": {"image_size": 32, "layers": [1, 1, 1, 1], "width": 8},
+        "text_cfg": {
+            "context_length": 8,
+            "vocab_size": 49408,
+            "width": 16,
+            "heads": 2,
+            "layers": 1,
+        },
+    }
+    (folder / "small-B-32.json").write_text(json.dumps(config))
+    open_clip.add_model_config(folder)
+    return "small-B-32"
+
+
+def plain(state: dict) -> dict:
+    return state
+
+
+def as_the_trainer_writes(state: dict) -> dict:
+    wrapped = {f"module.{key}": value for key, value in state.items()}
+    return {"epoch": 1, "name": "run", "state_dict": wrapped, "optimizer": {"state": {}}}
+
+
+@pytest.mark.parametrize("form", [plain, as_the_trainer_writes])
+@pytest.mark.parametrize("written", ["small-B-32", "small-B/32"])
+def test_an_architecture_with_a_checkpoint(
+    small_architecture: str, tmp_path: Path, monkeypatch, form, written: str
+) -> None:
+    torch.manual_seed(0)
+    model = open_clip.create_model(small_architecture)
+    (tmp_path / "runs").mkdir()
+    torch.save(form(model.state_dict()), tmp_path / "runs" / "epoch_1.pt")
+    encoder = load_encoder(f"{written}/{tmp_path}/runs/epoch_1.pt", "cpu")
+    assert encoder.id == "small-B-32/epoch_1.pt"
+    tokens = encoder.tokenize(["a red circle"])
+    with torch.no_grad():
+        expected = model.eval().encode_text(tokens, normalize=True)
+    assert torch.allclose(encoder.encode_token_tensors(tokens), expected, atol=1e-6)
+    monkeypatch.chdir(tmp_path)
+    relative = load_encoder(f"{written}/runs/epoch_1.pt", "cpu")
+    assert relative.id == "small-B-32/runs/epoch_1.pt"
+    assert relative.fingerprint == encoder.fingerprint
+
+
+def test_a_checkpoint_that_is_no_checkpoint(small_architecture: str, tmp_path: Path) -> None:
+    class Evil:
+        def __reduce__(self):
+            return Path.touch, (tmp_path / "touched",)
+
+    torch.save({"state_dict": Evil()}, tmp_path / "evil.pt")
+    torch.save(torch.nn.Linear(2, 2).state_dict(), tmp_path / "other.pt")
+    (tmp_path / "text.pt").write_text("no weights")
+    for name in ("evil", "other", "text"):
+        with pytest.raises(UserError, match=r"cannot be loaded.*weights of a small-B-32"):
+            load_encoder(f"{small_architecture}/{tmp_path}/{name}.pt", "cpu")
+    assert not (tmp_path / "touched").exists()
+    with pytest.raises(UserError, match="no file"):
+        load_encoder(f"{small_architecture}/{tmp_path}/nowhere.pt", "cpu")
+    with pytest.raises(UserError, match=r"no architecture.*ViT-B-32"):
+        load_encoder("ViT-B32/other.pt", "cpu")
+
+
+def test_a_revision_of_the_hub(clip_folder: Path, monkeypatch) -> None:
+    asked = []
+
+    def download(repository: str, *, revision: str, allow_patterns: list[str]) -> str:
+        asked.append((repository, revision))
+        return str(clip_folder)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    encoder = load_encoder("hf-hub:org/name@abc", "cpu")
+    assert encoder.id == "hf-hub:org/name@abc" and asked == [("org/name", "abc")]
+    assert encoder.fingerprint == load_encoder(f"local-dir:{clip_folder}", "cpu").fingerprint
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError("no route to host")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fail)
+    with pytest.raises(UserError, match=r"org/name@abc.*no route to host.*revision"):
+        load_encoder("hf-hub:org/name@abc", "cpu")

@@ -23,12 +23,14 @@ class Context:
     """The context of a tokenizer: a text fits into it where a longer context gives the same tokens.
 
     Args:
-        tokenizer: of an open_clip model or a `TwoModels`: texts, context_length -> `[n, length]`.
-            One that takes no context_length is taken to cut nothing.
+        tokenizer: of an open_clip model, a `TwoModels` or a transformers processor: texts,
+            context_length -> `[n, length]`. One that takes no context_length is taken to cut
+            nothing. Its `padding_side`, "right" where it has none, says where it fills up.
     """
 
     def __init__(self, tokenizer: Callable[..., Tensor]) -> None:
         self.tokenizer = tokenizer
+        self.fills_left = getattr(tokenizer, "padding_side", "right") == "left"
         self.length = getattr(tokenizer, "context_length", None) or len(self._row("a"))
         try:
             self.empty: Tensor | None = self._row("", self.length)  # [length]
@@ -47,7 +49,7 @@ class Context:
         seen, cut = list(texts), 0
         if self.empty is None or tokens.shape[1] < self.length:
             return seen, cut
-        full = (tokens[:, -TAIL:] != self.empty[-TAIL:]).any(dim=1)  # [n]
+        full = (self._filler_last(tokens)[:, -TAIL:] != self.empty[-TAIL:]).any(dim=1)  # [n]
         for row in full.nonzero().flatten().tolist():
             if not self.holds(texts[row]):
                 seen[row] = self._beginning(texts[row])
@@ -74,8 +76,12 @@ class Context:
             end += bisect_left(places, True, key=lambda place: not self.holds(text[:place]))
         return text[:end].rstrip()
 
+    def _filler_last(self, tokens: Tensor) -> Tensor:
+        """Tokens `[..., length]` with what fills them up at the end, in whatever order the rest."""
+        return tokens.flip(-1) if self.fills_left else tokens
+
     def _row(self, text: str, length: int | None = None) -> Tensor:
-        """A text's tokens `[length]`, filled up where the tokenizer doesn't."""
+        """A text's tokens `[length]`, filled up at the end where the tokenizer doesn't."""
         options: dict[str, Any] = {} if length is None else {"context_length": length}
-        row = torch.as_tensor(self.tokenizer([text], **options)[0])
+        row = self._filler_last(torch.as_tensor(self.tokenizer([text], **options)[0]))
         return row if length is None else F.pad(row, (0, length - len(row)), value=FILLER)

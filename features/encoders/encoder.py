@@ -1,4 +1,4 @@
-"""Encoders of images and texts: every model that open_clip can load, behind one small class."""
+"""Encoders of images and texts: every model that can be loaded, behind one small class."""
 
 from __future__ import annotations
 
@@ -85,8 +85,8 @@ class Encoder:
     The model is in eval mode, and nothing is tracked for gradients.
 
     Attributes:
-        id: as `load_encoder` takes it; of an absolute local-dir only the folder's name.
-        model: the open_clip model.
+        id: as `load_encoder` takes it; of an absolute path only the last name.
+        model: with `encode_image` and `encode_text`, as open_clip's have them.
         shared_space: whether images and texts are embedded in one space, as CLIP does.
     """
 

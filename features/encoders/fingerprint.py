@@ -61,7 +61,8 @@ CONVERSIONS = frozenset(
     }
 )
 """Steps of transforms that libraries name in several ways; plain pictures show what they do."""
-LIBRARIES = frozenset({"open_clip", "timm", "torchvision"})
+LIBRARIES = frozenset({"features", "open_clip", "timm", "torchvision"})
+"""Whose steps are known by their settings."""
 OWN = "own step"
 
 

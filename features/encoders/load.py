@@ -14,21 +14,26 @@ from features.embedded import ENCODERS, SHIPPED
 from features.encoders.encoder import Encoder
 from features.encoders.locked_model import TEXT_CONFIG
 from features.encoders.towers import TIMM
+from features.encoders.transformers import TRANSFORMERS, load_transformers
 from features.encoders.two_models import load_two_models
 from features.errors import UserError, first_line
 
 LOCAL_DIR = "local-dir:"
 HF_HUB = "hf-hub:"
+CHECKPOINTS = (".pt", ".pth", ".bin", ".ckpt", ".safetensors")
+HUB_FILES = ["*.json", "*.txt", "*.model", "open_clip_*"]
 
 
 def load_encoder(encoder_id: str, device: str | torch.device = "auto") -> Encoder:
     """Load an encoder.
 
     Args:
-        encoder_id: `arch/tag` as open_clip names them (ViT-B-32/laion2b_s34b_b79k),
+        encoder_id: `arch/tag` as open_clip names them (ViT-B-32/laion2b_s34b_b79k), `arch/path` of
+            a checkpoint (ViT-B-32//runs/epoch_1.pt, the path being /runs/epoch_1.pt),
             `hf-hub:org/name`, `local-dir:path` (a folder with open_clip_config.json, weights and
-            tokenizer files), `embedded`, `embedded-ssl`, `photos`, or as a judge two models that
-            share no space, `timm:NAME+text:ID` (`features.encoders.two_models`).
+            tokenizer files), `transformers:ID` (a folder or a hub id of a transformers model),
+            `embedded`, `embedded-ssl`, `photos`, or as a judge two models that share no space,
+            `timm:NAME+text:ID` (`features.encoders.two_models`). Hub ids may end in `@REVISION`.
         device: a torch device; "auto" is this process's GPU where there is one.
 
     Raises:
@@ -41,12 +46,16 @@ def load_encoder(encoder_id: str, device: str | torch.device = "auto") -> Encode
         name = folder.name if folder.is_absolute() else folder.as_posix()
         return _load_folder(folder, LOCAL_DIR + name, device)
     if encoder_id.startswith(TIMM):
-        name, model, transform, tokenizer = load_two_models(encoder_id)
-        return Encoder(
-            name, model, transform, tokenizer, resolve_device(device), shared_space=False
-        )
+        parts = load_two_models(encoder_id)
+        return Encoder(*parts, resolve_device(device), shared_space=False)
+    if encoder_id.startswith(TRANSFORMERS):
+        return Encoder(*load_transformers(encoder_id), resolve_device(device))
     if encoder_id.startswith(HF_HUB):
+        if "@" in encoder_id:
+            return _load_folder(_at_revision(encoder_id), encoder_id, device)
         return _load(encoder_id, encoder_id, None, device)
+    if encoder_id.endswith(CHECKPOINTS):
+        return _load_checkpoint(encoder_id, device)
     architecture, tag = _known(encoder_id)
     return _load(encoder_id, architecture, tag, device)
 
@@ -87,6 +96,54 @@ def _text_tower_at(folder: Path) -> dict[str, Any]:
     return {"text_cfg": text | {"hf_model_name": str(folder), "hf_model_pretrained": False}}
 
 
+def _at_revision(encoder_id: str) -> Path:
+    """The folder to which an open_clip model of the hub was downloaded in one revision.
+
+    Args:
+        encoder_id: `hf-hub:org/name@REVISION`.
+
+    Raises:
+        UserError: it cannot be downloaded.
+    """
+    from huggingface_hub import snapshot_download
+
+    repository, _, revision = encoder_id.removeprefix(HF_HUB).partition("@")
+    try:
+        return Path(snapshot_download(repository, revision=revision, allow_patterns=HUB_FILES))
+    except Exception as error:  # huggingface_hub and its http library each raise their own
+        raise UserError(
+            f"{encoder_id}: cannot be downloaded ({first_line(error)}); check the name, the "
+            "revision and the network"
+        ) from error
+
+
+def _load_checkpoint(encoder_id: str, device: str | torch.device) -> Encoder:
+    """Load an architecture that open_clip knows with the weights of a file, as its trainer writes
+    them. Nothing but weights is read from it.
+
+    Raises:
+        UserError: no such architecture or file, or they don't belong together.
+    """
+    import open_clip
+
+    known = open_clip.list_models()
+    for place, letter in enumerate(encoder_id):
+        architecture = encoder_id[:place].replace("/", "-")
+        if letter == "/" and architecture in known:
+            break
+    else:
+        near = difflib.get_close_matches(encoder_id.partition("/")[0], known, n=3, cutoff=0.4)
+        raise UserError(
+            f"{encoder_id}: begins with no architecture that open_clip knows; give "
+            f"ARCHITECTURE/FILE; nearest names: {', '.join(near) or ', '.join(known[:3])}"
+        )
+    file = Path(encoder_id[place + 1 :])
+    name = file.name if file.is_absolute() else file.as_posix()
+    if not file.is_file():
+        raise UserError(f"{encoder_id}: no file {file}; name the checkpoint after {architecture}/")
+    return _load(f"{architecture}/{name}", architecture, str(file), device)
+
+
 def _known(encoder_id: str) -> tuple[str, str]:
     """The architecture and the tag of an encoder that open_clip lists.
 
@@ -107,7 +164,7 @@ def _known(encoder_id: str) -> tuple[str, str]:
     nearest = ", ".join(dict.fromkeys(lowered[name] for name in near[:3])) or "embedded"
     raise UserError(
         f"{encoder_id}: unknown encoder; nearest names: {nearest} "
-        "(or hf-hub:org/name, local-dir:path, embedded, photos)"
+        "(or hf-hub:org/name, local-dir:path, transformers:ID, embedded, photos)"
     )
 
 
@@ -118,8 +175,8 @@ def _load(
     device: str | torch.device,
     overrides: dict[str, Any] | None = None,
 ) -> Encoder:
-    """Load through open_clip; `encoder_id` is what the encoder is called afterwards, `overrides`
-    takes the place of parts of the model's config.
+    """Load through open_clip; `tag` may be a file, `encoder_id` is what the encoder is called
+    afterwards, `overrides` takes the place of parts of the model's config.
 
     Raises:
         UserError: open_clip cannot, most often because nothing can be downloaded.
@@ -140,6 +197,8 @@ def _load(
     except Exception as error:  # open_clip, huggingface_hub and urllib each raise their own
         if model_name.startswith(LOCAL_DIR):
             advice = "check that its config, weights and tokenizer files belong together"
+        elif encoder_id.endswith(CHECKPOINTS):
+            advice = f"check that the file holds the weights of a {model_name}, and no more"
         else:
             advice = (
                 "check the name and the network, or use what needs none: embedded or "

@@ -27,8 +27,9 @@ CaptionColumn = Annotated[
 EncoderId = Annotated[
     str,
     typer.Option(
-        help="architecture/tag, hf-hub:org/name, local-dir:path, embedded, embedded-ssl or "
-        "photos; for a judge's store also timm:NAME+text:ID."
+        help="architecture/tag or architecture/checkpoint file as open_clip has them, "
+        "hf-hub:org/name, local-dir:path, transformers:ID or folder, embedded, embedded-ssl or "
+        "photos; hub ids may end in @REVISION; for a judge's store also timm:NAME+text:ID."
     ),
 ]
 Out = Annotated[Path, typer.Option(help="Folder for the results.")]

@@ -157,7 +157,8 @@ def require_pixels(encoder: Encoder) -> None:
     if encoder.preprocessing.crop is None:
         raise UserError(
             f"{encoder.id}: its image transform does not end in ToTensor and Normalize, so pixels "
-            "cannot be attacked; use an encoder of open_clip"
+            "cannot be attacked; use an encoder of open_clip, or one of transformers whose images "
+            "all have one size"
         )
 
 
