@@ -18,7 +18,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +35,7 @@ from features.errors import UserError
 from features.files import write_json
 from features.modality import CLASSES, Rule
 from features.space.space import FeatureSpace
-from mms_apps.steering.adapters.base import Adapter
+from mms_apps.steering.adapters.base import Adapter, Call
 from mms_apps.steering.adapters.choose import adapter_for
 
 SCHEMA = 1
@@ -198,9 +198,11 @@ class Steering:
         space: FeatureSpace,
         pipe: Any,
         *,
-        image: Image.Image | None = None,
+        image: Image.Image | Sequence[Image.Image] | None = None,
         embedding: Tensor | None = None,
         prompt: str | list[str] = "",
+        negative_prompt: str | list[str] | None = None,
+        negative_embedding: Tensor | None = None,
         guided: bool = True,
     ) -> dict[str, Any]:
         """The arguments with which a diffusers pipeline generates from edited embeddings:
@@ -209,18 +211,23 @@ class Steering:
         Args:
             space: of the encoder to which the pipeline's embeddings belong.
             pipe: see `mms_apps.steering.adapters`.
-            image: whose embedding is edited.
-            embedding: to edit instead, raw, `[n, dim]`.
-            prompt: for the pipeline; where it takes texts alone, what is edited.
+            image: whose embedding is edited; several make a picture each.
+            embedding: to edit instead, raw, `[n, dim]`; each makes a picture of its own.
+            prompt: for the pipeline, one or one for each embedding; where it takes texts alone,
+                what is edited.
+            negative_prompt: likewise; None leaves the pipeline's own.
+            negative_embedding: what the pictures are guided away from, raw, `[1, dim]` or
+                `[n, dim]`; None takes what the pipeline takes where nobody gives one.
             guided: whether the call uses classifier-free guidance.
 
         Raises:
             UserError: the pipeline takes no such embedding, or the space is for another encoder.
         """
-        adapter = adapter_for(pipe)
+        adapter = adapter_for(pipe, space)
         plain = _source(adapter, image, embedding, prompt)
-        steered = self.apply(space, plain, adapter.modality)
-        return adapter.inputs(steered.embedding, prompt, guided)
+        steered = self.apply(space, plain, adapter.modality).embedding
+        call = Call(prompt, negative_prompt, negative_embedding, guided)
+        return adapter.inputs(steered, plain, call)
 
     @contextmanager
     def scheduled(
@@ -228,17 +235,21 @@ class Steering:
         space: FeatureSpace,
         pipe: Any,
         *,
-        image: Image.Image | None = None,
+        image: Image.Image | Sequence[Image.Image] | None = None,
         embedding: Tensor | None = None,
         prompt: str | list[str] = "",
     ) -> Iterator[None]:
         """Within this context the edits hold in the denoising steps from `begin` to `end` alone,
-        for one call with what `inputs` gave for the same arguments; afterwards the pipeline is as
-        it was."""
-        adapter = adapter_for(pipe)
+        shares of the steps that run, for calls with what `inputs` gave for the same arguments;
+        afterwards the pipeline is as it was.
+
+        Raises:
+            UserError: as `inputs`; at the end, where the pipeline was called with something else.
+        """
+        adapter = adapter_for(pipe, space)
         plain = _source(adapter, image, embedding, prompt)
-        back = plain - self.apply(space, plain, adapter.modality).embedding
-        with adapter.during(back, self.begin, self.end):
+        steered = self.apply(space, plain, adapter.modality).embedding
+        with adapter.during(steered, plain, Call(prompt), self.begin, self.end):
             yield
 
     def save(self, path: str | Path, space: FeatureSpace) -> None:
@@ -296,7 +307,7 @@ class Steering:
 
 def _source(
     adapter: Adapter,
-    image: Image.Image | None,
+    image: Image.Image | Sequence[Image.Image] | None,
     embedding: Tensor | None,
     prompt: str | list[str],
 ) -> Tensor:
@@ -304,7 +315,8 @@ def _source(
     if embedding is not None:
         return embedding
     if image is not None:
-        return adapter.embed_image(image)
+        images = [image] if isinstance(image, Image.Image) else image
+        return torch.cat([adapter.embed_image(one) for one in images])
     return adapter.embed_prompt(prompt)
 
 

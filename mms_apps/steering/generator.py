@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
@@ -19,14 +17,13 @@ from features.distributed import resolve_device
 from features.embedded import GENERATOR
 from features.errors import UserError, first_line
 from features.space.space import FeatureSpace
+from mms_apps.steering.adapters.base import Call
 from mms_apps.steering.adapters.choose import adapter_for
 from mms_apps.steering.edits import Steering
 from mms_apps.steering.prior import WEIGHTS, Prior
 
 STEPS = 14
 GUIDANCE = 3.0
-SAME_EMBEDDING = 0.99
-"""Least cosine of an image's embeddings by the pipeline's encoder and by the space's."""
 
 
 @dataclass(frozen=True)
@@ -65,8 +62,7 @@ class SteeredGenerator:
         self.pipe = pipe
         self.space = space
         self.prior = prior
-        self.adapter = adapter_for(pipe)
-        _check_encoders(self.adapter.embed_image(_probe()), space)
+        self.adapter = adapter_for(pipe, space)
         pipe.set_progress_bar_config(disable=True)
 
     @classmethod
@@ -152,7 +148,8 @@ class SteeredGenerator:
         found = torch.cat([s.embedding for s in steered])  # [n, dim]
         for begin_and_end in dict.fromkeys(s.begin_and_end for s in steerings):
             rows = [n for n, s in enumerate(steerings) if s.begin_and_end == begin_and_end]
-            with self._schedule(embedding - found[rows], *begin_and_end):
+            plain = embedding.expand(len(rows), -1)
+            with self._schedule(found[rows], plain, words, *begin_and_end):
                 made = self.draw(
                     found[rows], [seed] * len(rows), words, steps=steps, guidance=guidance
                 )
@@ -172,11 +169,13 @@ class SteeredGenerator:
         """
         return self.generate([scaled(steering, strength) for strength in strengths], **given)
 
-    def _schedule(self, back: Tensor, begin: float, end: float) -> Any:
-        """The context in which only some steps see the edits; `back` `[n, dim]` undoes them."""
+    def _schedule(
+        self, steered: Tensor, plain: Tensor, prompt: str, begin: float, end: float
+    ) -> AbstractContextManager[None]:
+        """The context in which only some steps see the edits."""
         if (begin, end) == (0.0, 1.0):
             return nullcontext()
-        return self.adapter.during(back, begin, end)
+        return self.adapter.during(steered, plain, Call(prompt), begin, end)
 
     def draw(
         self,
@@ -188,7 +187,8 @@ class SteeredGenerator:
         guidance: float = GUIDANCE,
     ) -> list[Image.Image]:
         """Pictures of raw image embeddings `[n, dim]` as they are, each from its seed's noise."""
-        inputs = self.adapter.inputs(embeddings, prompt, guidance > 1)
+        call = Call(prompt, guided=guidance > 1)
+        inputs = self.adapter.inputs(embeddings, embeddings, call)
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         return self.pipe(
             **inputs, num_inference_steps=steps, guidance_scale=guidance, generator=generators
@@ -231,20 +231,3 @@ def _own_encoder_expected() -> Iterator[None]:
         yield
     finally:
         logger.removeFilter(wanted)
-
-
-def _probe() -> Image.Image:
-    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
-    return Image.fromarray(noise)
-
-
-def _check_encoders(embedding: Tensor, space: FeatureSpace) -> None:
-    """Raise a UserError where the space's encoder does not embed the probe as the pipeline does."""
-    ours = space.encoder.encode_images([_probe()]).cpu()
-    theirs = embedding.float().cpu()
-    same = ours.shape == theirs.shape and F.cosine_similarity(ours, theirs).item() > SAME_EMBEDDING
-    if not same:
-        raise UserError(
-            f"the FeatureSpace is of {space.config.encoder}, but the generator reads embeddings of "
-            "another encoder; give the space of the generator's encoder"
-        )

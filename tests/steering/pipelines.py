@@ -13,6 +13,8 @@ from diffusers import (
     FluxPipeline,
     FluxTransformer2DModel,
     KandinskyV22Pipeline,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     StableUnCLIPImg2ImgPipeline,
@@ -204,6 +206,35 @@ def flux() -> FluxPipeline:
         transformer=transformer,
         image_encoder=_vision(),
         feature_extractor=_extractor(),
+    )
+
+
+def stable_diffusion_3() -> StableDiffusion3Pipeline:
+    transformer = SD3Transformer2DModel(
+        sample_size=8,
+        patch_size=1,
+        in_channels=4,
+        num_layers=1,
+        attention_head_dim=8,
+        num_attention_heads=4,
+        caption_projection_dim=32,
+        joint_attention_dim=64,
+        pooled_projection_dim=2 * DIM,
+        out_channels=4,
+    )
+    t5 = T5EncoderModel(
+        T5Config(vocab_size=2710, d_model=64, d_ff=32, d_kv=8, num_layers=1, num_heads=4)
+    )
+    return StableDiffusion3Pipeline(
+        transformer=transformer,
+        scheduler=FlowMatchEulerDiscreteScheduler(),
+        vae=_vae(shift_factor=0.1),
+        text_encoder=CLIPTextModelWithProjection(_text_config()),
+        tokenizer=_tokenizer(),
+        text_encoder_2=CLIPTextModelWithProjection(_text_config()),
+        tokenizer_2=_tokenizer(),
+        text_encoder_3=t5,
+        tokenizer_3=_tokenizer(),
     )
 
 

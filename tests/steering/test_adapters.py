@@ -2,72 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from diffusers import DiffusionPipeline
 from PIL import Image
 
 from features.errors import UserError
-from features.space.score import score
 from features.space.space import FeatureSpace
 from mms_apps.steering import Edit, Steering
 from mms_apps.steering.adapters.choose import adapter_for
 from tests.steering import pipelines
-from tests.test_space import axes, make_store
 
 PHOTO = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8))
 EDITS = (Edit(2, 3.0), Edit(5, -2.0))
 STEPS = 4
 
 
-@pytest.fixture(scope="module")
-def space(tmp_path_factory: pytest.TempPathFactory) -> FeatureSpace:
-    store = make_store(tmp_path_factory.mktemp("stores") / "store")
-    return score(store, axes(), progress=False)
-
-
-def made(make: Callable[[], Any], folder: Path) -> Any:
-    """A pipeline that went through a folder."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        make().save_pretrained(folder)
-    pipe = DiffusionPipeline.from_pretrained(folder, dtype=torch.float32)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
-
-
-@pytest.fixture(scope="module")
-def pipes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    root = tmp_path_factory.mktemp("pipelines")
-    found = {
-        "unclip": made(pipelines.stable_unclip, root / "unclip"),
-        "kandinsky": made(pipelines.kandinsky22, root / "kandinsky"),
-        "sd-ip": made(pipelines.stable_diffusion, root / "sd"),
-        "sdxl-ip": made(pipelines.stable_diffusion_xl, root / "sdxl-ip"),
-        "sdxl-pooled": made(pipelines.stable_diffusion_xl, root / "sdxl"),
-        "flux-ip": made(pipelines.flux, root / "flux"),
-    }
-    with torch.random.fork_rng():
-        torch.manual_seed(1)
-        for name in ("sd-ip", "sdxl-ip"):
-            pipelines.save_unet_ip_adapter(found[name].unet, root / f"{name}.safetensors")
-        pipelines.save_flux_ip_adapter(found["flux-ip"].transformer, root / "flux-ip.safetensors")
-    for name in ("sd-ip", "sdxl-ip"):
-        found[name].load_ip_adapter(
-            root, subfolder="", weight_name=f"{name}.safetensors", image_encoder_folder=None
-        )
-    found["flux-ip"].load_ip_adapter(
-        root, weight_name="flux-ip.safetensors", image_encoder_pretrained_model_name_or_path=None
-    )
-    return found
-
-
-NAMES = ("unclip", "kandinsky", "sd-ip", "sdxl-ip", "sdxl-pooled", "flux-ip")
+NAMES = ("unclip", "kandinsky", "sd-ip", "sdxl-ip", "sdxl-pooled", "flux-ip", "sd3-pooled")
 OF_PHOTOS = ("unclip", "sd-ip", "sdxl-ip", "flux-ip")
 
 
@@ -75,14 +28,14 @@ def source(name: str) -> dict[str, Any]:
     """What is edited."""
     if name == "kandinsky":
         return {"embedding": torch.randn(1, 16, generator=torch.Generator().manual_seed(3))}
-    return {"prompt": "a cat"} if name == "sdxl-pooled" else {"image": PHOTO, "prompt": "a cat"}
+    return {"prompt": "a cat"} if "pooled" in name else {"image": PHOTO, "prompt": "a cat"}
 
 
 def generate(pipe: Any, name: str, inputs: dict[str, Any]) -> np.ndarray:
     settings: dict[str, Any] = {"height": 16, "width": 16}
     if name == "kandinsky":
         settings = {"height": 32, "width": 32}
-    if name == "flux-ip":
+    if name in ("flux-ip", "sd3-pooled"):
         settings |= {"max_sequence_length": 16}
     return pipe(
         **inputs,
@@ -138,7 +91,7 @@ def test_a_schedule_edits_some_steps_and_leaves_the_pipeline_as_it_was(
     assert np.array_equal(
         plain, generate(pipe, name, Steering().inputs(space, pipe, **source(name)))
     )
-    assert not adapter_for(pipe).denoiser._forward_pre_hooks
+    assert not adapter_for(pipe, space).denoiser._forward_pre_hooks
 
 
 @pytest.mark.parametrize("name", ["unclip", "kandinsky"])

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -14,6 +16,39 @@ from torch import Tensor, nn
 from features.dictionary import Modality
 from features.errors import UserError
 from features.pairs.images import rgb
+from features.space.space import FeatureSpace
+
+SAME = 0.05
+"""A row is an embedding where it is no further from it than this share of its length: compute
+dtypes round."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """What a call of the pipeline is given beside the embeddings.
+
+    prompt: one for all embeddings, or one for each.
+    negative_prompt: likewise; None leaves the pipeline's own.
+    negative: raw embedding `[1, dim]` or `[n, dim]` to be guided away from; None takes what the
+        pipeline takes where nobody gives one.
+    guided: whether the call uses classifier-free guidance.
+    """
+
+    prompt: str | list[str] = ""
+    negative_prompt: str | list[str] | None = None
+    negative: Tensor | None = None
+    guided: bool = True
+
+    def words(self, count: int) -> dict[str, Any]:
+        """The prompts as arguments, one an embedding.
+
+        Raises:
+            UserError: several prompts, but not one for each.
+        """
+        given: dict[str, Any] = {"prompt": _one_each(self.prompt, count, "prompts")}
+        if self.negative_prompt is not None:
+            given["negative_prompt"] = _one_each(self.negative_prompt, count, "negative prompts")
+        return given
 
 
 class Adapter(ABC):
@@ -21,13 +56,33 @@ class Adapter(ABC):
 
     modality: ClassVar[Modality] = "image"
 
-    def __init__(self, pipe: Any) -> None:
+    def __init__(self, pipe: Any, space: FeatureSpace) -> None:
         self.pipe = pipe
+        self.space = space
+
+    @classmethod
+    @abstractmethod
+    def fits(cls, pipe: Any) -> bool:
+        """Whether the pipeline takes embeddings this way, by what its class and parts take."""
 
     @property
-    def denoiser(self) -> nn.Module:
+    def denoiser(self) -> Any:
         """The UNet or transformer."""
-        return self.pipe.unet if hasattr(self.pipe, "unet") else self.pipe.transformer
+        return denoiser_of(self.pipe)
+
+    @property
+    @abstractmethod
+    def dim(self) -> int:
+        """Dimensions of the embeddings that the pipeline takes."""
+
+    @property
+    def encoder(self) -> nn.Module | None:
+        """The pipeline's own encoder of what is edited."""
+        return getattr(self.pipe, "image_encoder", None)
+
+    def ready(self, embedding: Tensor) -> Tensor:
+        """Embeddings where, and in the numbers in which, the pipeline computes."""
+        return embedding.to(compute_device(self.denoiser), compute_dtype(self.denoiser))
 
     def embed_image(self, image: Image.Image) -> Tensor:
         """The raw embedding `[1, dim]` of an image by the pipeline's own encoder.
@@ -35,16 +90,15 @@ class Adapter(ABC):
         Raises:
             UserError: the pipeline has none.
         """
-        encoder = getattr(self.pipe, "image_encoder", None)
         extractor = getattr(self.pipe, "feature_extractor", None)
-        if encoder is None or extractor is None:
+        if self.encoder is None or extractor is None:
             raise UserError(
                 f"{type(self.pipe).__name__} has no image encoder of its own; give the embedding"
             )
         pixels = extractor(images=rgb(image), return_tensors="pt").pixel_values
-        first = next(encoder.parameters())
         with torch.no_grad():
-            return encoder(pixels.to(first.device, first.dtype)).image_embeds
+            given = pixels.to(compute_device(self.encoder), compute_dtype(self.encoder))
+            return self.encoder(given).image_embeds
 
     def embed_prompt(self, prompt: str | list[str]) -> Tensor:
         """The raw embeddings `[n, dim]` of prompts, for pipelines that take those.
@@ -55,83 +109,176 @@ class Adapter(ABC):
         raise UserError(f"{type(self.pipe).__name__} takes images; give an image or an embedding")
 
     @abstractmethod
-    def inputs(self, embedding: Tensor, prompt: str | list[str], guided: bool) -> dict[str, Any]:
-        """The call arguments that stand for embeddings `[n, dim]`, the prompt among them.
+    def inputs(self, steered: Tensor, plain: Tensor, call: Call) -> dict[str, Any]:
+        """The call arguments that stand for steered embeddings, the prompts among them.
 
         Args:
-            prompt: one for all embeddings, or one for each.
-            guided: whether the call uses classifier-free guidance.
+            steered: `[n, dim]`.
+            plain: what they were before, `[n, dim]`.
         """
 
+    def conditions(self, steered: Tensor, plain: Tensor, call: Call) -> list[Tensor]:
+        """What of the denoiser's arguments stands for embeddings: `[n, width]` of each.
+
+        Args:
+            steered, plain, call: as `inputs` takes them.
+        """
+        return [self.ready(steered)]
+
     @abstractmethod
-    def shift(self, inputs: dict[str, Any], move: Tensor) -> dict[str, Any]:
-        """The denoiser's keyword arguments with its embeddings moved.
+    def replaced(
+        self, inputs: dict[str, Any], replace: Callable[[Tensor], Tensor]
+    ) -> dict[str, Any]:
+        """The denoiser's keyword arguments, those that stand for embeddings put through a function
+        `[rows, ...]` -> `[rows, ...]`.
 
         Args:
             inputs: the keyword arguments of one call.
-            move: what is added to each embedding, `[n, dim]`.
         """
 
+    def rows(self, rows: Tensor, given: Tensor, other: Tensor) -> Tensor:
+        """Rows `[rows, width]` in which each that holds a given condition `[n, width]` holds the
+        other `[n, width]` instead.
+
+        By what is in it and not by its place: guidance of whichever kind adds rows before, behind
+        and between, or calls the denoiser once more.
+        """
+        distance = torch.cdist(
+            rows.float(), given.to(rows.device).float(), compute_mode=EXACT
+        )  # [rows, n]
+        nearest, which = distance.min(1)
+        same = nearest <= SAME * given.to(nearest).norm(dim=1)[which]
+        return torch.where(same[:, None], other.to(rows)[which], rows)
+
     @contextmanager
-    def during(self, move: Tensor, begin: float, end: float) -> Iterator[None]:
-        """Move the embeddings in all denoising steps but those between two shares of them.
+    def during(
+        self, steered: Tensor, plain: Tensor, call: Call, begin: float, end: float
+    ) -> Iterator[None]:
+        """Undo the edits in all denoising steps but those between two shares of them.
 
         Afterwards the pipeline is as it was.
 
         Args:
-            move: from what the pipeline was given to what conditions the other steps, `[n, dim]`.
-            begin, end: in [0, 1].
+            steered, plain, call: as `inputs` takes them.
+            begin, end: in [0, 1], shares of the steps that run.
+
+        Raises:
+            UserError: at the end, where the pipeline was called with other embeddings.
         """
+        given = self.conditions(steered, plain, call)
+        other = self.conditions(plain, plain, call)
+        pairs = list(zip(given, other, strict=True))
+        counter = StepCounter(self.pipe)
+        tried = found = 0
 
-        def hook(module: nn.Module, positional: tuple, given: dict[str, Any]) -> Any:
-            steps = self.pipe.scheduler.timesteps
-            now = given["timestep"] if "timestep" in given else positional[1]
-            share = self._place(now, steps) / len(steps)
-            return None if begin <= share < end else (positional, self.shift(given, move))
+        def replace(rows: Tensor) -> Tensor:
+            nonlocal found, tried
+            flat = rows.flatten(1)
+            fitting = [pair for pair in pairs if pair[0].shape[1] == flat.shape[1]]
+            changed = self.rows(flat, *(fitting or pairs)[0]).view_as(rows)
+            tried += 1
+            found += int((changed != rows).any())
+            return changed
 
-        handle = self.denoiser.register_forward_pre_hook(hook, with_kwargs=True)
+        def hook(module: nn.Module, positional: tuple, named: dict[str, Any]) -> Any:
+            now = named["timestep"] if "timestep" in named else positional[1]
+            if begin <= counter.share(self.timestep(now)) < end:
+                return None
+            return positional, self.replaced(named, replace)
+
+        modules = [self.denoiser, *controlnets(self.pipe)]
+        handles = [module.register_forward_pre_hook(hook, with_kwargs=True) for module in modules]
         try:
             yield
         finally:
-            handle.remove()
+            for handle in handles:
+                handle.remove()
+        if tried and not found and not all(map(torch.equal, given, other)):
+            raise UserError(
+                "the pipeline was called with other embeddings than the schedule was made for; "
+                "give both the same image, embedding and prompt"
+            )
 
-    def _place(self, timestep: Any, steps: Tensor) -> int:
-        """How many steps come before a timestep."""
-        now = torch.as_tensor(timestep).flatten()[0].to(steps)
-        return int((steps - now).abs().argmin())
+    def timestep(self, given: Any) -> Any:
+        """The scheduler's timestep, from what the denoiser is given."""
+        return given
 
 
-def like_parameters(embedding: Tensor, module: nn.Module) -> Tensor:
-    first = next(module.parameters())
-    return embedding.to(first.device, first.dtype)
+class StepCounter:
+    """Where a call of a pipeline stands, by the denoiser's timesteps.
 
-
-def prompts_for(prompt: str | list[str], count: int) -> list[str]:
-    """One prompt an embedding.
-
-    Raises:
-        UserError: several prompts, but not one for each.
+    Pipelines that start from a picture run the last of the scheduler's steps alone, and some stop
+    before the last.
     """
+
+    def __init__(self, pipe: Any) -> None:
+        self.pipe = pipe
+        self.first = self.last = -1
+
+    def share(self, timestep: Any) -> float:
+        """The share of the steps that run which lies before a timestep, in [0, 1)."""
+        steps = self.pipe.scheduler.timesteps
+        now = torch.as_tensor(timestep).flatten()[0].to(steps)
+        place = int((steps - now).abs().argmin())
+        if self.first < 0 or place < self.last:  # the first step of a call
+            self.first = place
+        self.last = place
+        count = len(steps) - self.first
+        told = getattr(self.pipe, "_num_timesteps", None)
+        return (place - self.first) / (min(count, told) if told else count)
+
+
+EXACT = "donot_use_mm_for_euclid_dist"
+
+
+def denoiser_of(pipe: Any) -> Any:
+    """The UNet or transformer of a pipeline."""
+    unet = getattr(pipe, "unet", None)
+    return unet if unet is not None else pipe.transformer
+
+
+def controlnets(pipe: Any) -> list[nn.Module]:
+    """The networks of a pipeline that are called like its denoiser."""
+    found = getattr(pipe, "controlnet", None)
+    return [] if found is None else [found]
+
+
+def compute_device(module: nn.Module) -> torch.device:
+    """Where a module computes, which need not be where its weights wait."""
+    from diffusers.utils.torch_utils import get_module_execution_device
+
+    return get_module_execution_device(module)
+
+
+def compute_dtype(module: nn.Module) -> torch.dtype:
+    """The numbers in which a module computes, which need not be those that it is stored in."""
+    from diffusers.models.modeling_utils import get_parameter_dtype
+
+    return get_parameter_dtype(module)
+
+
+def project_exactly(projection: Any) -> None:
+    """Let a projection of embeddings that is stored in fewer bits than it computes in take them
+    whole: diffusers rounds what it is given to how it is stored, and then fails."""
+    linear = projection.image_embeds
+    dtype = compute_dtype(linear)
+    if linear.weight.dtype != dtype:
+        whole = nn.Linear(linear.in_features, linear.out_features, linear.bias is not None)
+        whole.load_state_dict(linear.state_dict())
+        projection.image_embeds = whole.to(linear.weight.device, dtype)
+
+
+def takes(pipe: Any, *names: str) -> bool:
+    """Whether calls of a pipeline, or of a class that it comes from, take arguments."""
+    known: set[str] = set()
+    for cls in type(pipe).__mro__:
+        if "__call__" in vars(cls):
+            known |= set(inspect.signature(vars(cls)["__call__"]).parameters)
+    return known.issuperset(names)
+
+
+def _one_each(prompt: str | list[str], count: int, what: str) -> list[str]:
     prompts = [prompt] * count if isinstance(prompt, str) else list(prompt)
     if len(prompts) != count:
-        raise UserError(f"{len(prompts)} prompts for {count} embeddings; give one, or one for each")
+        raise UserError(f"{len(prompts)} {what} for {count} embeddings; give one, or one for each")
     return prompts
-
-
-def move_conditional(
-    embeddings: Tensor, move: Tensor, guided: bool, *, tiled: bool = False
-) -> Tensor:
-    """Embeddings `[rows, dim]` or `[rows, 1, dim]`, the conditional ones moved.
-
-    Args:
-        move: `[n, dim]`; each embedding stands for one image or several.
-        guided: the first half is unconditional.
-        tiled: several images of an embedding follow one another in turns, not in runs.
-    """
-    first = len(embeddings) // 2 if guided else 0
-    conditional = embeddings[first:]
-    times = len(conditional) // len(move)
-    step = move.repeat(times, 1) if tiled else move.repeat_interleave(times, 0)
-    step = step.to(conditional)
-    step = step[:, None] if conditional.ndim == 3 else step
-    return torch.cat([embeddings[:first], conditional + step])

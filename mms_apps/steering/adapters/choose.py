@@ -1,37 +1,112 @@
-"""Which adapter a pipeline takes."""
+"""Which adapter a pipeline takes, and whether its encoder is the FeatureSpace's."""
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
 
 from features.errors import UserError
+from features.space.space import FeatureSpace
 from mms_apps.steering.adapters.base import Adapter
 from mms_apps.steering.adapters.ip_adapter import FluxIPAdapter, IPAdapter
 from mms_apps.steering.adapters.kandinsky import Kandinsky22
-from mms_apps.steering.adapters.sdxl import SDXLPooledPrompt
+from mms_apps.steering.adapters.pooled_prompt import SD3PooledPrompt, SDXLPooledPrompt
 from mms_apps.steering.adapters.stable_unclip import StableUnCLIP
 
+ADAPTERS: tuple[type[Adapter], ...] = (
+    StableUnCLIP,
+    Kandinsky22,
+    IPAdapter,
+    FluxIPAdapter,
+    SD3PooledPrompt,
+    SDXLPooledPrompt,
+)
+SAME_EMBEDDING = 0.99
+"""Least cosine of a probe's embeddings by the pipeline's encoder and by the space's."""
+PROBE_TEXT = "a photograph of a red bicycle in front of a house"
+_compared: WeakKeyDictionary[nn.Module, set[str]] = WeakKeyDictionary()
+"""The fingerprints of the encoders that a pipeline's encoder was compared with."""
 
-def adapter_for(pipe: Any) -> Adapter:
+
+def adapter_for(pipe: Any, space: FeatureSpace) -> Adapter:
     """The adapter of a pipeline.
 
     Raises:
-        UserError: none fits.
+        UserError: none fits, or the pipeline takes embeddings of another encoder than the space's.
     """
-    name = type(pipe).__name__
-    if name == "StableUnCLIPImg2ImgPipeline":
-        return StableUnCLIP(pipe)
-    if name.startswith("KandinskyV22") and "Prior" not in name and "Combined" not in name:
-        return Kandinsky22(pipe)
-    denoiser = getattr(pipe, "unet", None) or getattr(pipe, "transformer", None)
-    has_ip_adapter = getattr(denoiser, "encoder_hid_proj", None) is not None
-    if name.startswith("Flux") and has_ip_adapter:
-        return FluxIPAdapter(pipe)
-    if name.startswith("StableDiffusion") and has_ip_adapter:
-        return IPAdapter(pipe)
-    if name.startswith("StableDiffusionXL"):
-        return SDXLPooledPrompt(pipe)
+    if hasattr(pipe, "decoder_pipe") and hasattr(pipe, "prior_pipe"):
+        raise UserError(
+            f"{type(pipe).__name__} holds two pipelines; steer its decoder_pipe, with embeddings "
+            "that its prior_pipe makes"
+        )
+    has_denoiser = any(getattr(pipe, name, None) is not None for name in ("unet", "transformer"))
+    for kind in ADAPTERS if has_denoiser else ():
+        if kind.fits(pipe):
+            adapter = kind(pipe, space)
+            _check_dimensions(adapter, space)
+            _check_encoder(adapter, space)
+            return adapter
     raise UserError(
-        f"{name}: no image or pooled text embedding enters it; use Stable unCLIP, Kandinsky 2.2, "
-        "SDXL, or load an IP-Adapter into Stable Diffusion or FLUX"
+        f"{type(pipe).__name__}: no image or pooled text embedding enters it; use Stable unCLIP, "
+        "Kandinsky 2.2, SDXL, Stable Diffusion 3, or load an IP-Adapter into Stable Diffusion or "
+        "FLUX"
     )
+
+
+def _check_dimensions(adapter: Adapter, space: FeatureSpace) -> None:
+    dim = space.dictionary.config.dim
+    if adapter.dim != dim:
+        raise UserError(
+            f"{type(adapter.pipe).__name__} takes embeddings of {adapter.dim} dimensions, the "
+            f"FeatureSpace's (of {space.config.encoder}) have {dim}; give the space of the "
+            "pipeline's encoder"
+        )
+
+
+def _check_encoder(adapter: Adapter, space: FeatureSpace) -> None:
+    """Compare both encoders' embeddings of one probe, once: equal dimensions say little."""
+    if adapter.encoder is None:
+        return
+    known = _compared.setdefault(adapter.encoder, set())
+    if space.config.encoder_fingerprint in known:
+        return
+    try:
+        ours, theirs = _by_space(adapter, space), _by_pipeline(adapter).float().cpu()
+    except UserError as error:
+        warnings.warn(
+            f"whether the pipeline's encoder is that of the FeatureSpace was not checked: {error}",
+            stacklevel=2,
+        )
+        known.add(space.config.encoder_fingerprint)
+        return
+    cosine = F.cosine_similarity(ours, theirs).item() if ours.shape == theirs.shape else 0.0
+    if cosine < SAME_EMBEDDING:
+        raise UserError(
+            f"the FeatureSpace is of {space.config.encoder}, but {type(adapter.pipe).__name__} "
+            f"reads embeddings of another encoder (cosine {cosine:.2f} for the same probe); give "
+            "the space of the pipeline's encoder"
+        )
+    known.add(space.config.encoder_fingerprint)
+
+
+def _by_space(adapter: Adapter, space: FeatureSpace) -> Tensor:
+    if adapter.modality == "image":
+        return space.encoder.encode_images([_probe()]).cpu()
+    return space.encoder.encode_texts([PROBE_TEXT]).cpu()
+
+
+def _by_pipeline(adapter: Adapter) -> Tensor:
+    if adapter.modality == "image":
+        return adapter.embed_image(_probe())
+    return adapter.embed_prompt(PROBE_TEXT)
+
+
+def _probe() -> Image.Image:
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    return Image.fromarray(noise)

@@ -2,26 +2,67 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Callable
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 
-from mms_apps.steering.adapters.base import Adapter, like_parameters, move_conditional
+from features.errors import UserError
+from mms_apps.steering.adapters.base import Adapter, Call, denoiser_of, project_exactly, takes
 
 
 class Kandinsky22(Adapter):
-    """The decoders of Kandinsky 2.2; the negative embedding is zero unless another is given."""
+    """The decoders of Kandinsky 2.2, which read no words."""
 
-    def inputs(self, embedding: Tensor, prompt: str | list[str], guided: bool) -> dict[str, Any]:
-        embedding = like_parameters(embedding, self.denoiser)
+    @classmethod
+    def fits(cls, pipe: Any) -> bool:
+        return (
+            takes(pipe, "image_embeds", "negative_image_embeds")
+            and denoiser_of(pipe).config.get("encoder_hid_dim_type") == "image_proj"
+        )
+
+    @property
+    def dim(self) -> int:
+        return self.denoiser.config.encoder_hid_dim
+
+    def inputs(self, steered: Tensor, plain: Tensor, call: Call) -> dict[str, Any]:
+        if call.negative_prompt is not None:
+            raise UserError(
+                f"{type(self.pipe).__name__} reads no words; give negative_embedding, what it is "
+                "to be guided away from"
+            )
+        project_exactly(self.denoiser.encoder_hid_proj)
+        embedding = self.ready(steered)
+        negative = self._empty() if call.negative is None else call.negative
         return {
             "image_embeds": embedding,
-            "negative_image_embeds": torch.zeros_like(embedding),
+            "negative_image_embeds": self.ready(negative).expand_as(embedding).clone(),
         }
 
-    def shift(self, inputs: dict[str, Any], move: Tensor) -> dict[str, Any]:
-        added = inputs["added_cond_kwargs"]
-        guided = self.pipe.do_classifier_free_guidance
-        moved = move_conditional(added["image_embeds"], move, guided)
+    def _empty(self) -> Tensor:
+        """The raw embedding `[1, dim]` of pixels that are zero after preprocessing, which
+        Kandinsky's prior gives as the negative one (its `get_zero_embed`)."""
+        try:
+            encoder = self.space.encoder
+        except UserError as error:
+            warnings.warn(
+                f"zeros stand for the negative embedding: {error}; or give negative_embedding: "
+                "get_zero_embed() of Kandinsky's prior",
+                stacklevel=2,
+            )
+            return torch.zeros(1, self.dim)
+        pixels = torch.zeros_like(encoder.preprocess(Image.new("RGB", (64, 64))))
+        with torch.no_grad():
+            return encoder.model.encode_image(pixels[None].to(encoder.device))  # type: ignore
+
+    def replaced(
+        self, inputs: dict[str, Any], replace: Callable[[Tensor], Tensor]
+    ) -> dict[str, Any]:
+        added = inputs.get("added_cond_kwargs") or {}
+        if "image_embeds" not in added:
+            return inputs
+        moved = replace(added["image_embeds"])
         return inputs | {"added_cond_kwargs": added | {"image_embeds": moved}}

@@ -2,34 +2,68 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from mms_apps.steering.adapters.base import Adapter, like_parameters, prompts_for
+from features.errors import UserError
+from mms_apps.steering.adapters.base import Adapter, Call, takes
 
 
 class StableUnCLIP(Adapter):
     """Stable unCLIP."""
 
-    noise_level = 0
+    @classmethod
+    def fits(cls, pipe: Any) -> bool:
+        return takes(pipe, "image_embeds", "noise_level") and hasattr(pipe, "image_normalizer")
 
-    def inputs(self, embedding: Tensor, prompt: str | list[str], guided: bool) -> dict[str, Any]:
-        embedding = like_parameters(embedding, self.denoiser)
+    @property
+    def dim(self) -> int:
+        return self.pipe.image_normalizer.mean.shape[-1]
+
+    def inputs(self, steered: Tensor, plain: Tensor, call: Call) -> dict[str, Any]:
+        if call.negative is not None:
+            raise UserError(
+                f"{type(self.pipe).__name__} takes no negative embedding; give a negative prompt"
+            )
         return {
-            "prompt": prompts_for(prompt, len(embedding)),
-            "image_embeds": embedding,
-            "noise_level": self.noise_level,
+            **call.words(len(steered)),
+            "image_embeds": self.ready(steered),
+            "noise_level": 0,
         }
 
-    def shift(self, inputs: dict[str, Any], move: Tensor) -> dict[str, Any]:
-        labels = inputs["class_labels"]
-        kept = self.pipe.image_noising_scheduler.alphas_cumprod[self.noise_level].sqrt()
-        moved = labels.clone()
-        half = len(labels) // 2
-        guided = len(labels) % 2 == 0 and not labels[:half].any()
-        rows = slice(half, None) if guided else slice(None)
-        part = moved[rows]
-        step = move.repeat_interleave(len(part) // len(move), 0).to(part) * kept.to(part)
-        part[:, : move.shape[1]] += step
-        return inputs | {"class_labels": moved}
+    def replaced(
+        self, inputs: dict[str, Any], replace: Callable[[Tensor], Tensor]
+    ) -> dict[str, Any]:
+        labels = inputs.get("class_labels")
+        return inputs if labels is None else inputs | {"class_labels": replace(labels)}
+
+    def rows(self, rows: Tensor, given: Tensor, other: Tensor) -> Tensor:
+        """Noise hides which embedding a row holds: the unconditional rows are zero, the others
+        stand in the embeddings' order."""
+        conditional = rows.any(1).nonzero()[:, 0]
+        moved = rows.clone()
+        part = rows[conditional]  # [images, 2 * dim]
+        which = torch.arange(len(part), device=rows.device) * len(given) // max(len(part), 1)
+        move = (other - given).to(part)[which]  # [images, dim]
+        dim = move.shape[1]
+        part[:, :dim] += move * self._kept(part[:, dim:])
+        moved[conditional] = part
+        return moved
+
+    def _kept(self, levels: Tensor) -> Tensor:
+        """What noising keeps of an embedding, by its sinusoid of the noise level `[images, dim]`:
+        `[images, 1]`."""
+        from diffusers.models.embeddings import get_timestep_embedding
+
+        kept = self.pipe.image_noising_scheduler.alphas_cumprod.to(levels.device)  # [levels]
+        known = get_timestep_embedding(
+            torch.arange(len(kept), device=levels.device),
+            levels.shape[1],
+            flip_sin_to_cos=True,
+            downscale_freq_shift=0,
+        )
+        place = torch.cdist(levels.float(), known.float()).argmin(1)
+        return kept[place].sqrt()[:, None].to(levels)

@@ -1,0 +1,152 @@
+"""Pooled prompts of SDXL and of Stable Diffusion 3."""
+
+from __future__ import annotations
+
+import inspect
+from abc import abstractmethod
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from features.errors import UserError
+from mms_apps.steering.adapters.base import Adapter, Call, takes
+
+
+class PooledPrompt(Adapter):
+    """A pipeline without an IP-Adapter that takes a prompt's pooled and projected embedding."""
+
+    modality = "text"
+
+    def embed_image(self, image: Image.Image) -> Tensor:
+        raise UserError(
+            f"{type(self.pipe).__name__} without an IP-Adapter takes texts, not images; give a "
+            "prompt, or load an IP-Adapter"
+        )
+
+    def embed_prompt(self, prompt: str | list[str]) -> Tensor:
+        count = 1 if isinstance(prompt, str) else len(prompt)
+        return self.pooled(self.encoded(Call(prompt), count)[2])
+
+    def encoded(self, call: Call, count: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The prompts' states, the negative ones', and what is pooled of both."""
+        given: dict[str, Any] = call.words(count)
+        names = inspect.signature(self.pipe.encode_prompt).parameters
+        given |= {name: None for name in ("prompt_2", "prompt_3") if name in names}
+        with torch.no_grad():
+            return self.pipe.encode_prompt(**given, device=self.pipe._execution_device)
+
+    @abstractmethod
+    def pooled(self, whole: Tensor) -> Tensor:
+        """The embeddings `[n, dim]` within what is pooled `[n, width]`."""
+
+    @abstractmethod
+    def put(self, embedding: Tensor, whole: Tensor) -> Tensor:
+        """What is pooled `[n, width]`, with other embeddings `[n, dim]` in it."""
+
+    def inputs(self, steered: Tensor, plain: Tensor, call: Call) -> dict[str, Any]:
+        if call.negative is not None:
+            raise UserError(
+                f"{type(self.pipe).__name__} takes no negative embedding; give a negative prompt"
+            )
+        states, negative, whole, negative_whole = self.encoded(call, len(steered))
+        return {
+            "prompt_embeds": states,
+            "negative_prompt_embeds": negative,
+            "pooled_prompt_embeds": self.put(self.ready(steered), self.ready(whole)),
+            "negative_pooled_prompt_embeds": negative_whole,
+        }
+
+    def conditions(self, steered: Tensor, plain: Tensor, call: Call) -> list[Tensor]:
+        whole = self.ready(self.encoded(call, len(steered))[2])
+        return [self.put(self.ready(steered), whole)]
+
+
+class SDXLPooledPrompt(PooledPrompt):
+    """The pooled embedding of SDXL's second text encoder."""
+
+    @classmethod
+    def fits(cls, pipe: Any) -> bool:
+        return (
+            takes(pipe, "pooled_prompt_embeds")
+            and getattr(pipe, "unet", None) is not None
+            and hasattr(getattr(pipe, "text_encoder_2", None), "text_projection")
+        )
+
+    @property
+    def dim(self) -> int:
+        return self.pipe.text_encoder_2.config.projection_dim
+
+    @property
+    def encoder(self) -> nn.Module:
+        return self.pipe.text_encoder_2
+
+    def pooled(self, whole: Tensor) -> Tensor:
+        return whole
+
+    def put(self, embedding: Tensor, whole: Tensor) -> Tensor:
+        return embedding
+
+    def replaced(
+        self, inputs: dict[str, Any], replace: Callable[[Tensor], Tensor]
+    ) -> dict[str, Any]:
+        added = inputs.get("added_cond_kwargs") or {}
+        if "text_embeds" not in added:
+            return inputs
+        moved = replace(added["text_embeds"])
+        return inputs | {"added_cond_kwargs": added | {"text_embeds": moved}}
+
+
+class SD3PooledPrompt(PooledPrompt):
+    """The pooled embedding of one of Stable Diffusion 3's two CLIP text encoders, which stand side
+    by side: that of the FeatureSpace's encoder."""
+
+    @classmethod
+    def fits(cls, pipe: Any) -> bool:
+        return (
+            takes(pipe, "pooled_prompt_embeds")
+            and getattr(pipe, "transformer", None) is not None
+            and all(
+                hasattr(getattr(pipe, name, None), "text_projection")
+                for name in ("text_encoder", "text_encoder_2")
+            )
+        )
+
+    @property
+    def dim(self) -> int:
+        return self._widths[self._which]
+
+    @property
+    def encoder(self) -> nn.Module:
+        return (self.pipe.text_encoder, self.pipe.text_encoder_2)[self._which]
+
+    @property
+    def _widths(self) -> list[int]:
+        encoders = (self.pipe.text_encoder, self.pipe.text_encoder_2)
+        return [encoder.config.projection_dim for encoder in encoders]
+
+    @property
+    def _which(self) -> int:
+        wanted = self.space.dictionary.config.dim
+        return self._widths.index(wanted) if wanted in self._widths else 1
+
+    @property
+    def _place(self) -> slice:
+        first = self._widths[0]
+        return slice(0, first) if self._which == 0 else slice(first, None)
+
+    def pooled(self, whole: Tensor) -> Tensor:
+        return whole[:, self._place]
+
+    def put(self, embedding: Tensor, whole: Tensor) -> Tensor:
+        changed = whole.clone()
+        changed[:, self._place] = embedding
+        return changed
+
+    def replaced(
+        self, inputs: dict[str, Any], replace: Callable[[Tensor], Tensor]
+    ) -> dict[str, Any]:
+        pooled = inputs.get("pooled_projections")
+        return inputs if pooled is None else inputs | {"pooled_projections": replace(pooled)}

@@ -1,0 +1,521 @@
+"""What holds of steering in every family of pipelines, however it is called and placed."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import accelerate
+import diffusers
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from features.errors import UserError
+from features.space.space import FeatureSpace
+from mms_apps.steering import Edit, Steering
+from mms_apps.steering.adapters.choose import adapter_for
+from tests.steering import pipelines
+
+EDITS = (Edit(2, 3.0), Edit(5, -2.0))
+FAMILIES = ("unclip", "kandinsky", "sd-ip", "sdxl-ip", "flux-ip", "sdxl-pooled", "sd3-pooled")
+OF_IMAGES = FAMILIES[:5]
+OF_WORDS = ("unclip", "sd-ip", "sdxl-ip", "flux-ip", "sdxl-pooled", "sd3-pooled")
+TWO = torch.randn(2, pipelines.DIM, generator=torch.Generator().manual_seed(3))
+PROMPTS = ["a cat", "two dogs"]
+PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8))
+STEPS = 10
+
+
+def source(name: str, rows: slice = slice(None)) -> dict[str, Any]:
+    """What is edited: two embeddings or prompts, or some of them."""
+    prompts = PROMPTS[rows]
+    return {"prompt": prompts} if "pooled" in name else {"embedding": TWO[rows], "prompt": prompts}
+
+
+def call(
+    pipe: Any, name: str, inputs: dict[str, Any], pictures: int, steps: int = 2, **more: Any
+) -> np.ndarray:
+    side = 32 if name.startswith("kandinsky") else 16
+    settings: dict[str, Any] = {"height": side, "width": side}
+    if "flux" in name or "sd3" in name:
+        settings["max_sequence_length"] = 16
+    return pipe(
+        **inputs,
+        **settings | more,
+        num_inference_steps=steps,
+        output_type="np",
+        generator=[torch.Generator().manual_seed(0) for _ in range(pictures)],
+    ).images
+
+
+@contextmanager
+def seen(pipe: Any, space: FeatureSpace) -> Iterator[list[list[Tensor]]]:
+    """What conditions each call of the denoiser, with all edits of a schedule done."""
+    adapter = adapter_for(pipe, space)
+    calls: list[list[Tensor]] = []
+
+    def record(module: Any, positional: tuple, named: dict[str, Any]) -> None:
+        found: list[Tensor] = []
+
+        def keep(rows: Tensor) -> Tensor:
+            found.append(rows.flatten(1).clone())
+            return rows
+
+        adapter.replaced(named, keep)
+        calls.append(found)
+
+    handle = adapter.denoiser.register_forward_pre_hook(record, with_kwargs=True)
+    try:
+        yield calls
+    finally:
+        handle.remove()
+
+
+def edited(calls: list[list[Tensor]], inputs: dict[str, Any], width: int) -> list[bool]:
+    """Of each call of the denoiser, whether a steered embedding conditions it."""
+    (given,) = (
+        found[0] if isinstance(found, list) else found
+        for key, found in inputs.items()
+        if key in ("image_embeds", "ip_adapter_image_embeds", "pooled_prompt_embeds")
+    )
+    steered = given.flatten(1)[-1]
+    return [
+        any(
+            torch.allclose(row[:width], steered[:width], atol=0.05) for rows in call for row in rows
+        )
+        for call in calls
+    ]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_batch_is_the_pictures_drawn_alone(
+    name: str, times: int, pipes: dict[str, Any], space: FeatureSpace
+) -> None:
+    pipe = pipes[name]
+    together = Steering(EDITS).inputs(space, pipe, **source(name))
+    more = {"num_images_per_prompt": times}
+    if times > 1 and name == "sd3-pooled":
+        pytest.skip("the pipeline repeats no pooled embedding that it is given")
+    if times > 1 and name == "unclip":
+        pytest.skip("the pipeline draws its noise from other generators then")
+    batch = call(pipe, name, together, 2 * times, **more)
+    for row in range(2):
+        alone = Steering(EDITS).inputs(space, pipe, **source(name, slice(row, row + 1)))
+        picture = call(pipe, name, alone, 1)[0]
+        for place in range(times):
+            np.testing.assert_allclose(batch[row * times + place], picture, atol=2e-3)
+    assert np.abs(batch[0] - batch[-1]).max() > 1e-2
+
+
+@pytest.mark.parametrize("name", ["sd-ip", "sdxl-ip", "flux-ip"])
+def test_one_embedding_for_several_prompts_is_as_diffusers_has_it(
+    name: str, pipes: dict[str, Any], space: FeatureSpace
+) -> None:
+    pipe = pipes[name]
+    Steering().inputs(space, pipe, **source(name))  # the pipeline has seen a batch
+    one = Steering().inputs(space, pipe, embedding=TWO[:1])
+    both = call(pipe, name, one | {"prompt": PROMPTS}, 2)
+    for row, prompt in enumerate(PROMPTS):
+        alone = call(pipe, name, one | {"prompt": prompt}, 1)
+        np.testing.assert_allclose(both[row], alone[0], atol=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("begin", "end", "which"), [(0.0, 0.5, slice(0, 5)), (0.7, 1.0, slice(7, 10))]
+)
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_schedule_counts_the_steps_that_run(
+    name: str, begin: float, end: float, which: slice, pipes: dict[str, Any], space: FeatureSpace
+) -> None:
+    steering = Steering(EDITS, begin=begin, end=end)
+    assert steps_edited(pipes[name], name, space, steering) == set(range(STEPS)[which])
+
+
+def steps_edited(
+    pipe: Any, name: str, space: FeatureSpace, steering: Steering, **more: Any
+) -> set[int]:
+    """Which of the steps that ran were edited."""
+    given = source(name, slice(0, 1))
+    inputs = steering.inputs(space, pipe, **given)
+    with steering.scheduled(space, pipe, **given), seen(pipe, space) as calls:
+        call(pipe, name, inputs, 1, steps=more.pop("steps", STEPS), **more)
+    return {n for n, found in enumerate(edited(calls, inputs, pipelines.DIM)) if found}
+
+
+STARTED = {
+    "sd-ip": diffusers.StableDiffusionImg2ImgPipeline,
+    "sdxl-ip": diffusers.StableDiffusionXLImg2ImgPipeline,
+    "sdxl-pooled": diffusers.StableDiffusionXLImg2ImgPipeline,
+    "flux-ip": diffusers.FluxImg2ImgPipeline,
+    "sd3-pooled": diffusers.StableDiffusion3Img2ImgPipeline,
+    "kandinsky": diffusers.KandinskyV22Img2ImgPipeline,
+}
+
+
+@pytest.mark.parametrize("name", STARTED)
+def test_from_a_picture_the_last_steps_run_and_they_are_counted(
+    name: str, pipes: dict[str, Any], space: FeatureSpace
+) -> None:
+    pipe = STARTED[name](**pipes[name].components)
+    pipe.set_progress_bar_config(disable=True)
+    steering = Steering(EDITS, end=0.6)
+    more = {"image": PICTURE, "strength": 0.5}
+    assert steps_edited(pipe, name, space, steering, **more) == {0, 1, 2}
+
+
+def test_inpainting_counts_alike(pipes: dict[str, Any], space: FeatureSpace) -> None:
+    pipe = diffusers.StableDiffusionInpaintPipeline(
+        **pipes["sd-ip"].components, requires_safety_checker=False
+    )
+    pipe.set_progress_bar_config(disable=True)
+    mask = Image.new("L", PICTURE.size, 255)
+    more = {"image": PICTURE, "mask_image": mask, "strength": 0.5}
+    steering = Steering(EDITS, begin=0.4)
+    assert steps_edited(pipe, "sd-ip", space, steering, **more) == {2, 3, 4}
+
+
+def test_a_controlnet_counts_alike(pipes: dict[str, Any], space: FeatureSpace) -> None:
+    parts = pipes["sd-ip"].components
+    pipe = diffusers.StableDiffusionControlNetPipeline(
+        **parts, controlnet=controlnet(parts["unet"]), requires_safety_checker=False
+    )
+    pipe.set_progress_bar_config(disable=True)
+    steering = Steering(EDITS, end=0.5)
+    assert steps_edited(pipe, "sd-ip", space, steering, image=PICTURE) == {0, 1, 2, 3, 4}
+
+
+def controlnet(unet: Any) -> Any:
+    config = unet.config
+    return diffusers.ControlNetModel(
+        block_out_channels=config.block_out_channels,
+        layers_per_block=config.layers_per_block,
+        down_block_types=config.down_block_types,
+        cross_attention_dim=config.cross_attention_dim,
+        attention_head_dim=config.attention_head_dim,
+        norm_num_groups=config.norm_num_groups,
+        conditioning_embedding_out_channels=(4, 8),
+        addition_embed_type=config.addition_embed_type,
+        addition_time_embed_dim=config.addition_time_embed_dim,
+        projection_class_embeddings_input_dim=config.projection_class_embeddings_input_dim,
+    )
+
+
+def test_a_controlnet_that_reads_the_pooled_prompt_is_scheduled_too(
+    pipes: dict[str, Any], space: FeatureSpace
+) -> None:
+    parts = pipes["sdxl-pooled"].components
+    pipe = diffusers.StableDiffusionXLControlNetPipeline(
+        **parts, controlnet=controlnet(parts["unet"])
+    )
+    pipe.set_progress_bar_config(disable=True)
+    steering, given = Steering(EDITS, end=0.5), {"prompt": "a cat"}
+    inputs = steering.inputs(space, pipe, **given)
+    pooled: list[Tensor] = []
+    with steering.scheduled(space, pipe, **given):
+        handle = pipe.controlnet.register_forward_pre_hook(
+            lambda module, positional, named: pooled.append(
+                named["added_cond_kwargs"]["text_embeds"][-1].clone()
+            ),
+            with_kwargs=True,
+        )
+        call(pipe, "sdxl-pooled", inputs, 1, steps=4, image=PICTURE)
+        handle.remove()
+    steered = inputs["pooled_prompt_embeds"][0]
+    assert [torch.allclose(row, steered) for row in pooled] == [True, True, False, False]
+
+
+def test_several_calls_within_a_schedule_each_begin_anew(
+    pipes: dict[str, Any], space: FeatureSpace
+) -> None:
+    pipe, steering = pipes["unclip"], Steering(EDITS, end=0.5)
+    given = source("unclip", slice(0, 1))
+    inputs = steering.inputs(space, pipe, **given)
+    with steering.scheduled(space, pipe, **given):
+        first = call(pipe, "unclip", inputs, 1, steps=4)
+        second = call(pipe, "unclip", inputs, 1, steps=4)
+    assert np.array_equal(first, second)
+
+
+def test_a_schedule_for_another_picture_is_refused(
+    pipes: dict[str, Any], space: FeatureSpace
+) -> None:
+    pipe, steering = pipes["sd-ip"], Steering(EDITS, begin=0.5)
+    inputs = steering.inputs(space, pipe, embedding=TWO[:1])
+    with (
+        pytest.raises(UserError, match="called with other embeddings"),
+        steering.scheduled(space, pipe, embedding=TWO[1:]),
+    ):
+        call(pipe, "sd-ip", inputs, 1)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_guidance_moves_the_conditional_rows_alone(
+    name: str, pipes: dict[str, Any], space: FeatureSpace
+) -> None:
+    more = {"true_cfg_scale": 3.0} if name == "flux-ip" else {"guidance_scale": 3.0}
+    words = {} if name == "kandinsky" else {"negative_prompt": "a car"}
+    only_conditional_rows_change(pipes[name], name, space, words, **more)
+
+
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+@pytest.mark.parametrize("name", ["sd-ip", "sdxl-ip", "sdxl-pooled"])
+def test_perturbed_attention_guidance_moves_the_conditional_rows_alone(
+    name: str, guidance: float, pipes: dict[str, Any], space: FeatureSpace
+) -> None:
+    parts = pipes[name].components
+    kind = (
+        diffusers.StableDiffusionPAGPipeline
+        if name == "sd-ip"
+        else diffusers.StableDiffusionXLPAGPipeline
+    )
+    settings = {"requires_safety_checker": False} if name == "sd-ip" else {}
+    pipe = kind(**parts, pag_applied_layers="mid", **settings)
+    pipe.set_progress_bar_config(disable=True)
+    guided = guidance > 1
+    more = {"guidance_scale": guidance, "pag_scale": 2.0}
+    only_conditional_rows_change(pipe, name, space, {}, guided=guided, **more)
+
+
+def only_conditional_rows_change(
+    pipe: Any,
+    name: str,
+    space: FeatureSpace,
+    words: dict[str, Any],
+    guided: bool = True,
+    **more: Any,
+) -> None:
+    """What the denoiser sees where a schedule undoes the edits is what it sees without edits."""
+    steering, given = Steering(EDITS, begin=0.5), source(name)
+    plain = Steering().inputs(space, pipe, **given, **words, guided=guided)
+    inputs = steering.inputs(space, pipe, **given, **words, guided=guided)
+    with seen(pipe, space) as wanted:
+        call(pipe, name, plain, 2, **more)
+    with steering.scheduled(space, pipe, **given), seen(pipe, space) as found:
+        call(pipe, name, inputs, 2, **more)
+    half = len(found) // 2
+    assert len(found) == len(wanted)
+    for ours, theirs in zip(found[:half], wanted[:half], strict=True):
+        for left, right in zip(ours, theirs, strict=True):
+            torch.testing.assert_close(left, right, atol=2e-3, rtol=1e-3)
+    changed = [
+        int((left != right).any(1).sum())
+        for ours, theirs in zip(found[half:], wanted[half:], strict=True)
+        for left, right in zip(ours, theirs, strict=True)
+    ]
+    assert max(changed) in (2, 4)  # each of the two, twice where attention is perturbed
+
+
+@pytest.mark.parametrize("name", OF_WORDS)
+def test_a_negative_prompt_can_be_given(
+    name: str, pipes: dict[str, Any], space: FeatureSpace
+) -> None:
+    pipe = pipes[name]
+    more = {"true_cfg_scale": 3.0} if name == "flux-ip" else {"guidance_scale": 3.0}
+    pictures = [
+        call(pipe, name, Steering(EDITS).inputs(space, pipe, **source(name), **words), 2, **more)
+        for words in ({}, {"negative_prompt": "a car"}, {"negative_prompt": ["a car", "a bus"]})
+    ]
+    assert np.abs(pictures[0] - pictures[1]).max() > 1e-4
+    np.testing.assert_allclose(pictures[1][0], pictures[2][0], atol=2e-3)
+    with pytest.raises(UserError, match="3 negative prompts for 2 embeddings"):
+        Steering().inputs(space, pipe, **source(name), negative_prompt=["a", "b", "c"])
+
+
+@pytest.mark.parametrize("name", OF_IMAGES)
+def test_a_negative_embedding_can_be_given(
+    name: str, pipes: dict[str, Any], space: FeatureSpace
+) -> None:
+    pipe = pipes[name]
+    given = {**source(name), "negative_embedding": TWO[:1] * 2}
+    if name == "unclip":
+        with pytest.raises(UserError, match="takes no negative embedding; give a negative prompt"):
+            Steering().inputs(space, pipe, **given)
+        return
+    words = {"negative_prompt": "a car"} if name == "flux-ip" else {}
+    more = {"true_cfg_scale": 3.0} if name == "flux-ip" else {"guidance_scale": 3.0}
+    usual = Steering().inputs(space, pipe, **source(name), **words)
+    other = Steering().inputs(space, pipe, **given, **words)
+    pictures = [call(pipe, name, inputs, 2, **more) for inputs in (usual, other)]
+    assert np.abs(pictures[0] - pictures[1]).max() > 1e-4
+
+
+def test_a_decoder_without_words_says_so(pipes: dict[str, Any], space: FeatureSpace) -> None:
+    with pytest.raises(UserError, match="reads no words"):
+        Steering().inputs(space, pipes["kandinsky"], embedding=TWO, negative_prompt="a car")
+
+
+Placed = Callable[[Any], None]
+PLACEMENTS: dict[str, Placed] = {
+    "offloaded in parts": lambda module: accelerate.cpu_offload(module, torch.device("cpu")),
+    "stored in float8": lambda module: module.enable_layerwise_casting(
+        storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.float32
+    ),
+    "offloaded in groups": lambda module: module.enable_group_offload(
+        onload_device=torch.device("cpu"),
+        offload_device=torch.device("cpu"),
+        offload_type="leaf_level",
+    ),
+    "in half precision": lambda module: module.to(torch.bfloat16),
+}
+
+
+@pytest.mark.parametrize("placement", PLACEMENTS)
+@pytest.mark.parametrize("name", FAMILIES)
+def test_any_placement_and_dtype_works(
+    name: str, placement: str, fresh: Callable[[str], Any], space: FeatureSpace
+) -> None:
+    pipe = fresh(name)
+    if placement == "in half precision":
+        pipe.to(torch.bfloat16)
+    else:
+        PLACEMENTS[placement](adapter_for(pipe, space).denoiser)
+    steering = Steering(EDITS, end=0.5)
+    given = source(name)
+    inputs = steering.inputs(space, pipe, **given)
+    with steering.scheduled(space, pipe, **given):
+        picture = call(pipe, name, inputs, 2)
+    assert np.isfinite(picture).all()
+    if placement.startswith("offloaded"):
+        usual = fresh(name)
+        with steering.scheduled(space, usual, **given):
+            wanted = call(usual, name, steering.inputs(space, usual, **given), 2)
+        np.testing.assert_allclose(picture, wanted, atol=2e-3)
+
+
+@pytest.mark.parametrize("name", ["unclip", "sd-ip", "sdxl-ip", "flux-ip"])
+@pytest.mark.parametrize("placement", ["offloaded in parts", "in half precision"])
+def test_a_placed_image_encoder_embeds_alike(
+    name: str, placement: str, fresh: Callable[[str], Any], space: FeatureSpace
+) -> None:
+    usual, pipe = fresh(name), fresh(name)
+    PLACEMENTS[placement](pipe.image_encoder)
+    found, wanted = (adapter_for(p, space).embed_image(PICTURE).float() for p in (pipe, usual))
+    torch.testing.assert_close(found, wanted, atol=0.05, rtol=0.05)
+
+
+class Silent(diffusers.StableDiffusionXLPipeline):
+    """A subclass that hides what its calls take."""
+
+    def __call__(self, *positional: Any, **named: Any) -> Any:
+        return super().__call__(*positional, **named)
+
+
+def test_a_pipeline_is_known_by_what_it_takes(pipes: dict[str, Any], space: FeatureSpace) -> None:
+    for name in ("sdxl-ip", "sdxl-pooled"):
+        own = Silent(**pipes[name].components)
+        assert type(adapter_for(own, space)) is type(adapter_for(pipes[name], space))
+    other = type("Painter", (diffusers.KandinskyV22Pipeline,), {})(**pipes["kandinsky"].components)
+    assert type(adapter_for(other, space)) is type(adapter_for(pipes["kandinsky"], space))
+
+
+def test_an_adapter_that_reads_no_pooled_embedding_gets_words(
+    fresh: Callable[[str], Any], space: FeatureSpace
+) -> None:
+    from diffusers.models.embeddings import (
+        IPAdapterFaceIDImageProjection,
+        IPAdapterFullImageProjection,
+        IPAdapterPlusImageProjection,
+    )
+
+    for name in ("sd-ip", "flux-ip"):
+        pipe = fresh(name)
+        layers = adapter_for(pipe, space).denoiser.encoder_hid_proj.image_projection_layers
+        for other in (
+            IPAdapterPlusImageProjection(embed_dims=32, output_dims=32, hidden_dims=32, depth=1),
+            IPAdapterFullImageProjection(),
+            IPAdapterFaceIDImageProjection(),
+        ):
+            layers[0] = other
+            with pytest.raises(UserError, match=type(other).__name__):
+                Steering().inputs(space, pipe, embedding=TWO)
+
+
+def test_several_ip_adapters_get_words(fresh: Callable[[str], Any], space: FeatureSpace) -> None:
+    for name in ("sdxl-ip", "flux-ip"):
+        pipe = fresh(name)
+        layers = adapter_for(pipe, space).denoiser.encoder_hid_proj.image_projection_layers
+        layers.append(layers[0])
+        with pytest.raises(UserError, match="2 IP-Adapters are loaded"):
+            Steering().inputs(space, pipe, embedding=TWO)
+
+
+def test_embeddings_of_another_size_get_words(space: FeatureSpace) -> None:
+    pipe = pipelines.kandinsky22()
+    pipe.unet.register_to_config(encoder_hid_dim=1280)
+    with pytest.raises(UserError, match=r"of 1280 dimensions.*have 16"):
+        Steering().inputs(space, pipe, embedding=TWO)
+
+
+def with_encoder(space: FeatureSpace, **parts: Any) -> FeatureSpace:
+    """The space with an encoder of these methods, and a fingerprint of its own."""
+    found = copy.copy(space)
+    found._encoder = SimpleNamespace(device="cpu", **parts)  # type: ignore[assignment]
+    found.config = replace(space.config, encoder_fingerprint=f"of {sorted(parts)} {id(found)}")
+    return found
+
+
+@pytest.mark.parametrize("name", ["unclip", "sd-ip", "sdxl-ip", "flux-ip"])
+def test_the_encoder_of_another_space_is_noticed_and_the_right_one_asked_once(
+    name: str, fresh: Callable[[str], Any], space: FeatureSpace
+) -> None:
+    pipe = fresh(name)
+    own = adapter_for(pipe, space).embed_image
+    asked: list[int] = []
+
+    def right(images: list[Image.Image]) -> Tensor:
+        asked.append(len(images))
+        return torch.nn.functional.normalize(own(images[0]), dim=1)
+
+    def wrong(images: list[Image.Image]) -> Tensor:
+        return torch.nn.functional.normalize(torch.ones(1, pipelines.DIM), dim=1)
+
+    same = with_encoder(space, encode_images=right)
+    for _ in range(3):
+        Steering(EDITS).inputs(same, pipe, embedding=TWO[:1])
+    assert asked == [1]
+    other = with_encoder(space, encode_images=wrong)
+    for given in ({"embedding": TWO[:1]}, {"image": PICTURE}):
+        with pytest.raises(UserError, match="reads embeddings of another encoder"):
+            Steering(EDITS).inputs(other, pipe, **given)
+
+
+@pytest.mark.parametrize("name", ["sdxl-pooled", "sd3-pooled"])
+def test_the_text_encoder_of_another_space_is_noticed(
+    name: str, fresh: Callable[[str], Any], space: FeatureSpace
+) -> None:
+    pipe = fresh(name)
+    own = adapter_for(pipe, space).embed_prompt
+    same = with_encoder(space, encode_texts=lambda texts: own(texts))
+    Steering(EDITS).inputs(same, pipe, prompt="a cat")
+    other = with_encoder(space, encode_texts=lambda texts: own(texts).roll(1, 1))
+    with pytest.raises(UserError, match="reads embeddings of another encoder"):
+        Steering(EDITS).inputs(other, pipe, prompt="a cat")
+
+
+def test_a_decoder_is_guided_away_from_the_embedding_of_an_empty_picture(
+    pipes: dict[str, Any], space: FeatureSpace
+) -> None:
+    empty = torch.arange(16.0)[None]
+
+    def encode_image(pixels: Tensor) -> Tensor:
+        assert pixels.shape == (1, 3, 8, 8) and not pixels.any()
+        return empty
+
+    known = with_encoder(
+        space,
+        preprocess=lambda image: torch.ones(3, 8, 8),
+        model=SimpleNamespace(encode_image=encode_image),
+    )
+    inputs = Steering(EDITS).inputs(known, pipes["kandinsky"], embedding=TWO)
+    torch.testing.assert_close(inputs["negative_image_embeds"], empty.expand(2, -1))
+    with pytest.warns(UserWarning, match="zeros stand for the negative embedding"):
+        inputs = Steering(EDITS).inputs(space, pipes["kandinsky"], embedding=TWO)
+    assert not inputs["negative_image_embeds"].any()
