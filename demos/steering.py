@@ -5,6 +5,7 @@ python -m demos.steering
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Callable
 from functools import cache
@@ -25,13 +26,14 @@ from demos.common import (
 )
 from features.reports.page import CLASS_NAMES, MODALITY_CLASSES
 from features.space.space import FeatureSpace
+from mms_apps.steering.bundle import write_bundle
 from mms_apps.steering.catalogue import Card, cards, search, title
 from mms_apps.steering.choosing import as_edits, choose
-from mms_apps.steering.controls import SLOTS, Controls, Sliders
-from mms_apps.steering.edits import MAX_DRIFT, Edit, Steering
-from mms_apps.steering.generator import SteeredGenerator, side_by_side
+from mms_apps.steering.controls import SLOTS, STRONGEST, Controls, Sliders
+from mms_apps.steering.edits import MODES, Edit, Steering
+from mms_apps.steering.generator import GUIDANCE, STEPS, SteeredGenerator, side_by_side
+from mms_apps.steering.saved import Source, pixels_sha256, steering_record
 
-STRONGEST = 3.0
 STRIP = (-1.0, 0.0, 0.5, 1.0, 1.5, 2.0)
 PREVIEW = (-2.0, 0.0, 2.0)
 SHOWN = 12
@@ -44,22 +46,35 @@ CSS = """
 """
 HELP = """
 A feature's strength is in units of its mean activation; 0 leaves it as it is. The unedited picture
-and the steered one start from the same noise. *Drift* is the angle by which the embedding was
-turned: past the bound, edits are scaled down.
+and the steered one start from the same noise. *Add* gives more of a feature, *set* brings it to the
+strength, *remove* takes it away; none goes below absent. *Drift* is the angle by which the
+embedding was turned: past the bound, edits are scaled down.
 """
+CONTROLS = 7
+"""Towards, class, alpha, begin, end, drift and what is kept come before the sliders."""
 
 
-def fill(space: FeatureSpace, drawer: Callable[[], SteeredGenerator]) -> None:
+def fill(
+    space: FeatureSpace, drawer: Callable[[], SteeredGenerator], generator: str = "embedded"
+) -> None:
     """Put the app on the page that is being built.
 
     Args:
         drawer: makes the generator, whose space is `space`, when the first picture is drawn.
+        generator: what the drawer loads, to be saved with edits.
     """
     classes = [(CLASS_NAMES[name], name) for name in MODALITY_CLASSES]
     choices = [(title(space, n), n) for n in range(len(space))]
+    downloads = tempfile.TemporaryDirectory()
 
     def steering_of(*values: Any) -> Steering:
-        return Controls(*values[: -2 * SLOTS], sliders_of(*values[-2 * SLOTS :])).steering()
+        *alone, kept = values[:CONTROLS]
+        return Controls(*alone, sliders_of(*values[CONTROLS:]), kept).steering()
+
+    def source_of(prompt: str, image: Image.Image | None, seed: float) -> Source:
+        known = None if image is None else pixels_sha256(image)
+        name = None if image is None else "reference.png"
+        return Source(prompt, name, known, generator, int(seed), STEPS, GUIDANCE)
 
     def draw(prompt: str, image: Image.Image | None, seed: float, *controls: Any) -> tuple:
         with errors_in_words():
@@ -69,16 +84,39 @@ def fill(space: FeatureSpace, drawer: Callable[[], SteeredGenerator]) -> None:
         plain, steered = (enlarged(picture) for picture in made.images)
         said = f"Drift {float(made.drift[1]):.0f}°"
         if made.scale[1] < 1:
-            said += f"; scaled by {float(made.scale[1]):.2f} to stay within {controls[4]:.0f}°"
-        return plain, steered, said, written(steering)
+            said += f"; scaled by {float(made.scale[1]):.2f} to stay within "
+            said += f"{steering.bound(space):.0f}°"
+        source = source_of(prompt, image, seed)
+        pictures = {"plain": made.images[0], "steered": made.images[1]}
+        pictures |= {} if image is None else {"reference": image}
+        return (
+            plain,
+            steered,
+            said,
+            written(steering, source),
+            kept_file("steered", steering, source, pictures),
+        )
 
     def draw_strip(prompt: str, image: Image.Image | None, seed: float, *controls: Any) -> tuple:
         with errors_in_words():
+            steering = steering_of(*controls)
             given = {"prompt": prompt, "image": image, "seed": int(seed)}
-            made = drawer().strip(steering_of(*controls), STRIP, **given)
+            made = drawer().strip(steering, STRIP, **given)
         drifts = zip(STRIP, made.drift.tolist(), strict=True)
         said = " · ".join(f"{strength:g} times: {drift:.0f}°" for strength, drift in drifts)
-        return side_by_side([enlarged(i, 128) for i in made.images]), f"Strength and drift: {said}"
+        row = side_by_side([enlarged(i, 128) for i in made.images])
+        pictures = {f"{s:g}-times": i for s, i in zip(STRIP, made.images, strict=True)}
+        file = kept_file(
+            "strip", steering, source_of(prompt, image, seed), pictures | {"strip": row}
+        )
+        return row, f"Strength and drift: {said}", file
+
+    def kept_file(
+        name: str, steering: Steering, source: Source, pictures: dict[str, Image.Image]
+    ) -> str:
+        folder = Path(tempfile.mkdtemp(dir=downloads.name))
+        write_bundle(folder / f"{name}.zip", steering, space, source, pictures)
+        return str(folder / f"{name}.zip")
 
     def find(query: str, modality_class: str | None) -> tuple:
         with errors_in_words():
@@ -110,19 +148,34 @@ def fill(space: FeatureSpace, drawer: Callable[[], SteeredGenerator]) -> None:
         said = "Took " + "; ".join(f"{title(space, c.feature)} for “{c.word}”" for c in found)
         return [*shown_sliders(Sliders.of(as_edits(found))), said]
 
-    def written(steering: Steering) -> str:
-        with tempfile.TemporaryDirectory() as scratch:
-            path = Path(scratch) / "edits.json"
-            steering.save(path, space)
-            return path.read_text(encoding="utf-8")
+    def written(steering: Steering, source: Source) -> str:
+        return json.dumps(steering_record(steering, space, source), indent=1)
 
     def restore(text: str) -> list[Any]:
         with errors_in_words():
-            found = Controls.read(text, space)
-        alone = (found.towards or "", found.blended, found.alpha, found.end, found.max_drift)
-        return [*alone, *shown_sliders(found.sliders)]
+            found, source = Controls.read(text, space)
+        told = found.told(space)
+        said = f"Kept with the sliders: {told}." if told else ""
+        if source.image:
+            said += " These edits were drawn from a reference; put it in again."
+        if source.generator != generator:
+            said += f" They were drawn by another generator, {source.generator}."
+        return [
+            source.prompt or gr.skip(),
+            source.seed,
+            found.towards or "",
+            found.blended,
+            found.alpha,
+            found.begin,
+            found.end,
+            found.max_drift,
+            found.kept,
+            *shown_sliders(found.sliders),
+            said,
+        ]
 
-    kept = gr.BrowserState("", storage_key="mms-steering", secret="mms-steering")
+    stored = gr.BrowserState("", storage_key="mms-steering", secret="mms-steering")
+    kept = gr.State(Steering())
     found_numbers, picked = gr.State([]), gr.State(None)
     gr.Markdown("# Steering: edit a picture's features")
     with gr.Row():
@@ -132,20 +185,20 @@ def fill(space: FeatureSpace, drawer: Callable[[], SteeredGenerator]) -> None:
                 image = picture_input(label="Reference", height=180)
             words = gr.Textbox(label="Wishes", placeholder="more man, less woman", elem_id="wishes")
             take = gr.Button("Set sliders from wishes", size="sm")
-            chosen, strengths = [], []
-            for place in range(SLOTS):
+            chosen, modes, strengths = [], [], []
+            for place in range(1, SLOTS + 1):
                 with gr.Row():
                     chosen.append(
-                        gr.Dropdown(choices, value=None, label=f"Feature {place + 1}", scale=3)
+                        gr.Dropdown(choices, value=None, label=f"Feature {place}", scale=4)
+                    )
+                    modes.append(
+                        gr.Dropdown(
+                            MODES, value="add", label=f"Edit {place}", scale=2, min_width=80
+                        )
                     )
                     strengths.append(
                         gr.Slider(
-                            -STRONGEST,
-                            STRONGEST,
-                            0.0,
-                            step=0.1,
-                            label=f"Strength {place + 1}",
-                            scale=2,
+                            -STRONGEST, STRONGEST, 0.0, step=0.1, label=f"Strength {place}", scale=3
                         )
                     )
             reset = gr.Button("Reset sliders", size="sm")
@@ -153,8 +206,16 @@ def fill(space: FeatureSpace, drawer: Callable[[], SteeredGenerator]) -> None:
                 towards = gr.Textbox(label="Blend towards this prompt")
                 blended = gr.Dropdown(classes, value=None, label="Within this class")
                 alpha = gr.Slider(0.0, 1.0, 0.0, step=0.05, label="Blend")
-                end = gr.Slider(0.1, 1.0, 1.0, step=0.1, label="Edit up to this share of steps")
-                bound = gr.Slider(5, 90, MAX_DRIFT, step=5, label="Drift at most, in degrees")
+                begin = gr.Slider(0.0, 0.9, 0.0, step=0.05, label="Edit from this share of steps")
+                end = gr.Slider(0.05, 1.0, 1.0, step=0.05, label="Edit up to this share of steps")
+                bound = gr.Slider(
+                    0,
+                    180,
+                    0,
+                    step=1,
+                    label="Drift at most, in degrees",
+                    info=f"0: the space's own bound, {Steering().bound(space):.0f}",
+                )
                 seed = gr.Number(0, label="Seed", precision=0)
         with gr.Column(scale=3):
             go = gr.Button("Draw", variant="primary", elem_id="draw")
@@ -180,6 +241,9 @@ def fill(space: FeatureSpace, drawer: Callable[[], SteeredGenerator]) -> None:
                 buttons=["download"],
             )
             strip_said = gr.Markdown()
+            with gr.Row():
+                keep = gr.DownloadButton("Download both with the edits", size="sm")
+                keep_strip = gr.DownloadButton("Download the strip with the edits", size="sm")
     with gr.Accordion("Find features", open=True):
         with gr.Row():
             query = gr.Textbox(label="Word or number", elem_id="query", scale=2)
@@ -209,19 +273,19 @@ def fill(space: FeatureSpace, drawer: Callable[[], SteeredGenerator]) -> None:
             load = gr.Button("Load what was saved")
             apply = gr.Button("Load the JSON above")
         state_said = gr.Markdown(elem_id="saved")
-    slots = [*chosen, *strengths]
-    controls = [towards, blended, alpha, end, bound, *slots]
+    slots = [*chosen, *modes, *strengths]
+    controls = [towards, blended, alpha, begin, end, bound, kept, *slots]
     shown = [prompt, image, seed, *controls]
     model: dict[str, Any] = {"trigger_mode": "always_last", **ONE_AT_A_TIME}
     gr.on(
         [go.click, prompt.submit, *(s.release for s in strengths), alpha.release],
         draw,
         shown,
-        [plain, steered, said, code],
+        [plain, steered, said, code, keep],
         api_name="draw",
         **model,
     )
-    more.click(draw_strip, shown, [strip, strip_said], api_name="strip", **model)
+    more.click(draw_strip, shown, [strip, strip_said, keep_strip], api_name="strip", **model)
     gr.on(
         [look.click, query.submit, of_class.change],
         find,
@@ -238,36 +302,44 @@ def fill(space: FeatureSpace, drawer: Callable[[], SteeredGenerator]) -> None:
         **model,
     )
     redraw: dict[str, Any] = {"fn": draw, "inputs": shown, "api_visibility": "private", **model}
-    redraw["outputs"] = [plain, steered, said, code]
+    redraw["outputs"] = [plain, steered, said, code, keep]
     use.click(add, [picked, *slots], slots, api_visibility="private").success(**redraw)
     take.click(wish, words, [*slots, strip_said], api_name="wish", **model).success(**redraw)
-    reset.click(lambda: shown_sliders(Sliders()), None, slots, api_visibility="private")
+    reset.click(
+        lambda: [Steering(), *shown_sliders(Sliders()), ""],
+        None,
+        [kept, *slots, state_said],
+        api_visibility="private",
+    )
     save.click(
         lambda text: (text, "Saved in this browser."),
         code,
-        [kept, state_said],
+        [stored, state_said],
         api_visibility="private",
     )
     hidden: dict[str, Any] = {"api_name": "restore_saved", "api_visibility": "private"}
-    load.click(restore, kept, controls, **hidden).success(**redraw)
-    apply.click(restore, code, controls, api_name="restore").success(**redraw)
+    restored = [prompt, seed, *controls, state_said]
+    load.click(restore, stored, restored, **hidden).success(**redraw)
+    apply.click(restore, code, restored, api_name="restore").success(**redraw)
 
 
-def build(space: FeatureSpace, drawer: Callable[[], SteeredGenerator]) -> gr.Blocks:
+def build(
+    space: FeatureSpace, drawer: Callable[[], SteeredGenerator], generator: str = "embedded"
+) -> gr.Blocks:
     """The page."""
     with page("Steering") as demo:
-        fill(space, drawer)
+        fill(space, drawer, generator)
     return demo
 
 
 def sliders_of(*values: Any) -> Sliders:
-    """From the page's sliders: all features, then all strengths."""
-    return Sliders(tuple(values[:SLOTS]), tuple(values[SLOTS:]))
+    """From the page's sliders: all features, then all modes, then all strengths."""
+    return Sliders(values[:SLOTS], values[SLOTS : 2 * SLOTS], values[2 * SLOTS :])
 
 
 def shown_sliders(sliders: Sliders) -> list[Any]:
-    """For the page's sliders: all features, then all strengths."""
-    return [*sliders.features, *sliders.strengths]
+    """For the page's sliders: all features, then all modes, then all strengths."""
+    return [*sliders.features, *sliders.modes, *sliders.strengths]
 
 
 def enlarged(image: Image.Image, side: int = SIDE) -> Image.Image:
@@ -293,7 +365,7 @@ def main() -> None:
     arguments = parser.parse_args()
     space = FeatureSpace.load(arguments.space, device=arguments.device, encoder=arguments.encoder)
     drawer = cache(lambda: SteeredGenerator.load(arguments.generator, space, arguments.device))
-    launch(build(space, drawer), port=arguments.port, css=CSS)
+    launch(build(space, drawer, arguments.generator), port=arguments.port, css=CSS)
 
 
 if __name__ == "__main__":

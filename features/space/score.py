@@ -17,6 +17,7 @@ from features.files import jsonable
 from features.modality import CLASSES, CROSS_MODAL
 from features.pairs.base import PairSource
 from features.scores.agreement import Agreement
+from features.scores.angles import near_angles
 from features.scores.class_means import SWEEP, TopScores, all_measures, class_means, top_scores
 from features.scores.collect import collect, collect_agreement, collect_naming_chance
 from features.scores.dominance import Classes, classify
@@ -136,6 +137,7 @@ def score(
             | jsonable({"agreement": agreement.mean_floor, "name": name_floor}),
             skipped=store.config.skipped_reasons,
             captions_cut=store.config.captions_cut,
+            angles=near_angles(store),
             class_means=class_means(
                 all_measures(tops_by_m.values(), monosemanticity, agreement), relative, seed=seed
             ),

@@ -17,7 +17,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +89,9 @@ class SpaceConfig:
     """Each class's mean of each score of monosemanticity (`features.scores.class_means`)."""
     captions_cut: int = 0
     """Captions that are longer than the encoder's context: names stand on what it saw of them."""
+    angles: dict[str, float] = field(default_factory=dict)
+    """By modality, degrees: the angle between two samples of different pairs is smaller in one case
+    of twenty."""
     schema: int = SCHEMA
 
 

@@ -13,7 +13,8 @@ from features.dictionary import Modality
 from features.errors import UserError
 from features.modality import CROSS_MODAL
 from features.space.space import FeatureSpace
-from mms_apps.steering.edits import Edit, mean_active
+from mms_apps.steering.edits import Edit
+from mms_apps.steering.moves import mean_active
 
 TEMPLATES = ("{}", "a picture of {}", "an image of {}")
 TAKEN = 3

@@ -1,22 +1,22 @@
 """Edits of features, and what they do to an embedding.
 
 With unit embedding u, activation a_i, decoder row d_i and mu_i the feature's mean activation where
-it is active, an edit of strength s
+it is active, edits are done one after another, each on the activations that those before it left:
 
-    add     moves u by s mu_i d_i,
-    set     moves it by (s mu_i - a_i) d_i,
-    remove  moves it by -a_i d_i.
+    add     a_i becomes a_i + s mu_i,
+    set     a_i goes a share of the way to s mu_i, the whole of it unless another is given,
+    remove  a_i goes a share of the way to 0.
 
-A blend of a class moves u by alpha sum_i (b_i - a_i) d_i over the features of the class, b_i being
-the activations of a prompt (Yan et al. 2025, arXiv 2502.14888, their case study). The dictionary's
-error stays as it is, the embedding keeps its length, and all moves together are scaled down where
-they would turn it by more than the drift that is allowed.
+No edit takes a feature below absent, 0. A blend of a class takes its features alpha of the way to
+the activations of a prompt (Yan et al. 2025, arXiv 2502.14888, their case study). A score set
+takes a linear score of the embedding to a value, by a few features (`mms_apps.steering.finding`).
+What all of this changes in the activations moves u along the decoder's rows; the dictionary's
+error stays as it is, the embedding keeps its length, and the move is scaled down where it would
+turn it by more than the drift that is allowed.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -24,9 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
@@ -37,13 +35,13 @@ from features.modality import CLASSES, Rule
 from features.space.space import FeatureSpace
 from mms_apps.steering.adapters.base import Adapter, Call
 from mms_apps.steering.adapters.choose import adapter_for
+from mms_apps.steering.moves import mean_active, until, within
+from mms_apps.steering.saved import Source, check_record, read_record, steering_record
 
-SCHEMA = 1
-MAX_DRIFT = 60.0
-"""Degrees."""
-HALVINGS = 20
 Mode = Literal["add", "set", "remove"]
 MODES = ("add", "set", "remove")
+MAX_DRIFT = 60.0
+"""Degrees, for FeatureSpaces that don't say how far apart their samples lie."""
 
 
 @dataclass(frozen=True)
@@ -54,11 +52,13 @@ class Edit:
         feature: its number.
         strength: in units of its mean activation where it is active; without meaning for remove.
         mode: add, set or remove.
+        share: of the way that set and remove go, at least 0; without meaning for add.
     """
 
     feature: int
     strength: float = 1.0
     mode: Mode = "add"
+    share: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,40 @@ class Blend:
     modality_class: str
     alpha: float = 1.0
     rule: Rule = "relative"
+
+
+@dataclass(frozen=True)
+class ScoreSet:
+    """A linear score of the embedding that is set to a value.
+
+    Args:
+        weight: of the score, `[dim]`.
+        value: that the score is taken to.
+        features: that carry the change.
+        per_unit: by how much each one's activation changes for a score that is 1 too low.
+        share: of the way that is gone, at least 0.
+    """
+
+    weight: tuple[float, ...]
+    value: float
+    features: tuple[int, ...]
+    per_unit: tuple[float, ...]
+    share: float = 1.0
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A logistic probe of unit embeddings: each is moved no further than to where it is this sure.
+
+    Args:
+        weight: `[dim]`.
+        bias: of the log-odds.
+        probability: in (0, 1).
+    """
+
+    weight: tuple[float, ...]
+    bias: float
+    probability: float = 0.95
 
 
 @dataclass(frozen=True)
@@ -100,7 +134,11 @@ class Steering:
         prompt: what blends go towards.
         begin, end: shares of the denoising steps between which the edited embedding conditions, in
             [0, 1].
-        max_drift: degrees by which an embedding may be turned.
+        max_drift: degrees by which an embedding may be turned; None for the space's own bound
+            (`SpaceConfig.angles`): an edited sample stays nearer to itself than all but a twentieth
+            of the space's pairs of samples are to one another.
+        score_sets: of scores of the embedding.
+        stop: where each embedding's move ends; None moves them all the whole way.
 
     Raises:
         UserError: a value is out of its range, or blends lack a prompt.
@@ -111,7 +149,9 @@ class Steering:
     prompt: str | None = None
     begin: float = 0.0
     end: float = 1.0
-    max_drift: float = MAX_DRIFT
+    max_drift: float | None = None
+    score_sets: tuple[ScoreSet, ...] = ()
+    stop: Probe | None = None
 
     def __post_init__(self) -> None:
         for edit in self.edits:
@@ -119,22 +159,32 @@ class Steering:
                 raise UserError(f"{edit.mode}: unknown mode of an edit; use {', '.join(MODES)}")
             if not math.isfinite(edit.strength):
                 raise UserError(f"strength {edit.strength}: must be a finite number")
+            if not 0 <= edit.share < math.inf:
+                raise UserError(f"share {edit.share}: must be at least 0")
         for blend in self.blends:
             if blend.modality_class not in CLASSES:
                 raise UserError(f"{blend.modality_class}: unknown class; use {', '.join(CLASSES)}")
+            if not math.isfinite(blend.alpha):
+                raise UserError(f"alpha {blend.alpha}: must be a finite number")
         if self.blends and not self.prompt:
             raise UserError("a blend needs a prompt to blend towards")
         if not 0 <= self.begin < self.end <= 1:
             raise UserError(
                 f"steps {self.begin} to {self.end}: begin must lie before end, both in 0 to 1"
             )
-        if not 0 < self.max_drift <= 180:
+        if self.max_drift is not None and not 0 < self.max_drift <= 180:
             raise UserError(f"max_drift {self.max_drift}: must be in 0 to 180 degrees")
 
     @property
     def begin_and_end(self) -> tuple[float, float]:
         """The schedule."""
         return self.begin, self.end
+
+    def bound(self, space: FeatureSpace, modality: Modality = "image") -> float:
+        """Degrees by which an embedding may be turned."""
+        if self.max_drift is not None:
+            return self.max_drift
+        return space.config.angles.get(modality, MAX_DRIFT)
 
     def apply(
         self, space: FeatureSpace, embedding: Tensor, modality: Modality = "image"
@@ -157,7 +207,10 @@ class Steering:
         length = embedding.float().norm(dim=1, keepdim=True)  # [n, 1]
         unit = embedding.float().to(space.device) / length.to(space.device).clamp(min=1e-12)
         move = self.change(space, unit, modality) @ space.dictionary.directions  # [n, dim]
-        turned, scale = _within(unit, move, self.max_drift)
+        if self.stop is not None:
+            weight = torch.tensor(self.stop.weight, device=unit.device)
+            move = until(unit, move, weight, self.stop.bias, self.stop.probability)
+        turned, scale = within(unit, move, self.bound(space, modality))
         cosine = (turned * unit).sum(1).clamp(-1, 1)
         return Steered(
             (turned * length.to(space.device)).to(embedding),
@@ -171,27 +224,35 @@ class Steering:
         Args:
             unit: unit embeddings `[n, dim]`.
         """
-        activations = space.dictionary.encode(unit, modality)  # [n, features]
-        change = torch.zeros_like(activations)
-        means = mean_active(space, modality).to(activations)  # [features]
+        before = space.dictionary.encode(unit, modality)  # [n, features]
+        now = before.clone()
+        means = mean_active(space, modality).to(now)  # [features]
+
+        def put(features: Tensor | int, wanted: Tensor) -> None:
+            now[:, features] = torch.maximum(wanted, before[:, features].clamp(max=0))
+
         for edit in self.edits:
-            if not 0 <= edit.feature < len(space):
-                raise UserError(
-                    f"feature {edit.feature}: the space has features 0 to {len(space) - 1}"
-                )
-            now = activations[:, edit.feature]
-            if edit.mode == "remove":
-                change[:, edit.feature] -= now
+            _check_features(space, (edit.feature,))
+            current = now[:, edit.feature]
+            wanted = edit.strength * means[edit.feature]
+            if edit.mode == "add":
+                put(edit.feature, current + wanted)
             else:
-                wanted = edit.strength * means[edit.feature]
-                change[:, edit.feature] += wanted if edit.mode == "add" else wanted - now
+                end = wanted if edit.mode == "set" else torch.zeros_like(wanted)
+                put(edit.feature, current + edit.share * (end - current))
         if self.blends:
             towards = space.encode_texts([self.prompt or ""])  # [1, features]
             for blend in self.blends:
                 chosen = space.select(blend.modality_class, rule=blend.rule).to(unit.device)
-                step = towards[:, chosen] - activations[:, chosen]
-                change[:, chosen] += blend.alpha * step
-        return change
+                current = now[:, chosen]
+                put(chosen, current + blend.alpha * (towards[:, chosen] - current))
+        for score in self.score_sets:
+            _check_features(space, score.features)
+            missing = score.value - unit @ torch.tensor(score.weight, device=unit.device)  # [n]
+            chosen = torch.tensor(score.features, device=unit.device)
+            step = torch.tensor(score.per_unit, device=unit.device) * missing[:, None]
+            put(chosen, now[:, chosen] + score.share * step)
+        return now - before
 
     def inputs(
         self,
@@ -252,15 +313,13 @@ class Steering:
         with adapter.during(steered, plain, Call(prompt), self.begin, self.end):
             yield
 
-    def save(self, path: str | Path, space: FeatureSpace) -> None:
-        """Write the steering as JSON, with the fingerprint of the space's dictionary."""
-        record = {
-            "schema": SCHEMA,
-            "space": space.config.dictionary_fingerprint,
-            "encoder": space.config.encoder,
-            **dataclasses.asdict(self),
-        }
-        write_json(Path(path), record)
+    def save(self, path: str | Path, space: FeatureSpace, source: Source | None = None) -> None:
+        """Write the steering as JSON, with the fingerprint of the space's dictionary.
+
+        Args:
+            source: what it was drawn from, so that the picture can be drawn again.
+        """
+        write_json(Path(path), steering_record(self, space, source))
 
     @classmethod
     def load(cls, path: str | Path, space: FeatureSpace) -> Steering:
@@ -269,11 +328,7 @@ class Steering:
         Raises:
             UserError: the file cannot be read, or was made for another space.
         """
-        try:
-            record = json.loads(Path(path).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise UserError(f"{path}: cannot be read as saved edits ({error})") from None
-        return cls.from_record(record, space, str(path))
+        return cls.from_record(read_record(Path(path)), space, str(path))
 
     @classmethod
     def from_record(cls, record: Any, space: FeatureSpace, where: str) -> Steering:
@@ -285,14 +340,9 @@ class Steering:
         Raises:
             UserError: it is none, or was made for another space.
         """
-        if not isinstance(record, dict) or record.get("schema") != SCHEMA:
-            raise UserError(f"{where}: no saved edits of schema {SCHEMA}; save them again")
-        if record.get("space") != space.config.dictionary_fingerprint:
-            raise UserError(
-                f"{where}: made for another FeatureSpace (of {record.get('encoder')}); its feature "
-                "numbers mean something else here"
-            )
+        check_record(record, space, where)
         try:
+            stop = record.get("stop")
             return cls(
                 edits=tuple(Edit(**edit) for edit in record["edits"]),
                 blends=tuple(Blend(**blend) for blend in record["blends"]),
@@ -300,9 +350,24 @@ class Steering:
                 begin=record["begin"],
                 end=record["end"],
                 max_drift=record["max_drift"],
+                score_sets=tuple(
+                    ScoreSet(**{key: _frozen(value) for key, value in score.items()})
+                    for score in record.get("score_sets", ())
+                ),
+                stop=stop and Probe(**{key: _frozen(value) for key, value in stop.items()}),
             )
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{where}: not saved edits ({error}); save them again") from None
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _check_features(space: FeatureSpace, features: Sequence[int]) -> None:
+    wrong = [feature for feature in features if not 0 <= feature < len(space)]
+    if wrong:
+        raise UserError(f"feature {wrong[0]}: the space has features 0 to {len(space) - 1}")
 
 
 def _source(
@@ -318,39 +383,3 @@ def _source(
         images = [image] if isinstance(image, Image.Image) else image
         return torch.cat([adapter.embed_image(one) for one in images])
     return adapter.embed_prompt(prompt)
-
-
-def mean_active(space: FeatureSpace, modality: Modality) -> Tensor:
-    """Each feature's mean activation where it is active, in the modality, or where it never is, in
-    the other: `[features]`; 0 for a feature that is never active."""
-    first, second = ("image", "text") if modality == "image" else ("text", "image")
-    own, other = (
-        np.nan_to_num(space.features[f"{m}_mean_active"].to_numpy()) for m in (first, second)
-    )
-    return torch.from_numpy(np.where(own > 0, own, other)).float()
-
-
-def _within(unit: Tensor, move: Tensor, degrees: float) -> tuple[Tensor, Tensor]:
-    """Unit vectors moved, by less where they would turn by more than so many degrees.
-
-    Args:
-        unit: `[n, dim]`.
-        move: `[n, dim]`.
-
-    Returns:
-        The turned unit vectors `[n, dim]`, and what each move was scaled by `[n]`.
-    """
-    least = math.cos(math.radians(degrees))
-
-    def turned(scale: Tensor) -> Tensor:
-        return F.normalize(unit + scale[:, None] * move, dim=1)
-
-    whole = torch.ones(len(unit), device=unit.device)
-    low, high = torch.zeros_like(whole), whole.clone()
-    for _ in range(HALVINGS):  # the angle grows with the scale
-        middle = (low + high) / 2
-        inside = (turned(middle) * unit).sum(1) >= least
-        low, high = torch.where(inside, middle, low), torch.where(inside, high, middle)
-    fits = (turned(whole) * unit).sum(1) >= least
-    scale = torch.where(fits, whole, low)
-    return turned(scale), scale

@@ -196,16 +196,19 @@ class SteeredGenerator:
 
 
 def scaled(steering: Steering, strength: float) -> Steering:
-    """The same steering, its strengths and alphas multiplied; `remove` stays as it is where the
-    strength is positive, and is left out at 0."""
+    """The same steering, gone another share of its way: strengths of add and the others' shares,
+    at least 0, are multiplied; 0 changes nothing."""
+    share = max(strength, 0.0)
     return replace(
         steering,
         edits=tuple(
             replace(edit, strength=edit.strength * strength)
+            if edit.mode == "add"
+            else replace(edit, share=edit.share * share)
             for edit in steering.edits
-            if edit.mode == "add" or strength != 0
         ),
         blends=tuple(replace(blend, alpha=blend.alpha * strength) for blend in steering.blends),
+        score_sets=tuple(replace(s, share=s.share * share) for s in steering.score_sets),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,10 +25,11 @@ def address(drawer: SteeredGenerator) -> Iterator[str]:
 
 
 def controls(*edits: tuple[int, float]) -> list:
-    """Towards, class, alpha, end, drift, and the sliders."""
+    """Towards, class, alpha, begin, end, drift, and the sliders."""
     empty = SLOTS - len(edits)
     features = [feature for feature, _ in edits] + [None] * empty
-    return ["", None, 0.0, 1.0, 60, *features, *[s for _, s in edits], *[0.0] * empty]
+    strengths = [strength for _, strength in edits] + [0.0] * empty
+    return ["", None, 0.0, 0.0, 1.0, 0, *features, *["add"] * SLOTS, *strengths]
 
 
 def test_draw_strip_find_and_wish_through_the_api(address: str) -> None:
@@ -35,17 +37,23 @@ def test_draw_strip_find_and_wish_through_the_api(address: str) -> None:
 
     client = Client(address, verbose=False)
     given = ("a woman", None, 0, *controls((400, 2.0)))
-    plain, steered, said, edits = client.predict(*given, api_name="/draw")
+    plain, steered, said, edits, bundle = client.predict(*given, api_name="/draw")
     assert Path(plain).is_file() and Path(steered).is_file()
     assert "Drift" in said
     assert json.loads(edits)["edits"][0]["feature"] == 400
-    _, said = client.predict(*given, api_name="/strip")
+    with zipfile.ZipFile(bundle) as archive:
+        assert set(archive.namelist()) == {"edits.json", "plain.png", "steered.png"}
+        assert json.loads(archive.read("edits.json")) == json.loads(edits)
+    _, said, bundle = client.predict(*given, api_name="/strip")
     assert "2 times" in said
+    with zipfile.ZipFile(bundle) as archive:
+        assert {"strip.png", "-1-times.png", "2-times.png"} < set(archive.namelist())
     assert client.predict("woman", "", api_name="/find")[0]
     taken = client.predict("more woman, less man", api_name="/wish")
     assert "Took" in taken[-1] and taken[0] is not None
     restored = client.predict(edits, api_name="/restore")
-    assert restored[5] == 400 and restored[5 + SLOTS] == 2.0
+    assert restored[0] == "a woman" and restored[1] == 0
+    assert restored[8] == 400 and restored[8 + 2 * SLOTS] == 2.0
     with pytest.raises(Exception, match="nothing to draw"):
         client.predict("", None, 0, *controls(), api_name="/draw")
     with pytest.raises(Exception, match="another FeatureSpace"):

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +18,14 @@ from hypothesis import strategies as st
 
 from features.embedded.world import EmbeddedPairs
 from features.errors import UserError
+from features.scores.angles import near_angles
 from features.space.score import score
 from features.space.space import FeatureSpace
 from mms_apps.steering.choosing import as_edits, between, choose, features_of
-from mms_apps.steering.edits import Blend, Edit, Steering, mean_active
+from mms_apps.steering.edits import Blend, Edit, Mode, Probe, ScoreSet, Steering
+from mms_apps.steering.generator import scaled
+from mms_apps.steering.moves import mean_active
+from mms_apps.steering.saved import Source
 from tests.test_space import axes, make_store
 
 DIM = 16
@@ -43,7 +50,7 @@ def raw(n: int, seed: int = 0) -> torch.Tensor:
 
 def test_add_moves_along_the_row_by_the_mean_activation(space: FeatureSpace) -> None:
     x = raw(4)
-    steered = Steering((Edit(2, 1.5),)).apply(space, x)
+    steered = Steering((Edit(2, 1.5),), max_drift=60).apply(space, x)
     for before, after in zip(x, steered.embedding, strict=True):
         moved = (before / 3).clone()
         moved[2] += 1.5 * float(mean_active(space, "image")[2])
@@ -71,7 +78,7 @@ def test_what_the_dictionary_misses_is_kept(space: FeatureSpace) -> None:
     x = F.normalize(raw(3), dim=1)
     activations = space.encode_images(x)
     error = x - space.decode(activations, "image")
-    steering = Steering((Edit(4, 0.5),))
+    steering = Steering((Edit(4, 0.5),), max_drift=60)
     moved = activations + steering.change(space, x, "image")
     expected = F.normalize(space.decode(moved, "image") + error, dim=1)
     torch.testing.assert_close(steering.apply(space, x).embedding, expected)
@@ -92,6 +99,117 @@ def test_length_and_drift_stay_in_their_bounds(
     torch.testing.assert_close(steered.embedding.norm(dim=1), torch.full((3,), 3.0))
     assert (steered.drift <= bound + 0.1).all()
     assert ((steered.scale >= 0) & (steered.scale <= 1)).all()
+
+
+EDIT = st.builds(
+    Edit,
+    st.integers(0, DIM - 1),
+    st.floats(-5, 5),
+    st.sampled_from(["add", "set", "remove"]),
+    st.floats(0, 3),
+)
+
+
+@given(edits=st.lists(EDIT, max_size=6), alpha=st.floats(-3, 3), seed=st.integers(0, 50))
+@settings(max_examples=60, deadline=None)
+def test_no_edit_takes_a_feature_below_absent(
+    space: FeatureSpace, edits: list[Edit], alpha: float, seed: int
+) -> None:
+    x = F.normalize(raw(3, seed), dim=1)
+    score = ScoreSet(tuple(x[0].tolist()), 5 * alpha, (1, 2), (-1.0, 1.0))
+    steering = Steering(tuple(edits), score_sets=(score,))
+    after = space.encode_images(x) + steering.change(space, x, "image")
+    assert (after >= -1e-6).all()
+
+
+def test_an_edit_of_what_is_absent_moves_nothing(space: FeatureSpace) -> None:
+    x = torch.zeros(1, DIM)
+    x[0, 2] = 1.0
+    for edit in (Edit(5, -2.0), Edit(5, mode="remove"), Edit(5, 0.0, "set"), Edit(5, -1.0, "set")):
+        assert float(Steering((edit,)).apply(space, x).drift) < 0.1
+
+
+def test_to_remove_twice_is_to_remove_once(space: FeatureSpace) -> None:
+    x = F.normalize(raw(4), dim=1)
+    once, twice = (Steering((Edit(2, mode="remove"),) * times) for times in (1, 2))
+    torch.testing.assert_close(twice.change(space, x, "image"), once.change(space, x, "image"))
+    then = Steering((Edit(2, mode="remove"), Edit(2, 1.0)))
+    after = space.encode_images(x) + then.change(space, x, "image")
+    mean = mean_active(space, "image")[2]
+    torch.testing.assert_close(after[:, 2], mean.expand(4))
+
+
+@pytest.mark.parametrize("mode", ["add", "set", "remove"])
+def test_every_edit_is_continuous_in_how_far_it_goes(space: FeatureSpace, mode: Mode) -> None:
+    x = raw(8)
+    whole = Steering((Edit(2, 2.0, mode), Edit(5, 0.5, mode)))
+    steps = [scaled(whole, step / 400).apply(space, x).embedding for step in range(-40, 800)]
+    jumps = [float((b - a).norm(dim=1).max()) for a, b in pairwise(steps)]
+    assert max(jumps) < 0.1
+    torch.testing.assert_close(steps[40], x)  # strength 0
+    by_strength = [
+        Steering((Edit(2, step / 100, mode),)).apply(space, x).embedding for step in range(200)
+    ]
+    assert max(float((b - a).norm(dim=1).max()) for a, b in pairwise(by_strength)) < 0.1
+
+
+def test_the_drift_is_bounded_by_how_near_the_spaces_samples_lie(space: FeatureSpace) -> None:
+    store = F.normalize(raw(40), dim=1)
+    bound = space.config.angles["image"]
+    assert 0 < bound < 90
+    steered = Steering((Edit(2, 500.0),)).apply(space, store)
+    assert steered.drift.max() == pytest.approx(bound, abs=0.1)
+    old = copy.copy(space)
+    old.config = replace(space.config, angles={})
+    assert Steering((Edit(2, 500.0),)).apply(old, store).drift.max() == pytest.approx(60, abs=0.1)
+    assert Steering(max_drift=30).bound(space) == 30
+
+
+def test_near_angles_are_a_quantile_of_all_pairs(space: FeatureSpace, tmp_path: Path) -> None:
+    store = make_store(tmp_path / "store")
+    images, _ = store.rows(range(len(store)))
+    unit = F.normalize(images.float(), dim=1).double()
+    angles = sorted(
+        math.degrees(math.acos(min(1.0, max(-1.0, float(unit[a] @ unit[b])))))
+        for a in range(len(unit))
+        for b in range(a)
+    )
+    assert near_angles(store)["image"] == pytest.approx(np.quantile(angles, 0.05), abs=0.2)
+
+
+def test_a_score_is_set_to_its_value(space: FeatureSpace) -> None:
+    x = torch.zeros(2, DIM)
+    x[0, 3], x[0, 4], x[1, 3], x[1, 4] = 0.8, 0.6, 0.6, 0.8
+    weight = torch.zeros(DIM)
+    weight[3] = 1.0
+    steering = Steering(score_sets=(ScoreSet(tuple(weight.tolist()), 0.7, (3,), (1.0,)),))
+    change = steering.change(space, x, "image")
+    moved = x + change @ space.dictionary.directions
+    torch.testing.assert_close(moved[:, 3], torch.full((2,), 0.7))
+    half = scaled(steering, 0.5).change(space, x, "image")
+    torch.testing.assert_close(half, change / 2)
+
+
+def test_moves_stop_where_a_probe_is_sure(space: FeatureSpace) -> None:
+    x = raw(20)
+    weight = torch.zeros(DIM)
+    weight[2] = 20.0
+    probe = Probe(tuple(weight.tolist()), -4.0, 0.9)
+    edits = (Edit(2, 8.0),)
+    whole = Steering(edits, max_drift=90).apply(space, x)
+    stopped = Steering(edits, max_drift=90, stop=probe).apply(space, x)
+    odds = F.normalize(stopped.embedding, dim=1) @ weight - 4
+    before = F.normalize(x, dim=1) @ weight - 4
+    wanted = math.log(9)
+    assert (stopped.drift <= whole.drift + 1e-3).all()
+    moved = before < wanted
+    torch.testing.assert_close(odds[moved], torch.full_like(odds[moved], wanted), atol=0.01, rtol=0)
+    torch.testing.assert_close(stopped.embedding[~moved], x[~moved])
+    never = Steering((Edit(5, 1.0),), max_drift=90)
+    torch.testing.assert_close(
+        replace(never, stop=probe).apply(space, x).embedding[moved],
+        never.apply(space, x).embedding[moved],
+    )
 
 
 def test_no_edit_changes_nothing(space: FeatureSpace) -> None:
@@ -122,10 +240,27 @@ def test_saved_edits_come_back_and_belong_to_their_space(
     space: FeatureSpace, embedded: FeatureSpace, tmp_path: Path
 ) -> None:
     steering = Steering(
-        (Edit(2, 1.5), Edit(3, mode="remove")), (Blend("CrossD", 0.3),), "a cat", 0.1, 0.8, 45.0
+        (Edit(2, 1.5), Edit(3, mode="remove"), Edit(4, 0.5, "set", 0.2)),
+        (Blend("CrossD", 0.3), Blend("ImgD", 0.1, "fixed")),
+        "a cat",
+        0.1,
+        0.8,
+        45.0,
+        (ScoreSet((0.5,) * DIM, 0.1, (1, 2), (0.5, -1.0), 0.7),),
+        Probe((0.25,) * DIM, 0.5, 0.8),
     )
-    steering.save(tmp_path / "edits.json", space)
+    source = Source("a dog", "dog.png", "abc", "embedded", 7, 10, 2.5)
+    steering.save(tmp_path / "edits.json", space, source)
     assert Steering.load(tmp_path / "edits.json", space) == steering
+    assert Source.read(tmp_path / "edits.json") == source
+    Steering().save(tmp_path / "none.json", space)
+    assert Steering.load(tmp_path / "none.json", space) == Steering()
+    assert Source.read(tmp_path / "none.json") is None
+    record = json.loads((tmp_path / "edits.json").read_text())
+    older = {k: v for k, v in record.items() if k not in ("score_sets", "stop", "source")}
+    older |= {"schema": 1, "edits": [{"feature": 2, "strength": 1.5, "mode": "add"}]}
+    (tmp_path / "older.json").write_text(json.dumps(older))
+    assert Steering.load(tmp_path / "older.json", space).edits == (Edit(2, 1.5),)
     with pytest.raises(UserError, match="another FeatureSpace"):
         Steering.load(tmp_path / "edits.json", embedded)
     record = json.loads((tmp_path / "edits.json").read_text())
@@ -143,6 +278,8 @@ def test_saved_edits_come_back_and_belong_to_their_space(
     [
         ({"edits": (Edit(1, mode="push"),)}, "unknown mode"),  # type: ignore[arg-type]
         ({"edits": (Edit(1, math.nan),)}, "finite"),
+        ({"edits": (Edit(1, share=-0.1),)}, "share"),
+        ({"blends": (Blend("ImgD", math.inf),), "prompt": "x"}, "finite"),
         ({"blends": (Blend("ImgD"),)}, "needs a prompt"),
         ({"blends": (Blend("Img"),), "prompt": "x"}, "unknown class"),
         ({"begin": 0.5, "end": 0.5}, "before end"),

@@ -61,7 +61,9 @@ def test_a_strip_multiplies_strengths_and_alphas() -> None:
     steering = Steering((Edit(1, 2.0), Edit(2, mode="remove")), (Blend("CrossD", 0.5),), "cat")
     assert scaled(steering, 0.5).edits[0].strength == 1.0
     assert scaled(steering, 0.5).blends[0].alpha == 0.25
-    assert scaled(steering, 0.0).edits == (Edit(1, 0.0),)
+    assert scaled(steering, 0.5).edits[1] == Edit(2, mode="remove", share=0.5)
+    assert scaled(steering, 0.0).edits == (Edit(1, 0.0), Edit(2, mode="remove", share=0.0))
+    assert scaled(steering, -1.0).edits == (Edit(1, -2.0), Edit(2, mode="remove", share=0.0))
 
 
 def test_nothing_to_draw_and_the_wrong_space_are_refused(
@@ -113,6 +115,7 @@ def test_search_finds_by_number_word_and_class(drawer: SteeredGenerator) -> None
 def test_mms_steer_leaves_pictures_and_edits(folder: Path, tmp_path: Path, mms: Mms) -> None:
     options = ("--generator", folder, "--device", "cpu", "--steps", "2", "--prompt", "a man")
     edits = ("--wish", "more woman", "--edit", "292=remove", "--blend", "CrossD=0.2")
+    edits += ("--begin", "0.1", "--end", "0.5", "--seed", "3", "--max-drift", "40")
     out = tmp_path / "out"
     code, said, _ = mms("steer", *options, *edits, "--towards", "a cat", "--out", out)
     assert code == 0 and "woman: feature" in said
@@ -121,9 +124,33 @@ def test_mms_steer_leaves_pictures_and_edits(folder: Path, tmp_path: Path, mms: 
     record = json.loads((out / "steered.json").read_text())
     assert 0 < record["drift_degrees"] <= 60.1
     again = tmp_path / "again"
-    assert mms("steer", *options, "--edits", out / "edits.json", "--out", again)[0] == 0
-    steered = (pixels(Image.open(folder / "steered.png")) for folder in (out, again))
-    assert np.array_equal(*steered)
+    saved = ("--edits", out / "edits.json", "--device", "cpu")
+    assert mms("steer", *saved, "--out", again)[0] == 0
+    for name in ("plain", "steered", "strip"):
+        drawn = (pixels(Image.open(place / f"{name}.png")) for place in (out, again))
+        assert np.array_equal(*drawn)
+    written = [json.loads((place / "edits.json").read_text()) for place in (out, again)]
+    assert written[0] == written[1]
+    assert (written[0]["begin"], written[0]["end"], written[0]["max_drift"]) == (0.1, 0.5, 40)
+    other = tmp_path / "other"
+    assert mms("steer", *saved, "--seed", "4", "--begin", "0", "--out", other)[0] == 0
+    changed = json.loads((other / "edits.json").read_text())
+    assert (changed["source"]["seed"], changed["begin"], changed["end"]) == (4, 0, 0.5)
+
+
+def test_edits_of_a_reference_ask_for_it(folder: Path, tmp_path: Path, mms: Mms) -> None:
+    options = ("--generator", folder, "--device", "cpu", "--steps", "2", "--edit", "292=1")
+    for colour in ("red", "blue"):
+        Image.new("RGB", (64, 64), colour).save(tmp_path / f"{colour}.png")
+    out = tmp_path / "out"
+    assert mms("steer", *options, "--image", tmp_path / "red.png", "--out", out)[0] == 0
+    saved = ("--edits", out / "edits.json", "--device", "cpu", "--out", tmp_path / "again")
+    code, _, error = mms("steer", *saved)
+    assert code == 2 and "was drawn from the reference red.png" in error
+    code, _, error = mms("steer", *saved, "--image", tmp_path / "blue.png")
+    assert code == 0 and "another picture than the edits were drawn from" in error
+    code, _, error = mms("steer", *saved, "--image", tmp_path / "red.png")
+    assert code == 0 and "another picture" not in error
 
 
 def test_the_shipped_generator_draws_in_a_process_of_its_own(tmp_path: Path) -> None:

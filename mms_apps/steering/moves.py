@@ -1,0 +1,78 @@
+"""How far an embedding moves."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from features.dictionary import Modality
+from features.space.space import FeatureSpace
+
+HALVINGS = 20
+
+
+def mean_active(space: FeatureSpace, modality: Modality) -> Tensor:
+    """Each feature's mean activation where it is active, in the modality, or where it never is, in
+    the other: `[features]`; 0 for a feature that is never active."""
+    first, second = ("image", "text") if modality == "image" else ("text", "image")
+    own, other = (
+        np.nan_to_num(space.features[f"{m}_mean_active"].to_numpy()) for m in (first, second)
+    )
+    return torch.from_numpy(np.where(own > 0, own, other)).float()
+
+
+def within(unit: Tensor, move: Tensor, degrees: float) -> tuple[Tensor, Tensor]:
+    """Unit vectors moved, by less where they would turn by more than so many degrees.
+
+    Args:
+        unit: `[n, dim]`.
+        move: `[n, dim]`.
+
+    Returns:
+        The turned unit vectors `[n, dim]`, and what each move was scaled by `[n]`.
+    """
+    least = math.cos(math.radians(degrees))
+
+    def turned(scale: Tensor) -> Tensor:
+        return F.normalize(unit + scale[:, None] * move, dim=1)
+
+    whole = torch.ones(len(unit), device=unit.device)
+    low, high = torch.zeros_like(whole), whole.clone()
+    for _ in range(HALVINGS):  # the angle grows with the scale
+        middle = (low + high) / 2
+        inside = (turned(middle) * unit).sum(1) >= least
+        low, high = torch.where(inside, middle, low), torch.where(inside, high, middle)
+    fits = (turned(whole) * unit).sum(1) >= least
+    scale = torch.where(fits, whole, low)
+    return turned(scale), scale
+
+
+def until(unit: Tensor, move: Tensor, weight: Tensor, bias: float, probability: float) -> Tensor:
+    """Moves, each shortened to where a logistic probe of the moved unit vector reaches a
+    probability; those that never reach it stay as they are.
+
+    Args:
+        unit: `[n, dim]`.
+        move: `[n, dim]`.
+        weight: of the probe, `[dim]`.
+        bias: of its log-odds.
+
+    Returns:
+        `[n, dim]`.
+    """
+    wanted = math.log(probability / (1 - probability))
+
+    def reaches(scale: Tensor) -> Tensor:
+        return F.normalize(unit + scale[:, None] * move, dim=1) @ weight + bias >= wanted
+
+    low = torch.zeros(len(unit), device=unit.device)
+    high = torch.ones_like(low)
+    for _ in range(HALVINGS):
+        middle = (low + high) / 2
+        reached = reaches(middle)
+        low, high = torch.where(reached, low, middle), torch.where(reached, middle, high)
+    return torch.where(reaches(low), low, high)[:, None] * move
