@@ -1,11 +1,15 @@
-"""How scoring scales: a million pairs, memory against the number of pairs, one process against two.
+"""How scoring and importing scale: a million pairs, memory, one process against two.
 
     python -m benchmarks.scale --out runs/benchmark-scale.json
 
 - score/seconds_per_million, score/peak_mib: scoring a store of random embeddings in a process of
   its own, with a progress bar;
 - merge/max_difference: the greatest difference in any score of any feature between that and two
-  processes that share the pass.
+  processes that share the pass;
+- import/seconds_per_million, import/peak_mib: `mms import` of embeddings of 768 dimensions in
+  clip-retrieval's layout (fp16, with captions and a few more columns), in a process of its own.
+
+`--only import` leaves the others out, which stay as they are in the file of results.
 """
 
 from __future__ import annotations
@@ -19,6 +23,8 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 import torch.nn.functional as F
 
@@ -29,10 +35,13 @@ from features.files import write_json
 from features.scores.monosemanticity import MonosemanticityStatistics
 from features.space.score import score
 from features.space.space import FeatureSpace
+from features.store.import_embeddings import import_embeddings
+from features.store.layouts import open_embeddings
 from features.store.store import ActivationStore, StoreConfig
 from features.store.write import finish_store, sample_table, write_part
 
 DIM, FEATURES, K, PAIRS = 128, 512, 16, 20_000
+IMPORTED_DIM = 768
 MILLION = 1_000_000
 SHARD = 50_000
 LOOP_PAIRS, LOOP_FEATURES = 600, 4
@@ -59,6 +68,51 @@ def million_rows(work: Path, pairs: int, seed: int) -> list[Result]:
         median_row("score/peak_mib", [one["peak_mib"]], "MiB"),
         median_row("merge/max_difference", [difference], "score"),
     ]
+
+
+def import_rows(work: Path, pairs: int, seed: int) -> list[Result]:
+    """`import/seconds_per_million` and `import/peak_mib`."""
+    make_clip_retrieval(work / "embeddings", pairs, seed)
+    out = work / "imported"
+    command = [*ONE_PROCESS, "--embeddings", str(work / "embeddings"), "--out", str(out)]
+    subprocess.run(command, check=True)
+    found = json.loads((work / "imported.json").read_text(encoding="utf-8"))
+    return [
+        median_row("import/seconds_per_million", [found["seconds"] * MILLION / pairs], "s"),
+        median_row("import/peak_mib", [found["peak_mib"]], "MiB"),
+    ]
+
+
+def make_clip_retrieval(root: Path, pairs: int, seed: int) -> None:
+    """Write random embeddings as clip-retrieval does, in files of SHARD pairs."""
+    for name in ("img_emb", "text_emb", "metadata"):
+        (root / name).mkdir(parents=True)
+    generator = torch.Generator().manual_seed(seed)
+    for number, start in enumerate(range(0, pairs, SHARD)):
+        rows = range(start, min(start + SHARD, pairs))
+        for name in ("img_emb", "text_emb"):
+            x = F.normalize(torch.randn(len(rows), IMPORTED_DIM, generator=generator), dim=1)
+            np.save(root / name / f"{name}_{number}.npy", x.half().numpy())
+        columns = {
+            "image_path": [f"{row:09d}" for row in rows],
+            "caption": [
+                f"word{row % 200} word{row * 7 % 200} word{row * 13 % 200}" for row in rows
+            ],
+            "similarity": [0.25 + row % 100 / 1000 for row in rows],
+            "width": [200 + row % 800 for row in rows],
+            "license": [None if row % 3 else "?" for row in rows],
+        }
+        pq.write_table(pa.table(columns), root / "metadata" / f"metadata_{number}.parquet")
+
+
+def import_store(embeddings: Path, out: Path) -> None:
+    """Import embeddings to the store `out`; write the figures beside it."""
+    memory = PeakMemory()
+    memory.start()
+    start = time.perf_counter()
+    import_embeddings(open_embeddings(embeddings), out)
+    seconds = time.perf_counter() - start
+    write_json(out.with_suffix(".json"), {"seconds": seconds, "peak_mib": memory.peak})
 
 
 def peak_row(work: Path, seed: int, repeats: int = 3) -> Result:
@@ -173,15 +227,39 @@ def double_loop(activations: np.ndarray, embeddings: np.ndarray) -> float:
 def main() -> None:
     parser = options(__doc__)
     parser.add_argument("--pairs", type=int, default=MILLION)
+    parser.add_argument("--only", choices=["score", "import"])
     parser.add_argument("--store", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--embeddings", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.store is not None:
         score_store(arguments.store, arguments.out)
         return
-    with tempfile.TemporaryDirectory() as scratch:
-        results = million_rows(Path(scratch), arguments.pairs, arguments.seed)
-    write_results(arguments.out, results, seed=arguments.seed)
+    if arguments.embeddings is not None:
+        import_store(arguments.embeddings, arguments.out)
+        return
+    sections = {"score": million_rows, "import": import_rows}
+    results: list[Result] = []
+    if arguments.only:
+        results = read_results(arguments.out)
+        sections = {arguments.only: sections[arguments.only]}
+    for rows in sections.values():
+        with tempfile.TemporaryDirectory() as scratch:
+            results = merged(results, rows(Path(scratch), arguments.pairs, arguments.seed))
+        write_results(arguments.out, results, seed=arguments.seed)
     print_results(results)
+
+
+def read_results(path: Path) -> list[Result]:
+    """What an earlier run wrote; nothing where there was none."""
+    if not path.is_file():
+        return []
+    return [Result(**row) for row in json.loads(path.read_text(encoding="utf-8"))["results"]]
+
+
+def merged(old: list[Result], new: list[Result]) -> list[Result]:
+    """The new rows, in place of old ones of their names."""
+    names = {row.name for row in new}
+    return [row for row in old if row.name not in names] + new
 
 
 if __name__ == "__main__":

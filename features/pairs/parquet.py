@@ -53,7 +53,7 @@ class ParquetPairs(PairSource):
             raise UserError(f"{path}: no rows; give at least one image with its caption")
         self._holds_images = _holds_bytes(schema.field(self._image).type)
         always = {self._image, *self.columns.captions}
-        self._read_columns = [f.name for f in schema if f.name in always or _is_read(f)]
+        self._read_columns = [f.name for f in schema if f.name in always or is_read(f)]
         self._cached: tuple[int, pa.Table] | None = None
 
     def parts(self) -> list[Part]:
@@ -224,7 +224,7 @@ def _holds_bytes(kind: pa.DataType) -> bool:
     )
 
 
-def _is_read(column: pa.Field) -> bool:
+def is_read(column: pa.Field) -> bool:
     """Whether a column may hold captions or an attribute: text, scalars, lists of these."""
     kind = column.type
     if column.name == ATTRIBUTES and pa.types.is_struct(kind):

@@ -9,7 +9,6 @@ the number of processes or workers.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 import os
 from collections import defaultdict
@@ -23,7 +22,6 @@ from torch.utils.data import DataLoader
 from features.distributed import from_main_process, has_bf16, this_process
 from features.encoders.encoder import Encoder
 from features.errors import UserError
-from features.files import read_json, write_json
 from features.pairs.base import PairSource, Part, Skipped
 from features.store.batches import Batch, Batches, Sample, one_ahead, prepare_worker
 from features.store.store import ActivationStore, StoreConfig
@@ -32,10 +30,10 @@ from features.store.write import (
     first_not_finite,
     part_finished,
     part_name,
-    remove_extraction_files,
     sample_table,
     write_part,
 )
+from features.store.writer import begin_store
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 PREFETCH = 3
@@ -79,7 +77,7 @@ def extract(
         precision=resolve_precision(precision, encoder.device),
         shared_space=encoder.shared_space,
     )
-    if from_main_process(lambda: _begin(out, config)):
+    if from_main_process(lambda: begin_store(out, config)):
         store = ActivationStore.open(out)
         if strict and store.config.skipped:
             raise UserError(
@@ -272,51 +270,6 @@ def _write(
         skipped[part],
         captions_cut=sum(batch.captions_cut for batch, _, _ in encoded),
     )
-
-
-def _begin(out: Path, config: StoreConfig) -> bool:
-    """Whether the store at `out` is complete; if not, an extraction to it is begun or goes on.
-
-    Raises:
-        UserError: what stands at `out` was made from something else.
-    """
-    if _finished(out, config):
-        return True
-    out.mkdir(parents=True, exist_ok=True)
-    write_json(out / "extraction.json", dataclasses.asdict(config))
-    return False
-
-
-def _finished(out: Path, config: StoreConfig) -> bool:
-    """Whether the store at `out` is complete; what a kill left beside it is removed.
-
-    Raises:
-        UserError: what stands at `out` was made from something else.
-    """
-    for name in ("config.json", "extraction.json"):
-        if not (out / name).is_file():
-            continue
-        record = read_json(out / name)
-        if record.get("schema") == 1:
-            raise UserError(
-                f"{out}: extracted by version 0.1.0, which knew encoders by their weights alone; "
-                "name another folder, or remove this one to extract again"
-            )
-        for key in ("schema", "encoder_fingerprint", "pairs_fingerprint", "precision", "dim"):
-            if record.get(key) != getattr(config, key):
-                what = key.removesuffix("_fingerprint")
-                raise UserError(
-                    f"{out}: made with another {what} ({record.get(what)}, now "
-                    f"{getattr(config, what)}); name another folder or remove this one"
-                )
-        if name == "config.json":
-            remove_extraction_files(out)
-            return True
-        return False
-    begun = "extraction.json.tmp"  # all that a kill right after the start leaves
-    if out.exists() and (not out.is_dir() or any(file.name != begun for file in out.iterdir())):
-        raise UserError(f"{out}: exists already and is no activation store; name another folder")
-    return False
 
 
 def _refuse_skipped(out: Path, parts: int) -> None:

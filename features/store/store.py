@@ -55,14 +55,15 @@ class StoreConfig:
     pairs_fingerprint: str
     dim: int
     precision: str = "fp32"
-    """The encoder's arithmetic: fp32, bf16 or fp16. Embeddings are stored as fp16."""
+    """The encoder's arithmetic: fp32, bf16 or fp16; "imported" where others encoded. Embeddings are
+    stored as fp16."""
     shared_space: bool = True
     """Whether a cosine of an image's and a text's embedding means anything."""
     schema: int = SCHEMA
     shards: tuple[int, ...] = ()
     """Rows of each shard."""
     normalised: int = 0
-    """Embeddings that `write_store` was given with another length than 1."""
+    """Embeddings that were given with another length than 1."""
     captions_cut: int = 0
     """Captions that are longer than the encoder's context: they are kept as far as it sees them."""
     uncaptioned: int = 0

@@ -55,31 +55,35 @@ def write_store(
         raise UserError(f"{path}: exists already; name another folder or remove it")
     if shard_rows is not None and shard_rows < 1:
         raise UserError(f"shard_rows {shard_rows}: must be at least 1")
-    _require_fit(image, text, samples, config.dim)
+    require_fit(image, text, samples, config.dim)
     captioned = torch.from_numpy(np.asarray(samples["caption"].is_valid()))  # [n]
-    image, images_scaled = _unit(image, "image", torch.ones(len(image), dtype=torch.bool))
-    text, texts_scaled = _unit(text, "text", captioned)
-    if images_scaled or texts_scaled:
+    every = torch.ones(len(image), dtype=torch.bool)
+    image, images_scaled = unit_rows(image, "image embeddings", every)
+    text, texts_scaled = unit_rows(text, "text embeddings", captioned)
+    scaled = images_scaled.int() + texts_scaled.int()  # [n]
+    if scaled.any():
         warnings.warn(
-            f"{path}: {images_scaled} image and {texts_scaled} text embeddings of {len(image)} "
-            "pairs had another length than 1 and were normalised",
+            f"{path}: {int(images_scaled.sum())} image and {int(texts_scaled.sum())} text "
+            f"embeddings of {len(image)} pairs had another length than 1 and were normalised",
             stacklevel=2,
         )
-    config = dataclasses.replace(config, normalised=images_scaled + texts_scaled)
     temporary = path.with_name(path.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     rows = shard_rows or len(image)
     starts = range(0, len(image), rows)
     for index, start in enumerate(starts):
-        stop = start + rows
-        write_part(temporary, index, image[start:stop], text[start:stop], samples[start:stop], [])
+        part = slice(start, start + rows)
+        normalised = int(scaled[part].sum())
+        write_part(
+            temporary, index, image[part], text[part], samples[part], [], normalised=normalised
+        )
     finish_store(temporary, config, len(starts))
     os.replace(temporary, path)
     return ActivationStore.open(path)
 
 
-def _require_fit(image: Tensor, text: Tensor, samples: pa.Table, dim: int) -> None:
+def require_fit(image: Tensor, text: Tensor, samples: pa.Table, dim: int) -> None:
     """Raise a UserError where embeddings and samples don't make a store."""
     shapes = f"image {list(image.shape)}, text {list(text.shape)}"
     if image.ndim != 2 or image.shape != text.shape or image.shape[1] != dim:
@@ -97,11 +101,15 @@ def _require_fit(image: Tensor, text: Tensor, samples: pa.Table, dim: int) -> No
         raise UserError(f"samples: no column {missing[0]}; make them with sample_table")
 
 
-def _unit(embeddings: Tensor, name: str, needed: Tensor) -> tuple[Tensor, int]:
-    """Embeddings `[n, dim]` of unit length as float32, and how many had another length.
+def unit_rows(
+    embeddings: Tensor, where: str, needed: Tensor, first: int = 0
+) -> tuple[Tensor, Tensor]:
+    """Embeddings `[n, dim]` of unit length as float32, and which had another length `[n]` bool.
 
     Args:
+        where: what or which file they are, for messages.
         needed: rows that must not be zero, `[n]` bool.
+        first: number of the first row there.
 
     Raises:
         UserError: a row is not finite, or zero though it is needed.
@@ -109,19 +117,19 @@ def _unit(embeddings: Tensor, name: str, needed: Tensor) -> tuple[Tensor, int]:
     embeddings = embeddings.detach().float()
     row = first_not_finite(embeddings)
     if row is not None:
-        raise UserError(f"{name} embeddings: row {row} holds NaN or infinity; leave its pair out")
+        raise UserError(f"{where}: row {first + row} holds NaN or infinity; leave its pair out")
     lengths = embeddings.double().norm(dim=1)  # [n]
     zero = (lengths == 0) & needed.to(lengths.device)
     if zero.any():
+        row = int(zero.nonzero()[0])
         raise UserError(
-            f"{name} embeddings: row {int(zero.nonzero()[0])} is zero, so it has no direction; "
-            "leave its pair out"
+            f"{where}: row {first + row} is zero, so it has no direction; leave its pair out"
         )
     other = (lengths > 0) & ((lengths - 1).abs() > LENGTH_TOLERANCE)
     if other.any():
         unit = (embeddings[other].double() / lengths[other, None]).float()
         embeddings = embeddings.index_put((other.nonzero()[:, 0],), unit)
-    return embeddings, int(other.sum())
+    return embeddings, other
 
 
 def first_not_finite(*embeddings: Tensor) -> int | None:
@@ -174,6 +182,7 @@ def write_part(
     skipped: Sequence[Skipped],
     *,
     captions_cut: int = 0,
+    normalised: int = 0,
 ) -> None:
     """Write one shard of an unfinished store; the shard's own file comes last.
 
@@ -182,6 +191,7 @@ def write_part(
         text: `[rows, dim]`.
         skipped: the pairs of this part that were left out.
         captions_cut: of this part's captions.
+        normalised: how many embeddings had another length than 1.
 
     Raises:
         UserError: an embedding is not finite, or doesn't fit into fp16.
@@ -197,6 +207,7 @@ def write_part(
         "sha256": hashlib.sha256(content).hexdigest(),
         "skipped": json.dumps([dataclasses.asdict(record) for record in skipped]),
         "captions_cut": str(captions_cut),
+        "normalised": str(normalised),
     }
     table = samples.replace_schema_metadata(metadata)
     with replacing(folder / part_name(index)) as temporary:
@@ -218,7 +229,7 @@ def finish_store(folder: Path, config: StoreConfig, parts: int) -> StoreConfig:
     schema = pa.unify_schemas([s.remove_metadata() for s in schemas]) if schemas else None
     schema = schema or sample_table([], []).schema
     rows: list[int] = []
-    uncaptioned = captions_cut = 0
+    uncaptioned = captions_cut = normalised = 0
     digest = hashlib.sha256()
     reasons: Counter[str] = Counter()
     skipped_lines: list[str] = []
@@ -236,6 +247,7 @@ def finish_store(folder: Path, config: StoreConfig, parts: int) -> StoreConfig:
                 skipped_lines.append(json.dumps(record, ensure_ascii=False) + "\n")
             uncaptioned += table["caption"].null_count
             captions_cut += int(metadata[b"captions_cut"])
+            normalised += int(metadata.get(b"normalised", 0))
             if len(table):
                 writer.write_table(_with_columns(table, schema))
     if skipped_lines:
@@ -244,6 +256,7 @@ def finish_store(folder: Path, config: StoreConfig, parts: int) -> StoreConfig:
         config,
         shards=tuple(rows),
         captions_cut=captions_cut,
+        normalised=normalised,
         uncaptioned=uncaptioned,
         skipped=reasons.total(),
         skipped_reasons=dict(sorted(reasons.items())),

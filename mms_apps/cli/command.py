@@ -10,6 +10,7 @@ import typer
 from features.errors import UserError
 from mms_apps.cli.attributes import attributes
 from mms_apps.cli.comparing import compare, concepts, drift
+from mms_apps.cli.importing import import_store
 from mms_apps.cli.robustness import robustness
 from mms_apps.cli.run import run
 from mms_apps.cli.stages import extract, fit, report, score
@@ -32,6 +33,7 @@ INTERRUPTED = 130
 
 for command in (run, extract, fit, score, report, compare, drift, concepts):
     app.command()(command)
+app.command("import")(import_store)
 app.command("train-encoder")(train_encoder)
 app.command()(robustness)
 app.command()(steer)
