@@ -21,6 +21,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import click
+import numpy as np
 import pytest
 import typer
 
@@ -156,9 +157,18 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     draw_imagefolder(folder / "photos")
     shutil.copy(folder / "photos" / "images" / "0001.png", folder / "photo.png")
     (folder / "words.txt").write_text("red\nblue\ncircle\nsquare\n")
+    save_embeddings(folder / "laion")
     save_tiny_clip(folder / "tiny")
     save_tiny_clip(folder / "encoders" / "mine")
     return folder
+
+
+def save_embeddings(folder: Path) -> None:
+    """A small folder as clip-retrieval writes them."""
+    for number, name in enumerate(("img_emb", "text_emb")):
+        (folder / name).mkdir(parents=True)
+        x = np.random.default_rng(number).standard_normal((60, 16)).astype(np.float16)
+        np.save(folder / name / f"{name}_0.npy", x)
 
 
 @pytest.fixture(scope="module")
