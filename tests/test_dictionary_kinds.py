@@ -27,7 +27,7 @@ from features.dictionary.sparse import ActivePlaces
 from features.store.store import ActivationStore
 from tests.test_dictionary import DIM, SMALL, make_store, unit
 
-TRAINED = [kind for kind in DICTIONARIES if kind != "identity"]
+TRAINED = [kind for kind, cls in DICTIONARIES.items() if cls.trained_here and kind != "identity"]
 AUTOENCODERS = [kind for kind in TRAINED if issubclass(DICTIONARIES[kind], TopKDictionary)]
 
 

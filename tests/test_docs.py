@@ -158,6 +158,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copy(folder / "photos" / "images" / "0001.png", folder / "photo.png")
     (folder / "words.txt").write_text("red\nblue\ncircle\nsquare\n")
     save_embeddings(folder / "laion")
+    shutil.copytree(ROOT / "tests" / "autoencoders" / "sparsify", folder / "saes" / "clip")
     save_tiny_clip(folder / "tiny")
     save_tiny_clip(folder / "encoders" / "mine")
     return folder

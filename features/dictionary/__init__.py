@@ -11,6 +11,11 @@ from features.dictionary.base import (
 from features.dictionary.batchtopk import BatchTopKDictionary
 from features.dictionary.group import GroupDictionary
 from features.dictionary.identity import IdentityDictionary
+from features.dictionary.linear import (
+    JumpReluDictionary,
+    ReluDictionary,
+    SignedTopKDictionary,
+)
 from features.dictionary.matryoshka import MatryoshkaDictionary
 from features.dictionary.ncl import NCLDictionary
 from features.dictionary.reconstruction import reconstruction_figures
@@ -25,9 +30,12 @@ __all__ = [
     "DictionaryConfig",
     "GroupDictionary",
     "IdentityDictionary",
+    "JumpReluDictionary",
     "MatryoshkaDictionary",
     "Modality",
     "NCLDictionary",
+    "ReluDictionary",
+    "SignedTopKDictionary",
     "SparseCode",
     "TopKDictionary",
     "TrainConfig",

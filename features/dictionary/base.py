@@ -70,6 +70,8 @@ class Dictionary(nn.Module, ABC):
 
     kind: ClassVar[str]
     default_modality_bias: ClassVar[bool]
+    trained_here: ClassVar[bool] = True
+    """Whether `fit_dictionary` makes one; others are converted."""
     means: Tensor
 
     def __init__(self, config: DictionaryConfig) -> None:
@@ -85,7 +87,8 @@ class Dictionary(nn.Module, ABC):
     @property
     @abstractmethod
     def directions(self) -> Tensor:
-        """What one unit of each feature adds to an embedding: unit rows `[features, dim]`."""
+        """What one unit of each feature adds to an embedding: `[features, dim]`; unit rows in the
+        kinds that are trained here."""
 
     @abstractmethod
     def encode_sparse(self, x: Tensor, modality: Modality) -> SparseCode:

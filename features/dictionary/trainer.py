@@ -15,7 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from features.checkpoint import load_checkpoint, save_checkpoint
-from features.dictionary.base import Dictionary, DictionaryConfig, dictionary_class, load_dictionary
+from features.dictionary.base import (
+    DICTIONARIES,
+    Dictionary,
+    DictionaryConfig,
+    dictionary_class,
+    load_dictionary,
+)
 from features.dictionary.reconstruction import reconstruction_figures
 from features.distributed import from_main_process, resolve_device, this_process
 from features.errors import UserError
@@ -110,6 +116,9 @@ def new_dictionary(store: ActivationStore, config: TrainConfig) -> Dictionary:
         UserError: the settings don't fit the store.
     """
     cls = dictionary_class(config.kind)
+    if not cls.trained_here:
+        kinds = ", ".join(name for name, kind in DICTIONARIES.items() if kind.trained_here)
+        raise UserError(f"{config.kind}: not trained here; fit one of {kinds}, or use mms convert")
     if min(config.batch_size, config.steps, config.checkpoint_steps) < 1:
         raise UserError("batch_size, steps and checkpoint_steps must be at least 1")
     if config.kind == "identity":

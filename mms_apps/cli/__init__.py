@@ -5,6 +5,7 @@ common.py            what several commands do with stores and dictionaries
 run.py               `mms run`: all stages
 stages.py            the stages one by one: extract, fit, score, report
 importing.py         import
+converting.py        convert
 comparing.py         compare, drift, concepts
 train_encoder.py     train-encoder
 train_generator.py   train-generator

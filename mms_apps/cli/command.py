@@ -10,6 +10,7 @@ import typer
 from features.errors import UserError
 from mms_apps.cli.attributes import attributes
 from mms_apps.cli.comparing import compare, concepts, drift
+from mms_apps.cli.converting import convert
 from mms_apps.cli.importing import import_store
 from mms_apps.cli.robustness import robustness
 from mms_apps.cli.run import run
@@ -34,6 +35,7 @@ INTERRUPTED = 130
 for command in (run, extract, fit, score, report, compare, drift, concepts):
     app.command()(command)
 app.command("import")(import_store)
+app.command()(convert)
 app.command("train-encoder")(train_encoder)
 app.command()(robustness)
 app.command()(steer)

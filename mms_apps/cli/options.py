@@ -35,7 +35,11 @@ EncoderId = Annotated[
 Out = Annotated[Path, typer.Option(help="Folder for the results.")]
 Kind = Annotated[
     str | None,
-    typer.Option("--dictionary", help=f"One of {', '.join(KINDS)} [default: topk]."),
+    typer.Option(
+        "--dictionary",
+        help=f"One of {', '.join(KINDS)} or a kind that was registered; in mms run also the folder "
+        "of a dictionary [default: topk].",
+    ),
 ]
 FeatureCount = Annotated[
     int | None, typer.Option("--features", help="Features of the dictionary [default: 4 x dim].")

@@ -73,7 +73,7 @@ def run(
     caption_column: CaptionColumn = None,
 ) -> None:
     """All of it: extract, fit, score and report. Run it again to go on after an interruption."""
-    from features.dictionary import fit_dictionary
+    from features.dictionary import DICTIONARIES, fit_dictionary, load_dictionary
     from features.distributed import from_main_process
     from features.encoders.fingerprint import same_encoder
     from features.encoders.load import load_encoder
@@ -84,7 +84,9 @@ def run(
     from features.space.space import FeatureSpace
     from features.store.extract import extract as extract_pairs
 
-    config = train_config(dictionary, features, k, modality_bias, seed)
+    is_kind = dictionary is None or dictionary in DICTIONARIES
+    folder = dictionary if not is_kind and Path(str(dictionary)).is_dir() else None
+    config = train_config(None if folder else dictionary, features, k, modality_bias, seed)
     source = open_pairs(pairs, image_column=image_column, caption_column=caption_column)
     model = load_encoder(encoder, device=device)
     fitted = None
@@ -95,10 +97,18 @@ def run(
                 "--modality-bias"
             )
         fitted = FeatureSpace.load(space, device="cpu").dictionary
-    if fitted and not same_encoder(fitted.config.encoder_fingerprint, model.fingerprint):
+    elif folder:
+        if (features, k, modality_bias) != (None, None, None):
+            raise UserError(
+                f"--dictionary {folder}: it is there already; leave out --features, --k and "
+                "--modality-bias"
+            )
+        fitted = load_dictionary(folder)
+    made_for = fitted.config.encoder_fingerprint if fitted else ""
+    if fitted and made_for and not same_encoder(made_for, model.fingerprint):
         raise UserError(
-            f"--space {space}: made for the encoder {fitted.config.encoder}, not for {encoder}; "
-            "give that encoder or leave --space out"
+            f"{space or folder}: made for the encoder {fitted.config.encoder}, not for {encoder}; "
+            "give that encoder or another dictionary"
         )
     terms = None if vocabulary is None else read_vocabulary(vocabulary)
     judge = judge or JUDGES.get(encoder, encoder)
