@@ -13,10 +13,17 @@ from typing import Any
 # Before gradio is imported: nothing leaves the machine.
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 
+from features.errors import UserError
+from features.extras import require
+
+try:
+    require("demos")
+except UserError as error:
+    raise SystemExit(f"Error: {error}") from None
+
 import gradio as gr
 import PIL.Image
 
-from features.errors import UserError
 from features.pairs.images import read_image
 
 QUEUE = 32

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import os
 import socket
 import threading
@@ -41,8 +43,22 @@ def this_process() -> PartialState:
     from accelerate import PartialState
 
     _end_with_launcher()
+    _leave_at_exit()
     cpu = wants_cpu() or not torch.accelerator.is_available()
     return PartialState(cpu=cpu, timeout=TIMEOUT)
+
+
+@cache
+def _leave_at_exit() -> None:
+    """Leave the others before Python ends: threads that still serve them then abort it."""
+    import torch.distributed
+
+    def leave() -> None:
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+            gc.collect()  # models that were wrapped for the processes keep their threads
+
+    atexit.register(leave)
 
 
 @cache

@@ -300,7 +300,7 @@ def test_the_encoder_may_be_named(
         space = FeatureSpace.load(tmp_path / f"run-{name}" / "space", device="cpu")
         assert len(space) == 20 and space.config.dictionary["kind"] == "relu"
     code, _, err = mms(*run, "--dictionary", tmp_path / "own", "--k", 3, "--out", tmp_path / "r")
-    assert code == 2 and "leave out --features, --k" in err
+    assert code == 2 and "brings its own dictionary" in err
     code, _, err = mms(
         "run", "--pairs", "embedded", "--dictionary", tmp_path / "own", "--out", tmp_path / "r"
     )

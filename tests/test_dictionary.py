@@ -30,7 +30,9 @@ from features.store.store import ActivationStore, StoreConfig
 from features.store.write import sample_table, write_store
 
 DIM = 16
-SMALL = TrainConfig(features=48, k=4, batch_size=64, steps=60, checkpoint_steps=25, dead_steps=10)
+SMALL = TrainConfig(
+    features=48, k=4, batch_size=64, steps=60, checkpoint_steps=25, dead_samples=640
+)
 
 
 @pytest.fixture(scope="module")
@@ -267,7 +269,8 @@ def test_a_cut_off_training_ends_in_the_same_dictionary(
     monkeypatch.setattr(TopKDictionary, "forward", killed)
     with pytest.raises(KeyboardInterrupt):
         fit_dictionary(store, SMALL, tmp_path / "cut", progress=False)
-    assert [p.name for p in (tmp_path / "cut").iterdir()] == ["checkpoint.safetensors"]
+    left = {path.name for path in (tmp_path / "cut").iterdir()}
+    assert left == {"checkpoint.safetensors", "metrics.jsonl"}
     resumed = fit_dictionary(store, SMALL, tmp_path / "cut", progress=False)
     assert len(steps) == 40 + SMALL.steps - 25
     for key, value in whole.state_dict().items():

@@ -27,6 +27,7 @@ import typer
 
 from features.analysis.compare import FIGURES, cell
 from features.bootstrap import Estimate
+from features.dictionary import TrainConfig
 from features.embedded.world import EmbeddedPairs
 from features.encoders.encoder import Encoder
 from features.encoders.load import load_encoder
@@ -164,6 +165,12 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def short_training(*options: Any) -> TrainConfig:
+    """The command's settings, for 20 steps."""
+    config = train_config(*options)
+    return dataclasses.replace(config, steps=20, samples=None, epochs=None)
+
+
 def save_embeddings(folder: Path) -> None:
     """A small folder as clip-retrieval writes them."""
     for number, name in enumerate(("img_emb", "text_emb")):
@@ -199,7 +206,7 @@ def small(
     for command in ("run", "stages"):
         monkeypatch.setattr(
             f"mms_apps.cli.{command}.train_config",
-            lambda *options: dataclasses.replace(train_config(*options), steps=20),
+            short_training,
         )
 
     if not (workplace / "runs").exists():

@@ -15,7 +15,7 @@ from tests.conftest import launch
 from tests.served import SHARDS, serving, write_shards
 from tests.test_dictionary import make_store
 
-CONFIG = TrainConfig(features=48, k=4, batch_size=128, steps=80, dead_steps=10)
+CONFIG = TrainConfig(features=48, k=4, batch_size=128, steps=80, dead_samples=1280)
 SCRIPT = """
 import sys
 import torch

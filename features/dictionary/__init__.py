@@ -20,7 +20,8 @@ from features.dictionary.matryoshka import MatryoshkaDictionary
 from features.dictionary.ncl import NCLDictionary
 from features.dictionary.reconstruction import reconstruction_figures
 from features.dictionary.topk import TopKDictionary
-from features.dictionary.trainer import TrainConfig, fit_dictionary
+from features.dictionary.train_config import TrainConfig
+from features.dictionary.trainer import fit_dictionary
 from features.modality import Modality
 
 __all__ = [

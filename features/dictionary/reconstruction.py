@@ -63,6 +63,24 @@ def reconstruction_figures(
     }
 
 
+@torch.no_grad()
+def fvu_within(dictionary: Dictionary, image: Tensor, text: Tensor) -> float | None:
+    """FVU "within" of a few pairs, without an interval; None where they don't vary.
+
+    Args:
+        image: `[n, dim]`.
+        text: `[n, dim]`.
+    """
+    error = variance = 0.0
+    for modality, x in zip(MODALITIES, (image, text), strict=True):
+        if not len(x):
+            return None
+        code = dictionary.encode_sparse(x, modality)
+        error += float((x - dictionary.decode_sparse(code, modality)).double().square().sum())
+        variance += float((x - x.mean(0)).double().square().sum())
+    return error / variance if variance > 0 else None
+
+
 @dataclass
 class _Totals:
     """float64 sums over samples, as they are (first) and under the bootstrap's weights."""

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,16 @@ from features.dictionary.base import (
     dictionary_class,
     load_dictionary,
 )
-from features.dictionary.reconstruction import reconstruction_figures
-from features.distributed import from_main_process, resolve_device, this_process
+from features.dictionary.history import History, require_tracker
+from features.dictionary.reconstruction import fvu_within, reconstruction_figures
+from features.dictionary.train_config import TrainConfig
+from features.distributed import (
+    broadcast,
+    from_main_process,
+    in_all_processes,
+    resolve_device,
+    this_process,
+)
 from features.errors import UserError
 from features.modality import FIXED_BOUNDS, MODALITIES
 from features.store.store import ActivationStore
@@ -31,32 +39,11 @@ from features.store.store import ActivationStore
 EVALUATION_BATCH = 1024
 HELD_OUT_ONE_IN = 10
 HASHED_DIMS = 16
-DECAY_SHARE = 0.2
+EVALUATED_PAIRS = 4096
+"""Held-out pairs on which a running training is measured."""
 SHOW_EVERY = 20
 SHOWN_PAIRS = 64
 CHECKPOINT = "checkpoint.safetensors"
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """How to fit a dictionary."""
-
-    kind: str = "topk"
-    features: int | None = None
-    """None: 4 times the embedding's dimensions (identity: the dimensions)."""
-    k: int = 16
-    """Active features a sample (identity: all)."""
-    modality_bias: bool | None = None
-    """Centre images and texts by their own means; None: as the kind does."""
-    batch_size: int = 256
-    """Pairs a step, over all processes; a tenth of them is held out."""
-    steps: int = 3000
-    learning_rate: float = 1e-3
-    warmup_steps: int = 50
-    dead_steps: int = 50
-    """A feature that was inactive for so many steps is dead, until it is active again."""
-    checkpoint_steps: int = 500
-    seed: int = 0
 
 
 def fit_dictionary(
@@ -65,9 +52,12 @@ def fit_dictionary(
     out: str | Path,
     *,
     device: torch.device | str = "auto",
+    tracker: str | None = None,
     progress: bool = True,
 ) -> Dictionary:
     """Fit a dictionary and save it, with its figures on the held-out pairs, to the folder `out`.
+
+    What is measured on the way is written to metrics.jsonl there.
 
     A tenth of the pairs is held out (`is_held_out`). Under `accelerate launch` each process takes
     its share of every batch. A run that was cut off goes on from its last checkpoint and ends in
@@ -75,14 +65,17 @@ def fit_dictionary(
 
     Args:
         device: as `resolve_device` takes it.
+        tracker: tensorboard, wandb or trackio, which is told too (through accelerate).
 
     Returns:
         The dictionary, on the CPU.
 
     Raises:
-        UserError: the settings don't fit the store, or `out` holds another dictionary.
+        UserError: the settings don't fit the store, `out` holds another dictionary, or the tracker
+            is not there.
     """
     out = Path(out)
+    require_tracker(tracker)
     made_from = dataclasses.asdict(config) | {
         "store_fingerprint": store.fingerprint,
         "pairs": store.config.pairs,
@@ -94,11 +87,12 @@ def fit_dictionary(
     if pairs < 2:
         raise UserError(f"{store.path}: {pairs} pairs to train on; a dictionary needs at least two")
     dictionary.set_means(*means.float())
+    ended: dict[str, Any] = {}
     if list(dictionary.parameters()):
-        _train(dictionary, store, config, out, json.dumps(made_from), device, progress)
+        ended = _train(dictionary, store, config, out, made_from, device, tracker, progress)
     dictionary = dictionary.cpu().eval().requires_grad_(False)
     dictionary.config = dataclasses.replace(
-        dictionary.config, training=made_from, held_out=held_out_figures(dictionary, store)
+        dictionary.config, training=made_from | ended, held_out=held_out_figures(dictionary, store)
     )
 
     def finish() -> None:
@@ -119,8 +113,7 @@ def new_dictionary(store: ActivationStore, config: TrainConfig) -> Dictionary:
     if not cls.trained_here:
         kinds = ", ".join(name for name, kind in DICTIONARIES.items() if kind.trained_here)
         raise UserError(f"{config.kind}: not trained here; fit one of {kinds}, or use mms convert")
-    if min(config.batch_size, config.steps, config.checkpoint_steps) < 1:
-        raise UserError("batch_size, steps and checkpoint_steps must be at least 1")
+    config.total_steps(len(store))
     if config.kind == "identity":
         features = k = store.dim
     else:
@@ -173,8 +166,22 @@ def held_out_figures(
     return reconstruction_figures(dictionary, held_out)
 
 
+def evaluated_pairs(store: ActivationStore) -> tuple[Tensor, Tensor]:
+    """The first held-out pairs: (image, text), each `[EVALUATED_PAIRS or fewer, dim]`."""
+    found: list[tuple[Tensor, Tensor]] = []
+    count = 0
+    for image, text in store.batches(EVALUATION_BATCH):
+        rows = is_held_out(image)
+        found.append((image[rows], text[rows]))
+        count += int(rows.sum())
+        if count >= EVALUATED_PAIRS:
+            break
+    image, text = (torch.cat(side)[:EVALUATED_PAIRS] for side in zip(*found, strict=True))
+    return image, text
+
+
 class _Activity(nn.Module):
-    """For how many steps each feature has been inactive."""
+    """For how many pairs each feature has been inactive."""
 
     idle: Tensor
 
@@ -182,10 +189,37 @@ class _Activity(nn.Module):
         super().__init__()
         self.register_buffer("idle", torch.zeros(features, dtype=torch.long))
 
-    def update(self, active: Tensor) -> None:
-        """Count one step, in which the features of `active` `[features]` bool were active."""
-        self.idle += 1
+    def update(self, active: Tensor, pairs: int) -> None:
+        """Count a step of so many pairs, in which the features of `active` `[features]` bool were
+        active."""
+        self.idle += pairs
         self.idle[active] = 0
+
+
+class _Best(nn.Module):
+    """The best weights so far by the FVU on held-out pairs, and how many measurements came after.
+
+    Args:
+        dictionary: its state is kept.
+    """
+
+    fvu: Tensor
+    since: Tensor
+
+    def __init__(self, dictionary: Dictionary) -> None:
+        super().__init__()
+        self.register_buffer("fvu", torch.full((), math.inf, dtype=torch.float64))
+        self.register_buffer("since", torch.zeros((), dtype=torch.long))
+        self.kept = copy.deepcopy(dictionary)
+
+    def update(self, fvu: float, dictionary: Dictionary) -> None:
+        """Take a measurement."""
+        if fvu < self.fvu:
+            self.fvu.fill_(fvu)
+            self.since.zero_()
+            self.kept.load_state_dict(dictionary.state_dict())
+        else:
+            self.since += 1
 
 
 def _train(
@@ -193,11 +227,16 @@ def _train(
     store: ActivationStore,
     config: TrainConfig,
     out: Path,
-    settings: str,
+    made_from: dict[str, Any],
     device: torch.device | str,
+    tracker: str | None,
     progress: bool,
-) -> None:
-    """The training loop; the dictionary is changed in place."""
+) -> dict[str, Any]:
+    """The training loop; the dictionary is changed in place.
+
+    Returns:
+        How it ended: the steps that it took, and accelerate's mixed precision.
+    """
     from accelerate import Accelerator
     from rich.progress import (
         BarColumn,
@@ -207,7 +246,12 @@ def _train(
         TimeRemainingColumn,
     )
 
-    accelerator = Accelerator(device_placement=False, cpu=this_process().device.type == "cpu")
+    accelerator = Accelerator(
+        device_placement=False,
+        cpu=this_process().device.type == "cpu",
+        log_with=tracker,
+        project_dir=out,
+    )
     target = resolve_device(device)
     dictionary.to(target)
     activity = _Activity(dictionary.config.features).to(target)
@@ -215,9 +259,16 @@ def _train(
         dictionary, torch.optim.Adam(dictionary.parameters(), lr=config.learning_rate, fused=True)
     )
     modules: dict[str, nn.Module] = {"dictionary": dictionary, "activity": activity}
+    best = None
+    if config.patience is not None:
+        best = modules["best"] = _Best(dictionary).requires_grad_(False)
     out.mkdir(parents=True, exist_ok=True)
     checkpoint = out / CHECKPOINT
-    first = load_checkpoint(checkpoint, modules, optimizer, settings)
+    settings = json.dumps(made_from)
+    steps = config.total_steps(len(store))
+    finished = load_checkpoint(checkpoint, modules, optimizer, settings)
+    history = in_all_processes(lambda: History(out, finished, accelerator, made_from))
+    held_out = [side.to(target) for side in evaluated_pairs(store)]
     share = slice(accelerator.process_index, None, accelerator.num_processes)
     bar = Progress(
         TextColumn("fitting the dictionary"),
@@ -228,13 +279,17 @@ def _train(
         disable=not (progress and accelerator.is_main_process),
     )
     with bar:
-        task = bar.add_task("", total=config.steps, completed=first, fvu="-", classes="-")
-        for step, image, text in _training_batches(store, config, first):
+        task = bar.add_task("", total=steps, completed=finished, fvu="-", classes="-")
+        for step, image, text in _training_batches(store, config, finished):
+            if best is not None and best.since >= (config.patience or 0):
+                break
             whole = len(image) // accelerator.num_processes * accelerator.num_processes
+            measured: dict[str, float | None] = {}
             if whole:
+                rate = config.rate(step, steps)
                 for group in optimizer.param_groups:
-                    group["lr"] = learning_rate(step, config)
-                dead = activity.idle >= config.dead_steps
+                    group["lr"] = rate
+                dead = activity.idle >= config.dead_samples
                 result = model(
                     image[:whole][share].to(target),
                     text[:whole][share].to(target),
@@ -245,16 +300,35 @@ def _train(
                 dictionary.project_gradients()
                 optimizer.step()
                 dictionary.constrain()
-                activity.update(accelerator.reduce(result.active.int(), "sum") > 0)
+                active = accelerator.reduce(result.active.int(), "sum") > 0
+                activity.update(active, config.batch_size)
                 if step % SHOW_EVERY == 0:
                     shown = (batch[:SHOWN_PAIRS].to(target) for batch in (image, text))
                     shares = " | ".join(f"{s:.0%}" for s in class_shares(dictionary, *shown))
                     bar.update(task, fvu=f"{result.fvu.item():.3f}", classes=shares)
-            bar.update(task, completed=step + 1)
+                    measured = {
+                        "pairs": (step + 1) * config.batch_size,
+                        "loss": result.loss.item(),
+                        "fvu": result.fvu.item(),
+                        "dead": dead.float().mean().item(),
+                        "learning_rate": rate,
+                    }
             finished = step + 1
+            bar.update(task, completed=finished)
+            if finished % config.evaluate_steps == 0 or finished == steps:
+                fvu = broadcast(fvu_within(dictionary, *held_out), 0)
+                measured["held_out_fvu"] = fvu
+                if best is not None and fvu is not None:
+                    best.update(fvu, dictionary)
+            if measured:
+                history.add(step, measured)
             if finished % config.checkpoint_steps == 0 and accelerator.is_main_process:
                 save_checkpoint(checkpoint, modules, optimizer, finished, settings)
+    history.end()
+    if best is not None and torch.isfinite(best.fvu):
+        dictionary.load_state_dict(best.kept.state_dict())
     accelerator.wait_for_everyone()
+    return {"steps_taken": finished, "mixed_precision": accelerator.mixed_precision}
 
 
 @torch.no_grad()
@@ -278,23 +352,17 @@ def class_shares(dictionary: Dictionary, image: Tensor, text: Tensor) -> list[fl
     return [float(count) / max(1, len(mds)) for count in counts]
 
 
-def learning_rate(step: int, config: TrainConfig) -> float:
-    """Linear warm-up, then constant, then linearly to zero over the last fifth."""
-    warm = min(1.0, (step + 1) / max(1, config.warmup_steps))
-    left = (config.steps - step) / max(1.0, DECAY_SHARE * config.steps)
-    return config.learning_rate * min(warm, left)
-
-
 def _training_batches(
     store: ActivationStore, config: TrainConfig, first: int
 ) -> Iterator[tuple[int, Tensor, Tensor]]:
     """(step, image, text) without the held-out pairs, from step `first` on, epoch after epoch."""
     per_epoch = math.ceil(len(store) / config.batch_size)
+    steps = config.total_steps(len(store))
     for epoch in count(first // per_epoch):
         generator = torch.Generator().manual_seed(config.seed * 1_000_003 + epoch)
         batches = store.shuffled_batches(config.batch_size, generator)
         for step, (image, text) in enumerate(batches, start=epoch * per_epoch):
-            if step >= config.steps:
+            if step >= steps:
                 return
             if step >= first:
                 kept = ~is_held_out(image)
@@ -320,7 +388,8 @@ def _finished(out: Path, made_from: dict[str, Any]) -> bool:
     """
     if not (out / "config.json").is_file():
         return False
-    if load_dictionary(out).config.training != made_from:
+    training = load_dictionary(out).config.training or {}
+    if any(key not in training or training[key] != made_from[key] for key in made_from):
         raise UserError(
             f"{out}: holds a dictionary of other settings; name another folder or remove it"
         )

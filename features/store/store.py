@@ -115,9 +115,14 @@ class ActivationStore:
         return int(self._starts[-1])
 
     @property
+    def sample_columns(self) -> list[str]:
+        """The names of the columns of `samples`."""
+        return list(pq.read_schema(self.path / "samples.parquet").names)
+
+    @property
     def has_content(self) -> bool:
         """Whether the samples have the column `content`."""
-        return "content" in pq.read_schema(self.path / "samples.parquet").names
+        return "content" in self.sample_columns
 
     @property
     def dim(self) -> int:

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from features.bootstrap import NOT_KNOWN, Estimate, percentile_interval, weighted_auroc
+from features.extras import require
 from mms_apps.attributes.permutation import (
     DIFFERENCES,
     NO_DIFFERENCE,
@@ -164,6 +165,7 @@ def measure(
         groups: `[n]` of str.
         clusters: as `bootstrap_weights` takes them.
     """
+    require("attributes")
     from fairlearn.metrics import MetricFrame, count
     from sklearn.metrics import accuracy_score
 

@@ -146,6 +146,9 @@ def audit(
     seed: Seed = 0,
 ) -> None:
     """Audit a model by group: gaps, rates, leakage, modality classes, leanings."""
+    from features.extras import require
+
+    require("attributes")
     from mms_apps.attributes.audit import audit as audit_model
     from mms_apps.attributes.audit import require_groups
     from mms_apps.attributes.labels import read_samples
@@ -201,6 +204,9 @@ def debias(
     seed: Seed = 0,
 ) -> None:
     """Take a factor out by features, and compare with six other methods on the same splits."""
+    from features.extras import require
+
+    require("attributes")
     from mms_apps.attributes.debias.debiasing import debias as debias_model
     from mms_apps.attributes.debias.files import save_edit
     from mms_apps.attributes.labels import classes_of, read_samples

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -13,18 +13,16 @@ if TYPE_CHECKING:
     from features.store.store import ActivationStore
 
 
-def train_config(
-    kind: str | None, features: int | None, k: int | None, modality_bias: bool | None, seed: int
-) -> TrainConfig:
-    """The dictionary's settings, with the defaults for what was not given."""
+def train_config(seed: int, given: dict[str, Any]) -> TrainConfig:
+    """The dictionary's settings, with the defaults for what was not given.
+
+    Args:
+        given: fields of `TrainConfig`; None for the default.
+    """
     from features.dictionary import TrainConfig
 
     return TrainConfig(
-        kind=kind or TrainConfig.kind,
-        features=features,
-        k=TrainConfig.k if k is None else k,
-        modality_bias=modality_bias,
-        seed=seed,
+        seed=seed, **{name: value for name, value in given.items() if value is not None}
     )
 
 

@@ -54,6 +54,38 @@ ModalityBias = Annotated[
         help="Centre images and texts by their own means [default: as the kind does].",
     ),
 ]
+Steps = Annotated[int | None, typer.Option(help="Steps to train the dictionary [default: 3000].")]
+Samples = Annotated[
+    int | None, typer.Option(help="In place of --steps: pairs to train on, over all epochs.")
+]
+Epochs = Annotated[
+    float | None, typer.Option(help="In place of --steps: times to go through all pairs.")
+]
+TrainBatchSize = Annotated[
+    int | None, typer.Option("--train-batch-size", help="Pairs a step of training [default: 256].")
+]
+LearningRate = Annotated[
+    float | None, typer.Option(help="Learning rate of the dictionary [default: 0.001].")
+]
+DeadSamples = Annotated[
+    int | None,
+    typer.Option(help="Pairs after which an inactive feature is dead [default: 12800]."),
+]
+Patience = Annotated[
+    int | None,
+    typer.Option(
+        help="Stop after so many measurements, one every 250 steps, without a better FVU on "
+        "held-out pairs, and keep the best weights [default: go on to the end]."
+    ),
+]
+Tracker = Annotated[
+    str | None,
+    typer.Option(help="tensorboard, wandb or trackio; metrics.jsonl is written anyhow."),
+]
+Sample = Annotated[
+    int | None,
+    typer.Option(help="Take so many pairs of the store, drawn at random by --seed [default: all]."),
+]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Pairs encoded at once.")]
 Workers = Annotated[

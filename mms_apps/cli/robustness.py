@@ -80,6 +80,9 @@ def robustness(
 
     Run it again to go on after an interruption. Exits with 1 if a check failed.
     """
+    from features.extras import require
+
+    require("robustness")
     from features.encoders.load import load_encoder
     from features.space.space import FeatureSpace
     from mms_apps.robustness.attacks.base import AttackConfig

@@ -18,16 +18,24 @@ from mms_apps.cli.options import (
     ActiveCount,
     BatchSize,
     CaptionColumn,
+    DeadSamples,
     Device,
     EncoderId,
+    Epochs,
     FeatureCount,
     ImageColumn,
     Kind,
+    LearningRate,
     ModalityBias,
     Out,
     Pairs,
+    Patience,
+    Samples,
     Seed,
+    Steps,
     Strict,
+    Tracker,
+    TrainBatchSize,
     Vocabulary,
     Workers,
 )
@@ -63,6 +71,14 @@ def run(
     features: FeatureCount = None,
     k: ActiveCount = None,
     modality_bias: ModalityBias = None,
+    steps: Steps = None,
+    samples: Samples = None,
+    epochs: Epochs = None,
+    train_batch_size: TrainBatchSize = None,
+    learning_rate: LearningRate = None,
+    dead_samples: DeadSamples = None,
+    patience: Patience = None,
+    tracker: Tracker = None,
     vocabulary: Vocabulary = None,
     device: Device = "auto",
     batch_size: BatchSize = 256,
@@ -86,28 +102,37 @@ def run(
 
     is_kind = dictionary is None or dictionary in DICTIONARIES
     folder = dictionary if not is_kind and Path(str(dictionary)).is_dir() else None
-    config = train_config(None if folder else dictionary, features, k, modality_bias, seed)
+    training = {
+        "kind": None if folder else dictionary,
+        "features": features,
+        "k": k,
+        "modality_bias": modality_bias,
+        "steps": steps,
+        "samples": samples,
+        "epochs": epochs,
+        "batch_size": train_batch_size,
+        "learning_rate": learning_rate,
+        "dead_samples": dead_samples,
+        "patience": patience,
+    }
+    config = train_config(seed, training)
+    fixed = f"--space {space}" if space is not None else f"--dictionary {folder}"
+    if (space or folder) and any(value is not None for value in training.values()):
+        raise UserError(
+            f"{fixed}: brings its own dictionary; leave out --dictionary, --features, --k, "
+            "--modality-bias and how to train"
+        )
     source = open_pairs(pairs, image_column=image_column, caption_column=caption_column)
     model = load_encoder(encoder, device=device)
     fitted = None
     if space is not None:
-        if (dictionary, features, k, modality_bias) != (None, None, None, None):
-            raise UserError(
-                "--space brings its own dictionary; leave out --dictionary, --features, --k and "
-                "--modality-bias"
-            )
         fitted = FeatureSpace.load(space, device="cpu").dictionary
     elif folder:
-        if (features, k, modality_bias) != (None, None, None):
-            raise UserError(
-                f"--dictionary {folder}: it is there already; leave out --features, --k and "
-                "--modality-bias"
-            )
         fitted = load_dictionary(folder)
     made_for = fitted.config.encoder_fingerprint if fitted else ""
     if fitted and made_for and not same_encoder(made_for, model.fingerprint):
         raise UserError(
-            f"{space or folder}: made for the encoder {fitted.config.encoder}, not for {encoder}; "
+            f"{fixed}: made for the encoder {fitted.config.encoder}, not for {encoder}; "
             "give that encoder or another dictionary"
         )
     terms = None if vocabulary is None else read_vocabulary(vocabulary)
@@ -133,7 +158,7 @@ def run(
             source, judge_model, out / "judge-store", batch_size=batch_size, workers=workers
         )
     if fitted is None:
-        fitted = fit_dictionary(store, config, out / "dictionary", device=device)
+        fitted = fit_dictionary(store, config, out / "dictionary", device=device, tracker=tracker)
     if scored_before is not None and scored_before.config.store_fingerprint == store.fingerprint:
         typer.echo("Finished before with these settings: nothing is computed again.")
         scored = scored_before

@@ -12,16 +12,25 @@ from mms_apps.cli.options import (
     ActiveCount,
     BatchSize,
     CaptionColumn,
+    DeadSamples,
     Device,
     EncoderId,
+    Epochs,
     FeatureCount,
     ImageColumn,
     Kind,
+    LearningRate,
     ModalityBias,
     Out,
     Pairs,
+    Patience,
+    Sample,
+    Samples,
     Seed,
+    Steps,
     Strict,
+    Tracker,
+    TrainBatchSize,
     Vocabulary,
     Workers,
 )
@@ -57,17 +66,42 @@ def fit(
     features: FeatureCount = None,
     k: ActiveCount = None,
     modality_bias: ModalityBias = None,
+    steps: Steps = None,
+    samples: Samples = None,
+    epochs: Epochs = None,
+    train_batch_size: TrainBatchSize = None,
+    learning_rate: LearningRate = None,
+    dead_samples: DeadSamples = None,
+    patience: Patience = None,
+    tracker: Tracker = None,
+    sample: Sample = None,
     device: Device = "auto",
     seed: Seed = 0,
 ) -> None:
     """Fit a dictionary on an activation store."""
     from features.dictionary import fit_dictionary
+    from features.store.sample import sampled
     from features.store.store import ActivationStore
 
-    config = train_config(dictionary, features, k, modality_bias, seed)
+    settings = {
+        "kind": dictionary,
+        "features": features,
+        "k": k,
+        "modality_bias": modality_bias,
+        "steps": steps,
+        "samples": samples,
+        "epochs": epochs,
+        "batch_size": train_batch_size,
+        "learning_rate": learning_rate,
+        "dead_samples": dead_samples,
+        "patience": patience,
+    }
+    config = train_config(seed, settings)
     opened = ActivationStore.open(store)
     require_pairs(opened)
-    fitted = fit_dictionary(opened, config, out, device=device)
+    fitted = fit_dictionary(
+        sampled(opened, sample, seed), config, out, device=device, tracker=tracker
+    )
     typer.echo(f"{fitted.config.features} features, {quality(fitted.config.held_out)} -> {out}")
 
 
@@ -82,6 +116,7 @@ def score(
         str | None, typer.Option(help="The pairs themselves, for the exemplars' thumbnails.")
     ] = None,
     vocabulary: Vocabulary = None,
+    sample: Sample = None,
     device: Device = "cpu",
     seed: Seed = 0,
     image_column: ImageColumn = None,
@@ -93,10 +128,13 @@ def score(
     from features.pairs.open import open_pairs
     from features.scores.naming import read_vocabulary
     from features.space.score import score as score_features
+    from features.store.sample import sampled
     from features.store.store import ActivationStore
 
-    opened = ActivationStore.open(store)
-    judge = None if judge_store is None else ActivationStore.open(judge_store)
+    opened = sampled(ActivationStore.open(store), sample, seed)
+    judge = None
+    if judge_store is not None:
+        judge = sampled(ActivationStore.open(judge_store), sample, seed)
     source = None
     if pairs is not None:
         source = open_pairs(pairs, image_column=image_column, caption_column=caption_column)

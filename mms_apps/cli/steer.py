@@ -72,6 +72,9 @@ def steer(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")] = "auto",
 ) -> None:
     """Draw with edited features: plain.png, steered.png, strip.png and edits.json."""
+    from features.extras import require
+
+    require("steering")
     from features.space.space import FeatureSpace
     from mms_apps.steering.edits import Steering
     from mms_apps.steering.generator import GUIDANCE, STEPS, SteeredGenerator, side_by_side

@@ -23,6 +23,9 @@ def train_generator(
     device: Annotated[str, typer.Option(help="cpu, cuda ...")] = "cpu",
 ) -> None:
     """Train the small image generator on the embedded world; run again to go on."""
+    from features.extras import require
+
+    require("steering")
     import logging
 
     from mms_apps.steering.generator_training.settings import DenoiserTraining, GeneratorTraining

@@ -16,6 +16,7 @@ from torch import Tensor
 from features.distributed import resolve_device
 from features.embedded import GENERATOR
 from features.errors import UserError, first_line
+from features.extras import require
 from features.space.space import FeatureSpace
 from mms_apps.steering.adapters.base import Call
 from mms_apps.steering.adapters.choose import adapter_for
@@ -82,6 +83,7 @@ class SteeredGenerator:
         Raises:
             UserError: there is no such pipeline, or the space belongs to another encoder.
         """
+        require("steering")
         from diffusers import StableUnCLIPImg2ImgPipeline
 
         # Diffusers finds a pipeline's own classes only in modules that are imported already.

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from features.errors import UserError
+from features.extras import require
 from mms_apps.robustness.attacks.attempts import Attempts
 from mms_apps.robustness.attacks.base import AttackConfig, Attacked
 from mms_apps.robustness.attacks.registry import (
@@ -47,6 +48,7 @@ def run_attack(
         UserError: the attack cannot be run on so many classes, eps is not positive, or something
             is not float32.
     """
+    require("robustness")
     if not 0 < eps < float("inf"):
         raise UserError(f"eps {eps}: must be a positive number")
     require_float32(model, pixels)
