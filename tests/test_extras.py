@@ -2,25 +2,37 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
 import tomllib
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from features.errors import UserError
 from features.extras import PACKAGES, require
 from features.space.space import FeatureSpace
 
 ROOT = Path(__file__).parents[1]
-WITHOUT = f"""
+ALWAYS = {"pip", "setuptools"}
+HIDING = """
 import sys
+from importlib.machinery import PathFinder
 
-for name in {sorted(PACKAGES.values())!r}:
-    sys.modules[name] = None  # an import raises ModuleNotFoundError, as where it is not installed
+
+class Core(PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        hidden = name.partition(".")[0] in {blocked!r}
+        return None if hidden else PathFinder.find_spec(name, path, target)
+
+
+sys.meta_path[sys.meta_path.index(PathFinder)] = Core
 """
 
 
@@ -29,12 +41,43 @@ def project() -> dict:
 
 
 def names(requirements: list[str]) -> set[str]:
-    return {Requirement(written).name for written in requirements}
+    """Of the distributions that requirements name here, without those of extras."""
+    found = map(Requirement, requirements)
+    return {
+        canonicalize_name(one.name)
+        for one in found
+        if one.marker is None or one.marker.evaluate({"extra": ""})
+    }
+
+
+def closure(wanted: set[str]) -> set[str]:
+    """Distributions, with all that they need in turn."""
+    found: set[str] = set()
+    while wanted:
+        name = wanted.pop()
+        found.add(name)
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            wanted |= names(metadata.requires(name) or []) - found
+    return found
+
+
+@pytest.fixture(scope="module")
+def without() -> str:
+    """Code after which nothing can be imported but what `pip install mms-apps` brings."""
+    there = closure(names(project()["dependencies"])) | ALWAYS
+    outside = [
+        module
+        for module, owners in metadata.packages_distributions().items()
+        if module.isidentifier() and not there & {canonicalize_name(owner) for owner in owners}
+    ]
+    own = {"features", "mms_apps", "demos"}
+    blocked = sorted({*outside, *PACKAGES.values()} - own)
+    assert {"pytest", *PACKAGES.values()} <= set(blocked)
+    return HIDING.format(blocked=blocked)
 
 
 def run(code: str, *arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """Python without the extras' packages."""
-    command = [sys.executable, "-c", WITHOUT + code, *map(str, arguments)]
+    command = [sys.executable, "-c", code, *map(str, arguments)]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
 
@@ -53,10 +96,10 @@ def test_the_core_asks_for_none_of_them() -> None:
     assert any(Requirement(written).extras == {"all"} for written in extras["test"])
 
 
-def test_the_whole_run_needs_none_of_them(tmp_path: Path) -> None:
+def test_the_whole_run_needs_none_of_them(tmp_path: Path, without: str) -> None:
     """From pairs to the report, and what reads a FeatureSpace."""
     options = ("--pairs", "embedded:heldout", "--dictionary", "topk", "--steps", "20")
-    done = run(MMS, "run", *options, "--out", tmp_path / "run", cwd=tmp_path)
+    done = run(without + MMS, "run", *options, "--out", tmp_path / "run", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert len(FeatureSpace.load(tmp_path / "run" / "space", device="cpu")) > 0
     predict = "attributes predict --pairs embedded:heldout --attribute gender --method zero_shot"
@@ -66,7 +109,7 @@ def test_the_whole_run_needs_none_of_them(tmp_path: Path) -> None:
         (*predict.split(), "--value", "man", "--value", "woman", "--out", tmp_path / "p"),
     ]
     for arguments in others:
-        done = run(MMS, *arguments, cwd=tmp_path)
+        done = run(without + MMS, *arguments, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
 
 
@@ -83,8 +126,8 @@ def test_the_whole_run_needs_none_of_them(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_a_missing_extra_is_named(tmp_path: Path, extra: str, arguments: str) -> None:
-    done = run(MMS, *arguments.split(), "--out", tmp_path / "out", cwd=tmp_path)
+def test_a_missing_extra_is_named(tmp_path: Path, without: str, extra: str, arguments: str) -> None:
+    done = run(without + MMS, *arguments.split(), "--out", tmp_path / "out", cwd=tmp_path)
     assert done.returncode == 2
     lines = [line for line in done.stderr.splitlines() if line.strip()]
     assert lines == [
@@ -93,9 +136,9 @@ def test_a_missing_extra_is_named(tmp_path: Path, extra: str, arguments: str) ->
     assert not (tmp_path / "out").exists()
 
 
-def test_the_demos_name_their_extra(tmp_path: Path) -> None:
-    code = "import runpy; sys.argv = ['demos']; runpy.run_module('demos', run_name='__main__')"
-    done = run(code, cwd=tmp_path)
+def test_the_demos_name_their_extra(tmp_path: Path, without: str) -> None:
+    code = "import runpy, sys; sys.argv = ['demos']; runpy.run_module('demos', run_name='__main__')"
+    done = run(without + code, cwd=tmp_path)
     assert done.returncode == 1
     assert done.stderr.strip() == (
         "Error: gradio is not installed; run: pip install 'mms-apps[demos]'"
