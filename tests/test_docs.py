@@ -156,6 +156,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with pairs, a picture, words, and the earlier runs that pages speak of."""
     folder = tmp_path_factory.mktemp("reader")
     draw_imagefolder(folder / "photos")
+    draw_imagefolder(folder / "more", count=12, seed=1)
     shutil.copy(folder / "photos" / "images" / "0001.png", folder / "photo.png")
     (folder / "words.txt").write_text("red\nblue\ncircle\nsquare\n")
     save_embeddings(folder / "laion")

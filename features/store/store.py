@@ -57,6 +57,9 @@ class StoreConfig:
     precision: str = "fp32"
     """The encoder's arithmetic: fp32, bf16 or fp16; "imported" where others encoded. Embeddings are
     stored as fp16."""
+    sources: tuple[str, ...] = ()
+    """The pairs' fingerprints in their order, where some were added later; pairs_fingerprint is
+    then over these."""
     shared_space: bool = True
     """Whether a cosine of an image's and a text's embedding means anything."""
     schema: int = SCHEMA
@@ -109,7 +112,8 @@ class ActivationStore:
             )
         known = {f.name for f in dataclasses.fields(StoreConfig)}
         record = {key: value for key, value in record.items() if key in known}
-        return cls(path, StoreConfig(**record | {"shards": tuple(record["shards"])}))
+        lists = {key: tuple(record.get(key, ())) for key in ("shards", "sources")}
+        return cls(path, StoreConfig(**record | lists))
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -204,7 +208,8 @@ class ActivationStore:
 
         Captions are kept as far as the encoder saw them.
         """
-        return pq.read_table(self.path / "samples.parquet", memory_map=True)
+        table = pq.read_table(self.path / "samples.parquet", memory_map=True)
+        return table[: len(self)]  # more while others are being added
 
     def sample_batches(
         self, batch_size: int, pairs: range | None = None, columns: Sequence[str] | None = None

@@ -23,6 +23,7 @@ from features.files import replacing, write_json, write_whole
 from features.pairs.base import Skipped
 from features.store.store import ATTRIBUTE, ActivationStore, StoreConfig, shard_name
 
+SKIPPED = "skipped.jsonl"
 LENGTH_TOLERANCE = 1e-3
 """How far from 1 an embedding's length may lie: fp16 rounds as much."""
 
@@ -249,9 +250,9 @@ def finish_store(folder: Path, config: StoreConfig, parts: int) -> StoreConfig:
             captions_cut += int(metadata[b"captions_cut"])
             normalised += int(metadata.get(b"normalised", 0))
             if len(table):
-                writer.write_table(_with_columns(table, schema))
+                writer.write_table(with_columns(table, schema))
     if skipped_lines:
-        write_whole(folder / "skipped.jsonl", "".join(skipped_lines).encode())
+        write_whole(folder / SKIPPED, "".join(skipped_lines).encode())
     config = dataclasses.replace(
         config,
         shards=tuple(rows),
@@ -274,7 +275,7 @@ def remove_extraction_files(folder: Path) -> None:
             file.unlink(missing_ok=True)
 
 
-def _with_columns(table: pa.Table, schema: pa.Schema) -> pa.Table:
+def with_columns(table: pa.Table, schema: pa.Schema) -> pa.Table:
     """The table with the schema's columns in its order, null where it has none."""
     columns = [
         table[f.name].cast(f.type) if f.name in table.column_names else pa.nulls(len(table), f.type)

@@ -172,9 +172,11 @@ def _finished(out: Path, config: StoreConfig) -> bool:
         for key in ("schema", "pairs_fingerprint", "encoder_fingerprint", "precision", "dim"):
             if record.get(key) != getattr(config, key):
                 what = key.removesuffix("_fingerprint")
+                addable = what == "pairs" and name == "config.json"
+                more = ", or add to it (mms extract --add)" if addable else ""
                 raise UserError(
                     f"{out}: made with another {what} ({record.get(what)}, now "
-                    f"{getattr(config, what)}); name another folder or remove this one"
+                    f"{getattr(config, what)}); name another folder or remove this one{more}"
                 )
         if name == "config.json":
             remove_extraction_files(out)

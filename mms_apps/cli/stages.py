@@ -44,17 +44,22 @@ def extract(
     batch_size: BatchSize = 256,
     workers: Workers = None,
     strict: Strict = False,
+    add: Annotated[
+        bool, typer.Option("--add", help="Add these pairs to the store that is there.")
+    ] = False,
     image_column: ImageColumn = None,
     caption_column: CaptionColumn = None,
 ) -> None:
     """Encode pairs into an activation store."""
     from features.encoders.load import load_encoder
     from features.pairs.open import open_pairs
+    from features.store.extend import extend
     from features.store.extract import extract as extract_pairs
 
     source = open_pairs(pairs, image_column=image_column, caption_column=caption_column)
     model = load_encoder(encoder, device=device)
-    store = extract_pairs(source, model, out, batch_size=batch_size, workers=workers, strict=strict)
+    encode = extend if add else extract_pairs
+    store = encode(source, model, out, batch_size=batch_size, workers=workers, strict=strict)
     typer.echo(f"{len(store)} pairs of {store.dim} dimensions -> {out}")
     report_skipped(store)
 
