@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import base64
 import html
 import os
 from collections.abc import Iterator
@@ -25,6 +24,7 @@ import gradio as gr
 import PIL.Image
 
 from features.pairs.images import read_image
+from features.reports.page import picture_url
 
 QUEUE = 32
 """Calls that wait at most."""
@@ -109,11 +109,14 @@ def picture_gallery(value: Any = None, **options: Any) -> gr.Gallery:
     )
 
 
-def picture_html(png: bytes, caption: str) -> str:
-    """An image within a page, its caption as the text for those who do not see it."""
-    said = html.escape(caption)
-    data = base64.b64encode(png).decode()
-    return f'<img alt="{said}" title="{said}" src="data:image/png;base64,{data}">'
+def picture_html(thumbnail: bytes, caption: str, credit: str = "") -> str:
+    """An exemplar's thumbnail within a page; its caption is the text for those who do not see it,
+    and with its credit what a pointer over it shows."""
+    title = f"{caption} ({credit})" if credit else caption
+    return (
+        f'<img alt="{html.escape(caption)}" title="{html.escape(title)}" '
+        f'src="{picture_url(thumbnail)}">'
+    )
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from features.errors import UserError
 from features.scores.monosemanticity import in_driving_modality
 from features.space.space import FeatureSpace
 
-Order = Literal["monosemanticity", "image", "text", "agreement", "number"]
+Order = Literal["telling", "monosemanticity", "image", "text", "agreement", "number"]
 
 
 @dataclass(frozen=True)
@@ -62,9 +62,9 @@ def find(space: FeatureSpace, wanted: Filter, order: Order = "monosemanticity") 
     """Numbers of the features that meet all conditions.
 
     Args:
-        order: the most monosemantic first, the most image- or text-dominant first, those whose
-            images and texts agree most (unscored ones last), or by number. Features with the words
-            in their name come before those with them in a caption.
+        order: as `telling_first`, the most monosemantic first, the most image- or text-dominant
+            first, those whose images and texts agree most (unscored ones last), or by number.
+            Features with the words in their name come before those with them in a caption.
 
     Raises:
         UserError: an unknown class, or no feature has such a number.
@@ -83,6 +83,7 @@ def find(space: FeatureSpace, wanted: Filter, order: Order = "monosemanticity") 
         found = found[agreement[found] >= wanted.min_agreement]
     mds = space.features["mds"].to_numpy()
     keys = {
+        "telling": np.argsort(telling_first(space)),
         "monosemanticity": np.where(np.isnan(mds), np.nan, -scores),
         "image": -mds,
         "text": mds,
@@ -112,6 +113,15 @@ def monosemanticity(space: FeatureSpace) -> np.ndarray:
     `[features]`."""
     image, text = (np.nan_to_num(space.features[f"ms_{m}"].to_numpy()) for m in ("image", "text"))
     return in_driving_modality(image, text, space.features["class"].to_numpy())
+
+
+def telling_first(space: FeatureSpace) -> np.ndarray:
+    """Numbers of all features, those first that tell a reader most: scored before unscored ones,
+    those with a name (one above its floor) before others, then the most monosemantic:
+    `[features]`."""
+    unscored = np.isnan(space.features["mds"].to_numpy())
+    unnamed = np.array([not name for name in space.features["name"].to_pylist()])
+    return np.lexsort((-monosemanticity(space), unnamed, unscored))
 
 
 def describe(space: FeatureSpace, feature: int, *, shown: int = 8, alike: int = 3) -> Described:

@@ -1,9 +1,10 @@
 """The FeatureSpace of photographs: a dictionary of all of them, scored on those that the encoder's
-heads never saw, and named by words of their alt texts.
+heads never saw, named and illustrated by all but those that are held out.
 
     python -m features.embedded.build_photos_space --work runs/spaces/photos
 
-Labels, licences and credits name no feature: what a picture shows is to.
+Features are named by words of the alt texts and of the garments' captions, but for English function
+words. Labels, licences and credits name no feature: what a picture shows is to.
 """
 
 from __future__ import annotations
@@ -11,32 +12,44 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from features.dictionary import TrainConfig, fit_dictionary
+from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
+
+from features.dictionary import Dictionary, TrainConfig, fit_dictionary
 from features.embedded import SPACES
 from features.embedded.photos import PhotoPairs
 from features.encoders.load import load_encoder
 from features.scores.naming import vocabulary
+from features.space.illustrate import illustrate
 from features.space.score import score
+from features.space.space import FeatureSpace
 from features.store.extract import extract
 from features.store.store import SAMPLE_BATCH, ActivationStore
 
 DICTIONARY = TrainConfig(kind="topk", features=256, k=8)
+SHOWN = "train+scored+garments"
+"""What features are named and illustrated by."""
 
 
 def build(work: Path, out: Path) -> None:
     """Write the FeatureSpace `out`; stores and the dictionary are kept in `work`."""
-    encoder = load_encoder("photos", device="cpu")
-    scored = PhotoPairs("scored")
-    everything = extract(PhotoPairs(), encoder, work / "all")
-    store = extract(scored, encoder, work / "scored")
+    everything = extract(PhotoPairs(), load_encoder("photos", device="cpu"), work / "all")
     dictionary = fit_dictionary(everything, DICTIONARY, work / "dictionary", device="cpu")
-    score(store, dictionary, source=scored, terms=words_of_captions(store)).save(out)
+    scored_and_shown(dictionary, work).save(out)
+
+
+def scored_and_shown(dictionary: Dictionary, work: Path) -> FeatureSpace:
+    """The FeatureSpace of a dictionary of the photographs; stores are kept in `work`."""
+    encoder = load_encoder("photos", device="cpu")
+    scored, shown = PhotoPairs("scored"), PhotoPairs(SHOWN)
+    stores = [extract(source, encoder, work / source.split) for source in (scored, shown)]
+    space = score(stores[0], dictionary, source=scored, terms=())
+    return illustrate(space, stores[1], shown, terms=words_of_captions(stores[1]))
 
 
 def words_of_captions(store: ActivationStore) -> list[str]:
-    """The vocabulary of a store without its attributes."""
+    """The words of a store's captions that say something, without its attributes."""
     terms = vocabulary(store.sample_batches(SAMPLE_BATCH))
-    return [term for term in terms if ":" not in term]
+    return [term for term in terms if ":" not in term and term not in ENGLISH_STOP_WORDS]
 
 
 if __name__ == "__main__":

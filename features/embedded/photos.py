@@ -9,6 +9,8 @@ Every picture carries its licence, credit and source.
     photos:scored     pictures that they never saw, textbook and dishes, for scoring features
     photos:heldout    150 textbook pictures for measuring alone
     photos:garments   garments, which the heads never saw either
+
+`photos` is all of them, `photos:train+scored` several.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from features.pairs.base import Described, Found, PairSource, Part, Skipped, spa
 from features.pairs.images import decode_image
 
 SPLITS = ("train", "scored", "heldout", "garments")
+JOINED = "+"
 TEXTS = ("text", "context")
 ATTRIBUTES = (
     "kind", "split", "context", "book", "tags", "label", "kids", "sender", "credit", "licence",
@@ -34,23 +37,25 @@ ATTRIBUTES = (
 
 
 def split_named(spec: str) -> str | None:
-    """The split that `photos` or `photos:SPLIT` names; None is all of them.
+    """The split that `photos` or `photos:SPLIT` names, or several joined by "+"; None is all.
 
     Raises:
         UserError: there is no such split.
     """
     split = spec.partition(":")[2] or None
-    if split is not None and split not in SPLITS:
+    if split is not None and not set(split.split(JOINED)) <= set(SPLITS):
         known = ", ".join(f"photos:{name}" for name in SPLITS)
-        raise UserError(f"{spec}: no such split; use photos, {known}")
+        raise UserError(
+            f"{spec}: no such split; use photos, {known}, or several: photos:train{JOINED}scored"
+        )
     return split
 
 
 class PhotoPairs(PairSource):
-    """The photographs of one split, or of all.
+    """The photographs of one split, of several, or of all.
 
     Args:
-        split: one of `SPLITS`, or None for all.
+        split: one of `SPLITS`, several of them joined by "+", or None for all.
         text: which of a picture's texts is its caption, "text" or "context"; pictures without it
             are left out.
     """
@@ -63,7 +68,7 @@ class PhotoPairs(PairSource):
     @cached_property
     def rows(self) -> list[dict]:
         """The pictures' rows: id, image (WebP bytes), texts, attributes."""
-        filters = None if self.split is None else [("split", "=", self.split)]
+        filters = None if self.split is None else [("split", "in", self.split.split(JOINED))]
         rows = pq.read_table(PHOTOS, filters=filters).to_pylist()
         return [row for row in rows if row[self.text]]
 

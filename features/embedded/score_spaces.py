@@ -18,7 +18,7 @@ from features.dictionary import Dictionary
 from features.dictionary.base import WEIGHTS, dictionary_from_record
 from features.dictionary.trainer import held_out_figures
 from features.embedded import ENCODER_NAMES, SPACES
-from features.embedded.build_photos_space import words_of_captions
+from features.embedded.build_photos_space import scored_and_shown
 from features.embedded.photos import PhotoPairs
 from features.embedded.world import EmbeddedPairs
 from features.encoders.load import load_encoder
@@ -56,12 +56,8 @@ def score_emoji(work: Path) -> None:
 
 def score_photos(work: Path) -> None:
     """`photos`, as `features.embedded.build_photos_space` scores it."""
-    encoder = load_encoder("photos", device="cpu")
-    scored = PhotoPairs("scored")
-    dictionary = shipped_dictionary("photos", extract(PhotoPairs(), encoder, work / "all"))
-    store = extract(scored, encoder, work / "scored")
-    space = score(store, dictionary, source=scored, terms=words_of_captions(store))
-    space.save(SPACES / "photos")
+    everything = extract(PhotoPairs(), load_encoder("photos", device="cpu"), work / "all")
+    scored_and_shown(shipped_dictionary("photos", everything), work).save(SPACES / "photos")
 
 
 def main() -> None:

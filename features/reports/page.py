@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -111,6 +112,11 @@ def count_axis(features: list[dict[str, Any]]) -> tuple[int, list[int]]:
     step = next(s for s in (power * m for m in (1, 2, 5, 10, 20, 50)) if most / s <= 4)
     top = math.ceil(most / step) * step
     return top, list(range(0, top + 1, step))
+
+
+def picture_url(thumbnail: bytes) -> str:
+    """An exemplar's thumbnail as a URL that needs no network."""
+    return f"data:image/webp;base64,{base64.b64encode(thumbnail).decode()}"
 
 
 def figure(value: float | None, digits: int = 2) -> str:

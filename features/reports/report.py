@@ -7,19 +7,24 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from features.analysis.search import monosemanticity
+from features.analysis.search import telling_first
 from features.files import write_whole
-from features.modality import CROSS_MODAL, UNSCORED
+from features.modality import CROSS_MODAL
 from features.reports.page import (
     CLASS_NAMES,
     MODALITY_CLASSES,
     class_in_words,
     count_axis,
     histogram,
+    picture_url,
     templates,
 )
 from features.space.space import FeatureSpace
+from features.store.credits import credit_line
 
+OPENING_EACH = 4
+"""Features of each class that the report opens with."""
+OPENING_IMAGES = 4
 SHOWN_EACH = 12
 """Features of each class that the gallery opens with."""
 SHOWN_EXEMPLARS = 6
@@ -68,7 +73,10 @@ def write_report(space: FeatureSpace, out: str | Path) -> Path:
                 (label, held_out[key]) for key, label in HELD_OUT_NAMES.items() if key in held_out
             ],
             sparsity=sparsity_in_words(space),
+            opening=_opening(gallery),
+            opening_images=OPENING_IMAGES,
             gallery=gallery,
+            credits=_credits(gallery),
             gallery_limit=GALLERY,
             thumbnails=thumbnails,
         )
@@ -124,28 +132,51 @@ def _monosemanticity_rows(space: FeatureSpace) -> list[dict[str, Any]]:
 def _gallery(
     space: FeatureSpace, features: list[dict[str, Any]]
 ) -> tuple[list[dict[str, Any]], list[str]]:
-    """The features of the gallery, the most monosemantic first and unscored ones last, and the
-    thumbnails (PNG, base64) to which their images' `thumbnail` numbers point."""
-    active = [f for f in features if f["active_pairs"] > 0]
-    quality = monosemanticity(space)  # [features]
-    active.sort(key=lambda f: (f["class"] == UNSCORED, -quality[f["feature"]]))
-    chosen = active[:GALLERY]
+    """The features of the gallery in the order of `telling_first`, and the thumbnails (as URLs) to
+    which their images' `number`s point."""
+    ordered = [features[number] for number in telling_first(space).tolist()]
+    chosen = [f for f in ordered if f["active_pairs"] > 0][:GALLERY]
     exemplars = _exemplars(space, {f["feature"] for f in chosen})
     numbers: dict[bytes, int] = {}
     opened: dict[str, int] = defaultdict(int)
     for feature in chosen:
         images, texts = (exemplars[feature["feature"], m] for m in ("image", "text"))
         for row in images:
+            row["credit"] = credit_line(row)
             if row["thumbnail"] is not None:
                 row["number"] = numbers.setdefault(row["thumbnail"], len(numbers))
         feature["images"] = images
         feature["texts"] = list(dict.fromkeys(row["caption"] for row in texts))[:SHOWN_CAPTIONS]
         opened[feature["class"]] += 1
-        feature["opened"] = feature["class"] != UNSCORED and opened[feature["class"]] <= SHOWN_EACH
+        feature["opened"] = (
+            feature["class"] in MODALITY_CLASSES and opened[feature["class"]] <= SHOWN_EACH
+        )
         words = [feature["name"], *(row["caption"] for row in images + texts)]
         feature["kind"] = class_in_words(feature)
         feature["search"] = " ".join(dict.fromkeys(words)).lower()
-    return chosen, [base64.b64encode(png).decode() for png in numbers]
+    return chosen, [picture_url(thumbnail) for thumbnail in numbers]
+
+
+def _opening(gallery: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """By class, the first named features of the gallery whose images are at hand, no two of one
+    name: `key`, `name` and `features`. Classes without such a feature are left out."""
+    found = []
+    for name in MODALITY_CLASSES:
+        by_name: dict[str, dict[str, Any]] = {}
+        for feature in gallery:
+            shown = any("number" in row for row in feature["images"])
+            if feature["class"] == name and feature["name"] and shown:
+                by_name.setdefault(feature["name"], feature)
+        if by_name:
+            features = list(by_name.values())[:OPENING_EACH]
+            found.append({"key": name, "name": CLASS_NAMES[name], "features": features})
+    return found
+
+
+def _credits(gallery: list[dict[str, Any]]) -> list[tuple[str, str]]:
+    """The credit of each image that has one, and the images' captions."""
+    rows = [row for f in gallery for row in f["images"] if "number" in row and row["credit"]]
+    return sorted({row["sample_id"]: (row["caption"], row["credit"]) for row in rows}.values())
 
 
 def _exemplars(

@@ -29,6 +29,11 @@ def model_card(space: FeatureSpace) -> str:
         f"{feature['agreement_floor']:.2f} | {feature['ms_image']:.3f} | {feature['ms_text']:.3f} |"
         for feature in _telling_features(space.features)
     )
+    shown = (
+        f",\nnamed and illustrated by {config.illustrated_count} of `{config.illustrated}`"
+        if config.illustrated
+        else ""
+    )
     return f"""---
 tags:
 - sparse-autoencoder
@@ -38,7 +43,7 @@ tags:
 # Feature space of {config.encoder}
 
 {len(space)} features of a `{config.dictionary["kind"]}` dictionary on the embeddings of
-`{config.encoder}`, scored on {config.pair_count} image-caption pairs of `{config.pairs}`.
+`{config.encoder}`, scored on {config.pair_count} image-caption pairs of `{config.pairs}`{shown}.
 
 ```python
 from features import FeatureSpace

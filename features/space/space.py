@@ -92,6 +92,9 @@ class SpaceConfig:
     angles: dict[str, float] = field(default_factory=dict)
     """By modality, degrees: the angle between two samples of different pairs is smaller in one case
     of twenty."""
+    illustrated: str | None = None
+    """Pairs that names and exemplars come from, where not from those that were scored."""
+    illustrated_count: int = 0
     schema: int = SCHEMA
 
 

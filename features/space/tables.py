@@ -14,10 +14,11 @@ from features.scores.agreement import Agreement
 from features.scores.dominance import Classes, Dominance
 from features.scores.monosemanticity import NO_SAMPLE, Monosemanticity, TopSamples, TopSimilarity
 from features.scores.naming import Names
+from features.store.credits import rights
 from features.store.store import ActivationStore
 
-THUMBNAIL_SIDE = 48
-THUMBNAIL_COLOURS = 64
+THUMBNAIL_SIDE = 96
+THUMBNAIL_QUALITY = 75
 FEATURE_COLUMNS = (
     "feature",
     "mds",
@@ -62,10 +63,13 @@ EXEMPLAR_SCHEMA = pa.schema(
         ("caption", pa.string()),
         ("activation", pa.float64()),
         ("thumbnail", pa.binary()),
+        ("credit", pa.string()),
+        ("licence", pa.string()),
     ]
 )
-"""Of exemplars.parquet: rank 0 is the most activating; activation is |a|; thumbnail is a PNG of at
-most 48 pixels, null for texts and where the image could not be had."""
+"""Of exemplars.parquet: rank 0 is the most activating; activation is |a|; thumbnail is a WebP of at
+most 96 pixels, null for texts and where the image could not be had; credit and licence are those of
+the pair's image, null where the pair tells none."""
 
 
 def feature_table(
@@ -134,6 +138,7 @@ def exemplar_table(
     ]
     pictures = _thumbnails(source, {location for location in shown if location is not None})
     columns["thumbnail"] = [pictures.get(location) for location in shown]
+    columns |= rights(store, rows)
     return pa.table(columns, schema=EXEMPLAR_SCHEMA)
 
 
@@ -144,9 +149,9 @@ def _thumbnails(source: PairSource | None, locations: set[str]) -> dict[str | No
 
 
 def thumbnail(image: Image.Image) -> bytes:
-    """A PNG of at most 48 x 48 pixels and 64 colours."""
+    """A WebP of at most 96 x 96 pixels."""
     small = image.convert("RGB")
     small.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
     content = io.BytesIO()
-    small.quantize(THUMBNAIL_COLOURS).save(content, "PNG", optimize=True)
+    small.save(content, "WEBP", quality=THUMBNAIL_QUALITY, method=6)
     return content.getvalue()

@@ -3,7 +3,6 @@ one file that needs no network."""
 
 from __future__ import annotations
 
-import base64
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from features.analysis.search import exemplars
 from features.files import write_whole
-from features.reports.page import CLASS_NAMES, templates
+from features.reports.page import CLASS_NAMES, picture_url, templates
 from features.space.space import FeatureSpace
 from features.space.tables import thumbnail
 from mms_apps.attributes.audit import Audit
@@ -59,6 +58,8 @@ class Explained:
     label: str | None
     image: Image.Image | None
     explanation: Explanation
+    credit: str = ""
+    """Whose the image is and under which licence."""
 
 
 def write_predictions_report(
@@ -76,14 +77,15 @@ def write_predictions_report(
             "id": e.sample_id,
             "caption": e.caption,
             "label": e.label,
-            "image": None if e.image is None else _base64(thumbnail(e.image)),
+            "image": None if e.image is None else picture_url(thumbnail(e.image)),
+            "credit": e.credit,
             "explanation": e.explanation,
             "bars": _bars(e.explanation),
         }
         for e in explained
     ]
     pictures = {
-        feature: [{"image": _base64(row["thumbnail"]), "caption": row["caption"]} for row in rows]
+        feature: [{"image": picture_url(row["thumbnail"]), "caption": row["caption"]} for row in rows]
         for feature, rows in exemplars(space, features, SHOWN_EXEMPLARS).items()
     }
     return _write(
@@ -117,7 +119,7 @@ def write_debias_report(
         for feature, association in zip(choice.features, choice.association, strict=True)
     ]
     pictures = {
-        feature: [{"image": _base64(row["thumbnail"]), "caption": row["caption"]} for row in rows]
+        feature: [{"image": picture_url(row["thumbnail"]), "caption": row["caption"]} for row in rows]
         for feature, rows in exemplars(space, choice.features, SHOWN_EXEMPLARS).items()
     }
     others = [row for row in methods if row.method not in ("none", "features", "random")]
@@ -210,7 +212,3 @@ def _p_value(value: float) -> str:
 def _share(value: float | None, digits: int = 1) -> str:
     known = value is not None and math.isfinite(value)
     return f"{100 * value:.{digits}f}%" if value is not None and known else "n/a"
-
-
-def _base64(png: bytes) -> str:
-    return base64.b64encode(png).decode()

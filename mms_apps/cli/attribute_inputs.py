@@ -194,6 +194,7 @@ def explain_some(
     import numpy as np
 
     from features.modality import MODALITIES
+    from features.store.credits import credits_of
     from features.store.store import ATTRIBUTE
     from mms_apps.attributes.explain import explain
     from mms_apps.attributes.report import Explained
@@ -210,6 +211,7 @@ def explain_some(
         model, embeddings if edit is None else edit.apply(embeddings)
     )
     images = dict(source.images([sample["location"] for sample in samples]))
+    owners = credits_of(store, rows)
     return [
         Explained(
             sample["id"],
@@ -217,6 +219,7 @@ def explain_some(
             sample.get(column),
             images.get(sample["location"]),
             explanation,
+            credit,
         )
-        for sample, explanation in zip(samples, found, strict=True)
+        for sample, explanation, credit in zip(samples, found, owners, strict=True)
     ]
