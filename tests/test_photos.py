@@ -108,3 +108,19 @@ def test_the_space_is_scored_on_pictures_that_the_heads_never_saw() -> None:
     assert not any(word in name for name in names if name for word in ("licence", "credit", ":"))
     source = PhotoPairs("heldout")
     assert space.encode_images([source.image(0)]).shape == (1, 256)
+    assert space.config.illustrated == "photos:train+scored"
+    held_out = {row["id"] for row in source.rows}
+    shown = space.exemplars.to_pylist()
+    assert not held_out & {row["sample_id"] for row in shown}
+    by_id = {row["id"]: row for row in PhotoPairs().rows}
+    for row in shown:
+        assert (row["credit"], row["licence"]) == tuple(
+            by_id[row["sample_id"]][key] for key in ("credit", "licence")
+        )
+
+
+def test_several_splits_are_one_source() -> None:
+    both = open_pairs("photos:train+heldout")
+    assert both.total() == sum(len(PhotoPairs(name).rows) for name in ("train", "heldout"))
+    with pytest.raises(UserError, match="no such split"):
+        open_pairs("photos:train+validation")

@@ -188,7 +188,7 @@ def test_exemplars(space: FeatureSpace, store: ActivationStore) -> None:
         if row["modality"] == "image":
             assert (row["thumbnail"] is None) == (row["sample_id"] == str(PAIRS - 1))
             if row["thumbnail"]:
-                assert Image.open(io.BytesIO(row["thumbnail"])).size == (48, 29)
+                assert Image.open(io.BytesIO(row["thumbnail"])).size == (96, 58)
 
 
 def test_identity_scores_by_magnitude(store: ActivationStore) -> None:

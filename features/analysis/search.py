@@ -117,11 +117,11 @@ def monosemanticity(space: FeatureSpace) -> np.ndarray:
 
 def telling_first(space: FeatureSpace) -> np.ndarray:
     """Numbers of all features, those first that tell a reader most: scored before unscored ones,
-    those with a name (one above its floor) before others, then the most monosemantic:
-    `[features]`."""
+    those whose name fits best (`name_score`) before others, features without a name after all
+    named ones; of equals the most monosemantic first: `[features]`."""
     unscored = np.isnan(space.features["mds"].to_numpy())
-    unnamed = np.array([not name for name in space.features["name"].to_pylist()])
-    return np.lexsort((-monosemanticity(space), unnamed, unscored))
+    fit = np.nan_to_num(space.features["name_score"].to_numpy(), nan=-1.0)
+    return np.lexsort((-monosemanticity(space), -fit, unscored))
 
 
 def describe(space: FeatureSpace, feature: int, *, shown: int = 8, alike: int = 3) -> Described:

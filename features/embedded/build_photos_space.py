@@ -1,10 +1,11 @@
 """The FeatureSpace of photographs: a dictionary of all of them, scored on those that the encoder's
-heads never saw, named and illustrated by all but those that are held out.
+heads never saw, named and illustrated by these and by those that the heads were trained on.
 
     python -m features.embedded.build_photos_space --work runs/spaces/photos
 
-Features are named by words of the alt texts and of the garments' captions, but for English function
-words. Labels, licences and credits name no feature: what a picture shows is to.
+Features are named by words of alt texts, but for English function words: labels, licences and
+credits name no feature, since what a picture shows is to. Garments, whose captions are made from
+their labels, name none either.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from features.store.extract import extract
 from features.store.store import SAMPLE_BATCH, ActivationStore
 
 DICTIONARY = TrainConfig(kind="topk", features=256, k=8)
-SHOWN = "train+scored+garments"
+SHOWN = "train+scored"
 """What features are named and illustrated by."""
 
 
@@ -41,9 +42,10 @@ def scored_and_shown(dictionary: Dictionary, work: Path) -> FeatureSpace:
     """The FeatureSpace of a dictionary of the photographs; stores are kept in `work`."""
     encoder = load_encoder("photos", device="cpu")
     scored, shown = PhotoPairs("scored"), PhotoPairs(SHOWN)
-    stores = [extract(source, encoder, work / source.split) for source in (scored, shown)]
-    space = score(stores[0], dictionary, source=scored, terms=())
-    return illustrate(space, stores[1], shown, terms=words_of_captions(stores[1]))
+    store = extract(scored, encoder, work / "scored")
+    shown_store = extract(shown, encoder, work / SHOWN)
+    space = score(store, dictionary, source=scored, terms=())
+    return illustrate(space, shown_store, shown, terms=words_of_captions(shown_store))
 
 
 def words_of_captions(store: ActivationStore) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from features.store.credits import credit_line
 OPENING_EACH = 4
 """Features of each class that the report opens with."""
 OPENING_IMAGES = 4
+OPENING_TEXTS = 3
 SHOWN_EACH = 12
 """Features of each class that the gallery opens with."""
 SHOWN_EXEMPLARS = 6
@@ -75,6 +75,7 @@ def write_report(space: FeatureSpace, out: str | Path) -> Path:
             sparsity=sparsity_in_words(space),
             opening=_opening(gallery),
             opening_images=OPENING_IMAGES,
+            opening_texts=OPENING_TEXTS,
             gallery=gallery,
             credits=_credits(gallery),
             gallery_limit=GALLERY,
@@ -158,14 +159,17 @@ def _gallery(
 
 
 def _opening(gallery: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """By class, the first named features of the gallery whose images are at hand, no two of one
-    name: `key`, `name` and `features`. Classes without such a feature are left out."""
+    """By class, the first named features of the gallery, of cross-modal ones the shared, no two of
+    one name: `key`, `name` and `features`. Classes without such a feature are left out; all are
+    where no feature's images are at hand."""
+    if not any("number" in row for feature in gallery for row in feature["images"]):
+        return []
     found = []
     for name in MODALITY_CLASSES:
         by_name: dict[str, dict[str, Any]] = {}
         for feature in gallery:
-            shown = any("number" in row for row in feature["images"])
-            if feature["class"] == name and feature["name"] and shown:
+            telling = feature["name"] and (name != CROSS_MODAL or feature["shared"])
+            if feature["class"] == name and telling:
                 by_name.setdefault(feature["name"], feature)
         if by_name:
             features = list(by_name.values())[:OPENING_EACH]

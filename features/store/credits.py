@@ -15,7 +15,7 @@ PREFIX = "credit:"
 
 
 def rights(store: ActivationStore, rows: Sequence[int]) -> dict[str, list[str | None]]:
-    """`credit` and `licence` of the pairs at `rows`, in their order; None where a pair tells none."""
+    """`credit` and `licence` of the pairs at `rows`, in their order; None where a pair has none."""
     names = next(store.sample_batches(1), pa.table({})).column_names
     columns = {
         kind: next((ATTRIBUTE + s for s in spellings if ATTRIBUTE + s in names), None)
@@ -32,8 +32,8 @@ def rights(store: ActivationStore, rows: Sequence[int]) -> dict[str, list[str | 
 def credit_line(row: Mapping[str, Any]) -> str:
     """`credit` and `licence` of a row in one line; "" where it tells neither.
 
-    >>> credit_line({"credit": "credit: “Market” by A. Jones/flickr, CC BY 2.0", "licence": "CC BY"})
-    '“Market” by A. Jones/flickr, CC BY 2.0'
+    >>> credit_line({"credit": "credit: “Market” by A. Jones, CC BY 2.0", "licence": "CC BY"})
+    '“Market” by A. Jones, CC BY 2.0'
     >>> credit_line({"credit": "A. Jones", "licence": "CC0"})
     'A. Jones, CC0'
     """

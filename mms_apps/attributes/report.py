@@ -85,7 +85,9 @@ def write_predictions_report(
         for e in explained
     ]
     pictures = {
-        feature: [{"image": picture_url(row["thumbnail"]), "caption": row["caption"]} for row in rows]
+        feature: [
+            {"image": picture_url(row["thumbnail"]), "caption": row["caption"]} for row in rows
+        ]
         for feature, rows in exemplars(space, features, SHOWN_EXEMPLARS).items()
     }
     return _write(
@@ -119,7 +121,9 @@ def write_debias_report(
         for feature, association in zip(choice.features, choice.association, strict=True)
     ]
     pictures = {
-        feature: [{"image": picture_url(row["thumbnail"]), "caption": row["caption"]} for row in rows]
+        feature: [
+            {"image": picture_url(row["thumbnail"]), "caption": row["caption"]} for row in rows
+        ]
         for feature, rows in exemplars(space, choice.features, SHOWN_EXEMPLARS).items()
     }
     others = [row for row in methods if row.method not in ("none", "features", "random")]

@@ -51,7 +51,7 @@ def test_predict_and_audit_through_the_api(address: str, imagefolder: Path) -> N
     assert {row["label"] for row in before["confidences"]} == {"circle", "line", "square"}
     assert sum(row["confidence"] for row in before["confidences"]) == pytest.approx(1, abs=1e-3)
     assert figure["type"] == "plotly"
-    assert "data:image/png;base64," in shown
+    assert "data:image/webp;base64," in shown
     off = ["ImgD", "CrossD", "TextD"]
     _, without, _, _ = client.predict(image, "shape", "sparse_probe", off, api_name="/predict")
     assert without != before
