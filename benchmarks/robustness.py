@@ -2,16 +2,21 @@
 
     python -m benchmarks.robustness --out runs/benchmark-robustness.json
 
-On held-out combinations of the embedded world, `embedded` telling skin tones apart, L-inf.
+On held-out combinations of the embedded world, `embedded` telling skin tones apart, L-inf. Each
+section, as `--only` names them, takes less than half an hour on two cores.
 
 - accuracy/ATTACK/EPS, worst_case/EPS, checks/passed, seconds: one evaluation;
 - caught/BREAK: whether the checks made for a broken model failed on it (1) or not (0);
 - analytic/NORM: smallest adversarial distance found over the known one, the mean over images;
 - drift/CLASS, drift/CONTROL/CLASS: share of what PGD moves; restricted/...: accuracy by it alone;
-- defence/KIND, defence/DEFENCE/KIND: clean, nonadaptive, adaptive; without a name, keep:CrossD;
+- defence/DEFENCE/KIND: clean, nonadaptive, adaptive, square; worst_case/DEFENCE: image by image
+  under all of these; worst_case/none: the undefended model under the same attacks;
+- cw/linear_shift/SHIFT, cw/gender_L2/SHIFT: accuracy that CW leaves less what PGD leaves, with so
+  much added to all logits; cw/linear_shift, cw/gender_L2: the largest of these;
 - crossmodal/CLASS: the target text is nearest; crossmodal/CLASS/nearer: nearer than the own one;
   .../transfer: the same in embedded-ssl; crossmodal/CONTROL/CLASS: controls;
-- retrieval/i2t, retrieval/t2i, text/greedy, text/random: recall at 1 under attack;
+- retrieval/i2t, retrieval/t2i, text/greedy, text/random: recall at 1 under attack; texts keep the
+  words that state the label, and embedded-ssl must still find the image by them;
 - parity/LIBRARY/ATTACK: their robust accuracy less ours, with the same attack.
 
 Intervals are bootstrapped over images; those of controls are the range over seeds.
@@ -19,6 +24,7 @@ Intervals are bootstrapped over images; those of controls are the range over see
 
 from __future__ import annotations
 
+import dataclasses
 import tempfile
 import time
 from collections.abc import Callable
@@ -50,13 +56,23 @@ from mms_apps.robustness.crossmodal import ALL, CrossModal, CrossModalStudy
 from mms_apps.robustness.distances import NORMS, Norm, readable_eps
 from mms_apps.robustness.evaluation import evaluate
 from mms_apps.robustness.groups import GROUPS
+from mms_apps.robustness.label_words import label_words
 from mms_apps.robustness.models import Squeezed, ZeroShot, batched, correct
 from mms_apps.robustness.nearest_adversarial import minimal_eps
 from mms_apps.robustness.results import Evaluation, EvaluationConfig
 from mms_apps.robustness.retrieval import found_by_caption, text_to_image
 from mms_apps.robustness.tasks import Task, load_task
-from mms_apps.robustness.text_attacks import TextAttackConfig, attack_text, vocabulary_of
+from mms_apps.robustness.text_attacks import (
+    Judge,
+    TextAttackConfig,
+    attack_text,
+    vocabulary_of,
+)
 
+SECTIONS = (
+    "analytic", "broken", "cw", "evaluation", "defences", "crossmodal", "retrieval", "two_classes",
+    "parity",
+)  # fmt: skip
 DEFENCES = ("keep:CrossD", "remove:ImgD", "remove:TextD", "weight:ImgD=0.5", "squeeze:3")
 PARITY_EPS: dict[Norm, float] = {"Linf": 4 / 255, "L2": 0.5}
 PARITY_IMAGES = 150
@@ -65,22 +81,24 @@ CROSS_EPS = 8 / 255
 CROSS_SEEDS = 2
 TEXTS = 100
 TWO_CLASS_IMAGES = 16
+CW_IMAGES = 50
+SHIFTS = (-20.0, 0.0, 100.0)
 
 
 def evaluation_rows(
     space: FeatureSpace, other: Encoder, task: Task, out: Path, seed: int
 ) -> list[Result]:
-    """One evaluation with groups and defences."""
+    """One evaluation with groups."""
     encoder = space.encoder
-    config = EvaluationConfig(attack=AttackConfig(seed=seed), defences=DEFENCES)
+    config = EvaluationConfig(attack=AttackConfig(seed=seed))
     start = time.perf_counter()
     found = evaluate(
-        ZeroShot(encoder, task.vectors(encoder)),
+        task.classifier(encoder),
         task,
         out,
         config,
         space=space,
-        surrogate=ZeroShot(other, task.vectors(other)),
+        surrogate=task.classifier(other),
         encoder=encoder.id,
     )
     seconds = time.perf_counter() - start
@@ -97,7 +115,7 @@ def evaluation_rows(
     for check in found.checks:
         if not check.passed:
             print(f"check failed: {check.name}: {check.value} over {check.threshold}")
-    return rows + _group_rows(found) + _defence_rows(found)
+    return rows + _group_rows(found)
 
 
 def _group_rows(found: Evaluation) -> list[Result]:
@@ -112,19 +130,72 @@ def _group_rows(found: Evaluation) -> list[Result]:
     return rows
 
 
-def _defence_rows(found: Evaluation) -> list[Result]:
-    rows = [_row("defence/none", found.defences[0].undefended, found.images)]
+def defence_rows(space: FeatureSpace, task: Task, out: Path, seed: int) -> list[Result]:
+    """Every defence under all that it meets at one eps."""
+    encoder = space.encoder
+    config = EvaluationConfig(
+        attacks=("pgd", "apgd", "square"),
+        eps=(4 / 255,),
+        attack=AttackConfig(seed=seed),
+        defences=DEFENCES,
+    )
+    start = time.perf_counter()
+    found = evaluate(task.classifier(encoder), task, out, config, space=space, encoder=encoder.id)
+    seconds = time.perf_counter() - start
+    rows = [_row("worst_case/none", found.defences[0].undefended, found.images)]
     for defence in found.defences:
-        prefix = "defence" if defence.defence == DEFENCES[0] else f"defence/{defence.defence}"
-        for kind in ("clean", "nonadaptive", "adaptive"):
-            rows.append(_row(f"{prefix}/{kind}", getattr(defence, kind), found.images))
+        rows.append(_row(f"worst_case/{defence.defence}", defence.worst, found.images))
+        for kind in ("clean", "nonadaptive", "adaptive", "square"):
+            name = f"defence/{defence.defence}/{kind}"
+            rows.append(_row(name, getattr(defence, kind), found.images))
+    rows.append(Result("seconds/defences", seconds, seconds, seconds, 1, "s"))
+    return rows
+
+
+class Shifted(nn.Module):
+    """A model whose logits all have the same number added."""
+
+    def __init__(self, model: nn.Module, shift: float) -> None:
+        super().__init__()
+        self.model, self.shift = model, shift
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        return self.model(pixels) + self.shift
+
+
+def cw_rows(space: FeatureSpace, seed: int) -> list[Result]:
+    """What CW leaves over what PGD leaves, L2, whatever is added to the logits."""
+    linear, pixels, labels = linear_case.linear_case(CW_IMAGES, seed)
+    with torch.no_grad():
+        half = float(linear.nearest(pixels, "L2").median())
+    task = load_task("embedded:heldout", space.encoder, label="gender", count=CW_IMAGES)
+    cases = {
+        "linear_shift": (linear, pixels, labels, half),
+        "gender_L2": (task.classifier(space.encoder), task.pixels, task.labels, PARITY_EPS["L2"]),
+    }
+    config = AttackConfig(norm="L2", seed=seed)
+    rows = []
+    for case, (model, images, own, eps) in cases.items():
+        found = []
+        for shift in track(SHIFTS, f"CW, {case}"):
+            shifted = Shifted(model, shift)
+            right = {
+                name: correct(
+                    shifted, run_attack(shifted, images, own, name, eps, config).images, own
+                ).numpy()
+                for name in ("cw", "pgd")
+            }
+            more = right["cw"].astype(float) - right["pgd"]
+            found.append(_shares(f"cw/{case}/{shift:+g}", more, seed, "difference"))
+        worst = max(found, key=lambda row: row.value)
+        rows += [*found, dataclasses.replace(worst, name=f"cw/{case}")]
     return rows
 
 
 def broken_rows(space: FeatureSpace, task: Task) -> list[Result]:
     """Whether each broken model is caught by the check made for it, and the plain one by none."""
     few = task.first(64)
-    model = ZeroShot(space.encoder, few.vectors(space.encoder))
+    model = few.classifier(space.encoder)
     quantised = model.with_defence(None, Squeezed(5, straight_through=False))
     dropping = nn.Sequential(nn.Dropout(0.2), model)
     dropping[0].train()
@@ -177,7 +248,7 @@ def analytic_rows(seed: int, count: int = 64) -> list[Result]:
 def two_class_rows(space: FeatureSpace, seed: int) -> list[Result]:
     """Gender, with every attack offered: accuracy under each."""
     task = load_task("embedded:heldout", space.encoder, label="gender", count=TWO_CLASS_IMAGES)
-    model = ZeroShot(space.encoder, task.vectors(space.encoder))
+    model = task.classifier(space.encoder)
     rows = []
     for norm, eps in PARITY_EPS.items():
         for name in track(offered(2, norm), f"two classes, {norm}"):
@@ -230,11 +301,11 @@ def _crossmodal(group: str, found: CrossModal, seed: int) -> list[Result]:
     ]  # fmt: skip
 
 
-def retrieval_rows(space: FeatureSpace, seed: int) -> list[Result]:
+def retrieval_rows(space: FeatureSpace, other: Encoder, seed: int) -> list[Result]:
     """Recall at 1 in both directions, clean and under PGD, and of texts with one word replaced."""
     encoder = space.encoder
     task = load_task("embedded:heldout", encoder, label="retrieval", count=CROSS_IMAGES, seed=seed)
-    model = ZeroShot(encoder, task.vectors(encoder))
+    model = task.classifier(encoder)
     config = AttackConfig(seed=seed)
     eps = 4 / 255
     attacked = run_attack(model, task.pixels, task.labels, "pgd", eps, config).images
@@ -249,18 +320,31 @@ def retrieval_rows(space: FeatureSpace, seed: int) -> list[Result]:
         "retrieval/t2i/pgd": found_by_caption(model, task.pixels, away, task.labels),
     }
     rows = [_shares(name, value.numpy(), seed) for name, value in hits.items()]
-    return rows + _text_rows(encoder, model, task, seed)
+    return rows + _text_rows(model, other, task, seed)
 
 
-def _text_rows(encoder: Encoder, model: ZeroShot, task: Task, seed: int) -> list[Result]:
+def _text_rows(model: ZeroShot, other: Encoder, task: Task, seed: int) -> list[Result]:
+    """Of texts whose image both encoders find: those that still find it."""
+    encoder = model.encoder
     images = batched(model.embed, task.pixels)
+    judge = Judge(other, batched(task.classifier(other).embed, task.pixels))
+    texts = list(task.captions)
+    found = (encoder.encode_texts(texts) @ images.T).argmax(1).tolist()
+    usable = [
+        row for row, text in enumerate(texts)
+        if found[row] == row and bool(judge.accepts([text], row))
+    ][:TEXTS]  # fmt: skip
     words = vocabulary_of(task.captions)
     config = TextAttackConfig(seed=seed)
     kept: dict[str, list[bool]] = {"greedy": [], "random": []}
-    for row, text in track(list(enumerate(task.captions))[:TEXTS], "texts"):
+    for row in track(usable, "texts"):
+        labels = label_words(task, row)
         for name, greedy in (("greedy", True), ("random", False)):
-            found = attack_text(encoder, text, row, images, words, config, greedy=greedy)
-            kept[name].append(not found.found)
+            attacked = attack_text(
+                encoder, texts[row], row, images, words, config,
+                labels=labels, judge=judge, greedy=greedy,
+            )  # fmt: skip
+            kept[name].append(not attacked.found)
     return [_shares(f"text/{name}", np.array(value), seed) for name, value in kept.items()]
 
 
@@ -271,7 +355,7 @@ def parity_rows(
     if peers is None:
         return []
     few = task.first(PARITY_IMAGES)
-    model = ZeroShot(space.encoder, few.vectors(space.encoder))
+    model = few.classifier(space.encoder)
     work.mkdir(parents=True, exist_ok=True)
     write_data(work / "data.safetensors", model, few.pixels, few.labels)
     rows, ours = [], {}
@@ -313,7 +397,8 @@ def _range(name: str, values: list[float]) -> Result:
 def main() -> None:
     parser = options(__doc__)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--count", type=int, default=300, help="held-out images")
+    parser.add_argument("--count", type=int, default=150, help="held-out images")
+    parser.add_argument("--only", nargs="+", choices=SECTIONS, default=SECTIONS)
     parser.add_argument("--work", type=Path, help="folder to go on in after an interruption")
     parser.add_argument("--peers", help="Python of an environment that holds the other libraries")
     arguments = parser.parse_args()
@@ -325,16 +410,18 @@ def main() -> None:
     )
     with tempfile.TemporaryDirectory() as scratch:
         work = arguments.work or Path(scratch)
-        sections: tuple[Callable[[], list[Result]], ...] = (
-            lambda: analytic_rows(seed),
-            lambda: broken_rows(space, task),
-            lambda: evaluation_rows(space, other, task, work / "evaluation", seed),
-            lambda: crossmodal_rows(space, other, seed),
-            lambda: retrieval_rows(space, seed),
-            lambda: two_class_rows(space, seed),
-            lambda: parity_rows(space, task, arguments.peers, work / "parity", seed),
-        )
-        run_sections(sections, arguments.out, seed=seed)
+        sections: dict[str, Callable[[], list[Result]]] = {
+            "analytic": lambda: analytic_rows(seed),
+            "broken": lambda: broken_rows(space, task),
+            "cw": lambda: cw_rows(space, seed),
+            "evaluation": lambda: evaluation_rows(space, other, task, work / "evaluation", seed),
+            "defences": lambda: defence_rows(space, task, work / "defences", seed),
+            "crossmodal": lambda: crossmodal_rows(space, other, seed),
+            "retrieval": lambda: retrieval_rows(space, other, seed),
+            "two_classes": lambda: two_class_rows(space, seed),
+            "parity": lambda: parity_rows(space, task, arguments.peers, work / "parity", seed),
+        }
+        run_sections([sections[name] for name in arguments.only], arguments.out, seed=seed)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from demos.common import (
 )
 from features.reports.page import CLASS_NAMES
 from features.space.space import FeatureSpace
-from mms_apps.robustness.distances import EPS, NORMS, Norm, read_eps, readable_eps
+from mms_apps.robustness.distances import EPS, NORMS, Norm, readable_eps
 from mms_apps.robustness.session import PictureAttacked, Session
 
 LABELS = "man, woman"
@@ -56,7 +56,7 @@ def fill(session: Session) -> None:
         progress(0, desc=kind)
         with errors_in_words():
             found = session.attack(
-                image, labels, kind, read_eps(eps), norm,
+                image, labels, kind, eps, norm,
                 progress=lambda share: progress(share, desc=f"{kind}, {share:.0%}"),
             )  # fmt: skip
         return (

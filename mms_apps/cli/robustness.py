@@ -88,7 +88,7 @@ def robustness(
     from mms_apps.robustness.attacks.base import AttackConfig
     from mms_apps.robustness.distances import EPS, read_eps, read_norm
     from mms_apps.robustness.evaluation import evaluate
-    from mms_apps.robustness.models import ResizedTo, ZeroShot, image_size
+    from mms_apps.robustness.models import ResizedTo, image_size
     from mms_apps.robustness.report import write_robustness_report
     from mms_apps.robustness.results import EvaluationConfig
     from mms_apps.robustness.tasks import load_task
@@ -96,7 +96,7 @@ def robustness(
     own_norm = read_norm(norm)
     config = EvaluationConfig(
         attacks=tuple(dict.fromkeys(attack or EvaluationConfig.attacks)),
-        eps=tuple(sorted({read_eps(text) for text in eps})) if eps else EPS[own_norm],
+        eps=tuple(read_eps(text, own_norm) for text in eps) if eps else EPS[own_norm],
         attack=AttackConfig(
             norm=own_norm,
             pgd_steps=pgd_steps,
@@ -122,12 +122,12 @@ def robustness(
     other = load_encoder(surrogate or other_embedded(own.id), device=device)
     with _bar() as advance:
         found = evaluate(
-            ZeroShot(own, task.vectors(own)),
+            task.classifier(own),
             task,
             out,
             config,
             space=loaded,
-            surrogate=ZeroShot(other, task.vectors(other), before=ResizedTo(*image_size(other))),
+            surrogate=task.classifier(other, before=ResizedTo(*image_size(other))),
             encoder=own.id,
             progress=advance,
         )

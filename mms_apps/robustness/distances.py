@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal, get_args
 
 import torch
@@ -76,19 +77,23 @@ def random_in_ball(clean: Tensor, eps: Tensor, norm: Norm, generator: torch.Gene
     return (clean + eps * move).clamp(0, 1)
 
 
-def read_eps(text: str) -> float:
-    """An eps as a user writes it: 4/255, 0.5 or 1.
+def read_eps(given: str | float, norm: Norm) -> float:
+    """An eps as a user gives it: a number, or text such as 4/255 or 0.5.
 
     Raises:
-        UserError: it is no positive number.
+        UserError: it is no positive number, or more than the pixels' whole range in L-inf.
     """
-    upper, _, lower = text.partition("/")
+    upper, _, lower = str(given).partition("/")
     try:
         value = float(upper) / float(lower or 1)
     except (ValueError, ZeroDivisionError):
-        value = float("nan")
-    if not 0 < value < float("inf"):
-        raise UserError(f"eps {text!r}: not a positive number; write 4/255 or 0.5")
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise UserError(f"eps {given}: must be a positive number, such as 4/255 or 0.5")
+    if norm == "Linf" and value > 1:
+        raise UserError(
+            f"eps {given}: pixels are in [0, 1], so no change is above 1 in L-inf; {value:g}/255?"
+        )
     return value
 
 

@@ -71,8 +71,11 @@ def evaluate(
     config = config or EvaluationConfig()
     require_offered(list(config.attacks), len(task.classes), config.attack.norm)
     defences = [Defence.parse(spec) for spec in config.defences]
-    if defences and (space is None or not isinstance(model, ZeroShot)):
-        raise UserError("defences act on a FeatureSpace; give one and a zero-shot model")
+    if defences and not isinstance(model, ZeroShot):
+        raise UserError("defences act on a zero-shot model")
+    grouped = [defence.spec for defence in defences if defence.kind != "squeeze"]
+    if grouped and space is None:
+        raise UserError(f"--defence {grouped[0]}: acts on groups of features; give a FeatureSpace")
     out = Path(out)
     _claim(out, model, task, config, space, surrogate)
     start = time.perf_counter()
@@ -106,12 +109,15 @@ def evaluate(
         found.append(of_controls.against_controls(energies, [c.described for c in drawn]))
     results = run.defences(defences, by_attack, right)
     if results:
-        found.append(
+        adaptive = {d.defence: d.adaptive.value for d in results}
+        found += [
             of_controls.attacked_through(
-                {d.defence: d.adaptive.value for d in results},
-                {d.defence: d.nonadaptive.value for d in results},
-            )
-        )
+                adaptive, {d.defence: d.nonadaptive.value for d in results}
+            ),
+            of_controls.square_not_stronger_through(
+                {d.defence: d.square.value for d in results}, adaptive
+            ),
+        ]
     evaluation = Evaluation(
         task=task.label,
         pairs=task.pairs,

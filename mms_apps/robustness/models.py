@@ -22,16 +22,19 @@ BATCH = 128
 
 
 class ZeroShot(nn.Module):
-    """Zero-shot classification, or retrieval where the classes are the texts of a gallery.
+    """Zero-shot classification, or retrieval, where a class is all captions of an image.
 
     Normalisation is inside; resizing and cropping are outside (`pixels_of`). An edit of the
     embedding, of a FeatureSpace's groups say, is inside, so that attacks go through it.
 
     Attributes:
-        vectors: of the classes, unit rows `[classes, dim]`.
+        vectors: of the texts, unit rows `[texts, dim]`.
+        texts_of: of each class the rows of its texts, `[classes, most]` int64, the nearest of which
+            counts; a class with fewer than `most` names one of them again.
     """
 
     vectors: Tensor
+    texts_of: Tensor
     scale: Tensor
     mean: Tensor
     std: Tensor
@@ -42,12 +45,14 @@ class ZeroShot(nn.Module):
         vectors: Tensor,
         edit: nn.Module | None = None,
         before: nn.Module | None = None,
+        texts_of: Tensor | None = None,
     ) -> None:
         """
         Args:
-            vectors: `[classes, dim]`, as `features.embedded.evaluate.class_vectors` makes them.
+            vectors: `[texts, dim]`, as `features.embedded.evaluate.class_vectors` makes them.
             edit: unit image embeddings `[n, dim]` -> embeddings `[n, dim]` of any length.
             before: pixels -> pixels, a defence at the input.
+            texts_of: `[classes, most]`; None where every text is a class of its own.
 
         Raises:
             UserError: the encoder's transform does not end in ToTensor and Normalize.
@@ -61,6 +66,8 @@ class ZeroShot(nn.Module):
         device = encoder.device
         preprocessing = encoder.preprocessing
         self.register_buffer("vectors", vectors.detach().clone().float().to(device))
+        own = torch.arange(len(vectors))[:, None] if texts_of is None else texts_of
+        self.register_buffer("texts_of", own.to(device))
         self.register_buffer("scale", logit_scale(encoder))
         for name, values in (("mean", preprocessing.mean), ("std", preprocessing.std)):
             self.register_buffer(name, torch.tensor(values, device=device).view(1, -1, 1, 1))
@@ -68,7 +75,7 @@ class ZeroShot(nn.Module):
 
     def with_defence(self, edit: nn.Module | None, before: nn.Module | None) -> ZeroShot:
         """The same classifier with other edits of the embedding and of the pixels."""
-        return ZeroShot(self.encoder, self.vectors, edit, before)
+        return ZeroShot(self.encoder, self.vectors, edit, before, self.texts_of)
 
     def embed(self, pixels: Tensor) -> Tensor:
         """Unit embeddings `[n, dim]` of pixels `[n, 3, height, width]`, edited."""
@@ -88,7 +95,18 @@ class ZeroShot(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Logits `[n, classes]`."""
-        return self.scale * self.embed(pixels) @ self.vectors.T
+        return self.logits(self.embed(pixels))
+
+    def logits(self, embedding: Tensor) -> Tensor:
+        """Logits `[n, classes]` of unit embeddings `[n, dim]`."""
+        by_text = self.scale * embedding @ self.vectors.T  # [n, texts]
+        return by_text[:, self.texts_of].amax(2)
+
+    def same_text(self) -> Tensor:
+        """Whether two classes have a text in common: `[classes, classes]` bool."""
+        has = torch.zeros(len(self.texts_of), len(self.vectors), device=self.texts_of.device)
+        has.scatter_(1, self.texts_of, 1.0)
+        return has @ has.T > 0
 
 
 class _ChannelsLast(torch.autograd.Function):
@@ -219,5 +237,20 @@ def batched(
 
 
 def correct(model: nn.Module, pixels: Tensor, labels: Tensor) -> Tensor:
-    """Whether each image is classified right: `[n]` bool."""
-    return batched(model, pixels).argmax(1) == labels
+    """Whether each image is classified right: `[n]` bool.
+
+    In retrieval a text may belong to several classes; where it is the nearest, it is right for each
+    of them.
+    """
+    return right_class(model, batched(model, pixels), labels)
+
+
+def right_class(model: nn.Module, logits: Tensor, labels: Tensor) -> Tensor:
+    """Whether logits `[n, classes]` of a model are highest for the labels `[n]`: `[n]` bool."""
+    predicted = logits.argmax(1)
+    right = predicted == labels
+    if not isinstance(model, ZeroShot) or right.all():
+        return right
+    rows = torch.arange(len(labels), device=labels.device)
+    tied = logits[rows, labels] == logits[rows, predicted]
+    return right | (tied & model.same_text()[labels, predicted])

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mms_apps.robustness.distances import Norm, project, random_in_ball
+from mms_apps.robustness.distances import Norm, project, random_in_ball, read_eps
 from mms_apps.robustness.models import ZeroShot, require_float32, undisturbed
 
 STEP = 2.5
@@ -33,7 +33,7 @@ class Ascent(NamedTuple):
 def pgd(
     loss: Callable[[Tensor], Tensor],
     clean: Tensor,
-    eps: Tensor | float,
+    eps: Tensor | float | str,
     *,
     norm: Norm = "Linf",
     steps: int = 40,
@@ -48,7 +48,15 @@ def pgd(
         loss: of images `[n, 3, height, width]` in [0, 1], one value each, `[n]`.
         clean: float32, `[n, 3, height, width]`, in [0, 1].
         eps: the radius, or one for each image, `[n]`.
+
+    Raises:
+        UserError: eps is none (`read_eps`).
     """
+    if isinstance(eps, Tensor):
+        for extreme in (eps.min(), eps.max()):
+            read_eps(float(extreme), norm)
+    else:
+        eps = read_eps(eps, norm)
     generator = torch.Generator().manual_seed(seed)
     radius = torch.as_tensor(eps, dtype=clean.dtype, device=clean.device).expand(len(clean))
     radius = radius.reshape(-1, 1, 1, 1)
@@ -89,7 +97,7 @@ def climb(
     loss: Callable[[Tensor, Tensor], Tensor],
     pixels: Tensor,
     goals: Tensor,
-    eps: float,
+    eps: float | str,
     *,
     norm: Norm,
     steps: int,
@@ -101,7 +109,7 @@ def climb(
     Args:
         loss: of images and their goals, one value each.
         pixels: float32, in [0, 1].
-        goals: one row an image, `[n, dim]`.
+        goals: one for each image, `[n, ...]`.
 
     Raises:
         UserError: something is not float32.

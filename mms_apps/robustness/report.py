@@ -68,14 +68,14 @@ def write_robustness_report(evaluation: Evaluation, out: str | Path) -> Path:
 
 
 def defence_words(defence: DefenceResult) -> str:
-    """What a defence's figures say, in a sentence."""
-    held, without = defence.adaptive, defence.undefended
+    """What a defence's figures say, in a sentence: its worst case counts."""
+    held, without = defence.worst, defence.undefended
     if held.low > without.high:
-        verdict = "holds: attacked through itself it stays above the undefended model"
+        verdict = "holds: in the worst case it stays above the undefended model"
     elif held.high < without.low:
-        verdict = "does harm: attacked through itself it falls below the undefended model"
+        verdict = "does harm: in the worst case it falls below the undefended model"
     else:
-        verdict = "does not hold: attacked through itself it is no better than no defence"
+        verdict = "does not hold: in the worst case it is no better than no defence"
     if defence.nonadaptive.low > held.high:
         verdict += ", although it looks better where the attack does not know it"
     cost = "; it costs accuracy on clean images" if defence.clean.high < 0.9 else ""

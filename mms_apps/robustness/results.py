@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,7 +16,7 @@ from features.files import jsonable
 from mms_apps.robustness.attacks.base import AttackConfig
 from mms_apps.robustness.checks import of_controls
 from mms_apps.robustness.checks.base import Check, all_passed
-from mms_apps.robustness.distances import EPS
+from mms_apps.robustness.distances import EPS, read_eps
 
 SCHEMA = 1
 WORST = "worst case"
@@ -30,7 +29,7 @@ class EvaluationConfig:
 
     attacks: tuple[str, ...] = ("noise", "fgsm", "pgd", "apgd", "square")
     eps: tuple[float, ...] = EPS["Linf"]
-    """In pixel values of [0, 1]."""
+    """In pixel values of [0, 1]; what is given as text, such as 4/255, is read."""
     attack: AttackConfig = field(default_factory=AttackConfig)
     defences: tuple[str, ...] = ()
     """As `Defence.parse` reads them."""
@@ -40,8 +39,10 @@ class EvaluationConfig:
     examples: int = 6
 
     def __post_init__(self) -> None:
-        if not self.eps or any(not 0 < value < math.inf for value in self.eps):
-            raise UserError(f"eps {list(self.eps)}: give positive numbers")
+        if not self.eps:
+            raise UserError("no eps given; name at least one")
+        values = tuple(sorted({read_eps(eps, self.attack.norm) for eps in self.eps}))
+        object.__setattr__(self, "eps", values)
         if not self.attacks:
             raise UserError("no attack given; name at least one")
         if self.check_images < 1:
@@ -50,8 +51,7 @@ class EvaluationConfig:
     @property
     def middle(self) -> float:
         """The eps of the checks, drifts and defences."""
-        ordered = sorted(self.eps)
-        return ordered[len(ordered) // 2]
+        return self.eps[len(self.eps) // 2]
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,11 @@ class DefenceResult:
     nonadaptive: Estimate
     """Under images made against the undefended model: not evidence of robustness."""
     adaptive: Estimate
-    """Attacked through the defence."""
+    """Attacked through the defence, by gradients."""
+    square: Estimate
+    """Attacked by Square, which needs no gradient that a defence could hide."""
+    worst: Estimate
+    """Image by image under all of these: what a defence is worth."""
     undefended: Estimate
     """The undefended model under the same attacks."""
 

@@ -1,8 +1,8 @@
 """Image-text retrieval under attack, in both directions.
 
-Image to text is `models.ZeroShot` over the gallery's captions, which torchattacks can take. Text to
-image has another loss: the attacked image must not be found by its own caption any more, while the
-rest of the gallery stays clean.
+Image to text is `models.ZeroShot` over the gallery's captions, which torchattacks can take: any of
+an image's captions counts. Text to image has another loss: the attacked image must not be found by
+its own captions any more, while the images of other captions stay clean.
 """
 
 from __future__ import annotations
@@ -19,32 +19,34 @@ def text_to_image(
     model: ZeroShot,
     pixels: Tensor,
     labels: Tensor,
-    eps: float,
+    eps: float | str,
     *,
     norm: Norm = "Linf",
     steps: int = 40,
     batch_size: int = BATCH,
     seed: int = 0,
 ) -> Tensor:
-    """Turn each image away from its own caption: images `[n, 3, height, width]` within eps.
+    """Turn each image away from the nearest of its own captions: images `[n, 3, height, width]`
+    within eps.
 
     Args:
-        model: whose `vectors` are the captions.
+        model: whose classes are the images' captions (`Task.classifier`).
         pixels: float32, in [0, 1].
-        labels: the caption of each image, `[n]`.
+        labels: the class of each image, `[n]`.
 
     Raises:
-        UserError: something is not float32.
+        UserError: something is not float32, or eps is none.
     """
+    own = model.vectors[model.texts_of[labels]]  # [n, captions, dim]
 
     def away(images: Tensor, captions: Tensor) -> Tensor:
-        return -(model.embed(images) * captions).sum(1)
+        return -(captions @ model.embed(images)[:, :, None]).squeeze(2).amax(1)
 
     return climb(
         model,
         away,
         pixels,
-        model.vectors[labels],
+        own,
         eps,
         norm=norm,
         steps=steps,
@@ -54,16 +56,21 @@ def text_to_image(
 
 
 def found_by_caption(model: ZeroShot, clean: Tensor, attacked: Tensor, labels: Tensor) -> Tensor:
-    """Whether each caption still finds its attacked image first, among the clean others: `[n]`
-    bool.
+    """Whether each caption still finds one of its attacked images first, among the clean images of
+    other captions: `[captions]` bool, in the order of `model.vectors`, without captions of none of
+    the images.
 
     Args:
         clean: images `[n, 3, height, width]`.
         attacked: the same images, attacked.
-        labels: the caption of each image, `[n]`.
+        labels: the class of each image, `[n]`.
     """
-    captions = model.vectors[labels]  # [n, dim]
-    gallery = captions @ batched(model.embed, clean).T  # [n, n]
-    own = (captions * batched(model.embed, attacked)).sum(1)
-    others = gallery.fill_diagonal_(-torch.inf)
-    return own > others.amax(1)
+    own = torch.zeros(len(model.vectors), len(labels), dtype=torch.bool, device=labels.device)
+    images = torch.arange(len(labels), device=labels.device)[:, None]
+    own[model.texts_of[labels], images] = True  # [captions, n]
+    asked = own.any(1)
+    captions, own = model.vectors[asked], own[asked]
+    found = captions @ batched(model.embed, attacked).T  # [captions, n]
+    others = captions @ batched(model.embed, clean).T
+    best_own = found.masked_fill(~own, -torch.inf).amax(1)
+    return best_own > others.masked_fill(own, -torch.inf).amax(1)

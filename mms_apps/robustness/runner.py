@@ -16,13 +16,13 @@ from torch import Tensor, nn
 from features.files import write_json
 from features.space.space import FeatureSpace
 from mms_apps.robustness.attacks.base import Attacked
-from mms_apps.robustness.attacks.registry import ATTACKS
+from mms_apps.robustness.attacks.registry import ATTACKS, single_attacks
 from mms_apps.robustness.attacks.run import run_attack
 from mms_apps.robustness.checks import linear_case, of_controls, of_curves, of_model
 from mms_apps.robustness.checks.base import Check
 from mms_apps.robustness.distances import readable_eps
 from mms_apps.robustness.groups import GROUPS, Control, Defence, controls, energy, keep_only, shares
-from mms_apps.robustness.models import ZeroShot, batched, correct
+from mms_apps.robustness.models import ZeroShot, batched, correct, right_class
 from mms_apps.robustness.nearest_adversarial import minimal_eps
 from mms_apps.robustness.parts import Part, save_tensors, slug
 from mms_apps.robustness.results import (
@@ -125,14 +125,13 @@ class Runner:
         rounded = worst_case(
             {n: {e: p.rounded for e, p in parts.items()} for n, parts in by_attack.items()}, right
         )
-        masks = {n: {e: p.withstood for e, p in c.items()} for n, c in by_attack.items()}
         found = [
             of_curves.inside_bounds(max(part.excess for part in parts)),
             *ran,
             of_curves.never_rises(curves),
             of_curves.ordering(curves),
             of_curves.best_kept(sum(p.lost for p in parts), sum(len(p.withstood) for p in parts)),
-            of_curves.per_sample_worst(worst, masks),
+            of_curves.per_sample_worst(worst, self._shown_withstood(by_attack)),
             of_curves.survives_rounding(
                 float(worst[largest].float().mean()), float(rounded[largest].float().mean())
             ),
@@ -146,11 +145,26 @@ class Runner:
             found.append(of_curves.transfer_not_stronger(curves))
         return found
 
+    def _shown_withstood(
+        self, by_attack: dict[str, dict[float, Part]]
+    ) -> dict[float, list[Tensor]]:
+        """By eps, what the model now says of the clean images and of the adversarial ones that
+        every part keeps: whether it is right, `[kept]` bool each."""
+        kept = min(len(part.shown) for parts in by_attack.values() for part in parts.values())
+        labels, device = self.task.labels[:kept], self.task.pixels.device
+        clean = correct(self.model, self.task.pixels[:kept], labels).cpu()
+        found: dict[float, list[Tensor]] = {eps: [clean] for eps in self.config.eps}
+        for parts in by_attack.values():
+            for eps, part in parts.items():
+                images = part.shown[:kept].to(device)
+                found[eps].append(correct(self.model, images, labels).cpu())
+        return found
+
     def _attack_checks(self) -> list[Check]:
         """Those that run the model."""
         few = self.task.first(self.config.check_images)
         pixels, labels = self.task.pixels, self.task.labels
-        attack = self.config.attack
+        attack, classes = self.config.attack, len(self.task.classes)
         return [
             of_model.repeatable(self.model, few.pixels),
             of_model.gives_logits(self.model, pixels),
@@ -159,6 +173,9 @@ class Runner:
             of_model.huge_eps(self.model, few.pixels, few.labels, attack, self.task.chance),
             of_model.more_work(self.model, few.pixels, few.labels, self.config.middle, attack),
             linear_case.analytic(attack.norm, attack.seed),
+            *linear_case.of_attacks(
+                single_attacks(self.config.attacks, classes), attack.norm, classes, attack.seed
+            ),
         ]
 
     def groups(self, attacked: Tensor) -> tuple[list[GroupResult], list[Control], dict[str, float]]:
@@ -211,14 +228,15 @@ class Runner:
     def defences(
         self, defences: list[Defence], by_attack: dict[str, dict[float, Part]], right: Tensor
     ) -> list[DefenceResult]:
-        """Each defence clean, under images made without it, and attacked through it."""
+        """Each defence clean, under images made without it, attacked through it, by Square, and
+        image by image under all of these."""
         if not defences:
             return []
         eps, seed = self.config.middle, self.config.attack.seed
         iterated = [n for n in by_attack if n in ATTACKS and ATTACKS[n].iterated]
-        names = [n for n in iterated if ATTACKS[n].gradients] or ["pgd"]
+        seeing = [n for n in iterated if ATTACKS[n].gradients] or ["pgd"]
         undefended = right.clone()
-        for name in names:
+        for name in dict.fromkeys((*seeing, "square")):
             part = by_attack[name][eps] if name in by_attack else self.part(name, eps)
             undefended &= part.withstood
         paths = [self.folder / f"defence-{slug(d.spec)}.safetensors" for d in defences]
@@ -226,29 +244,36 @@ class Runner:
         if not all(path.is_file() for path in paths):
             images = [
                 self._attacked(self.model, name, eps, f"{name} without the defences")
-                for name in names
+                for name in seeing
             ]
         results = []
         for defence, path in zip(defences, paths, strict=True):
             if not path.is_file():
-                save_tensors(self._defended(defence, images, names, eps), path)
+                save_tensors(self._defended(defence, images, seeing, eps), path)
             masks = {name: mask.bool() for name, mask in load_file(path).items()}
             self._finished()
             results.append(
                 DefenceResult(
                     defence.spec,
                     **{key: image_estimate(mask, seed) for key, mask in masks.items()},
+                    worst=image_estimate(torch.stack(list(masks.values())).all(0), seed),
                     undefended=image_estimate(undefended, seed),
                 )
             )
         return results
 
     def _defended(
-        self, defence: Defence, images: list[Attacked], names: list[str], eps: float
+        self, defence: Defence, images: list[Attacked], seeing: list[str], eps: float
     ) -> dict[str, Tensor]:
-        """Whether each image is classified right, by "clean", "nonadaptive" and "adaptive"."""
-        assert self.space is not None and isinstance(self.model, ZeroShot)
-        edit = defence.edit(self.space)
+        """Whether each image is classified right, by "clean", "nonadaptive", "adaptive" and
+        "square".
+
+        Args:
+            images: made against the undefended model.
+            seeing: attacks by gradients, run through the defence.
+        """
+        assert isinstance(self.model, ZeroShot)
+        edit = None if self.space is None else defence.edit(self.space)
         as_used, as_attacked = (
             self.model.with_defence(edit, defence.before(straight_through=passes))
             for passes in (False, True)
@@ -257,10 +282,12 @@ class Runner:
         nonadaptive, adaptive = clean.clone(), clean.clone()
         for attacked in images:
             nonadaptive &= self._right(as_used, attacked.images)
-        for name in names:
+        for name in seeing:
             attacked = self._attacked(as_attacked, name, eps, f"{name} through {defence.spec}")
             adaptive &= self._right(as_used, attacked.images)
-        return {"clean": clean, "nonadaptive": nonadaptive, "adaptive": adaptive}
+        blind = self._attacked(as_used, "square", eps, f"square on {defence.spec}")
+        square = clean & self._right(as_used, blind.images)
+        return {"clean": clean, "nonadaptive": nonadaptive, "adaptive": adaptive, "square": square}
 
     def pictures(
         self, by_attack: dict[str, dict[float, Part]], worst: dict[float, Tensor], right: Tensor
@@ -335,8 +362,8 @@ class Runner:
         """Whether predictions from edited embeddings are right: `[n]` float."""
         assert isinstance(self.model, ZeroShot)
         with torch.no_grad():
-            logits = edit(embedding) @ self.model.vectors.T
-        return (logits.argmax(1) == self.task.labels).float().cpu()
+            logits = self.model.logits(edit(embedding))
+        return right_class(self.model, logits, self.task.labels).float().cpu()
 
     def _within(self, what: str) -> Callable[[float], None]:
         return lambda share: self.tell(min(1.0, (self.done + share) / self.steps), what)

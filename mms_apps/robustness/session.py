@@ -14,11 +14,11 @@ from features.embedded.world import EmbeddedPairs
 from features.errors import UserError
 from features.space.space import FeatureSpace
 from mms_apps.robustness.attacks.base import AttackConfig, Attacked
-from mms_apps.robustness.attacks.registry import offered, require_offered
+from mms_apps.robustness.attacks.registry import offered, parts, require_offered
 from mms_apps.robustness.attacks.run import run_attack
 from mms_apps.robustness.checks import linear_case, of_curves, of_model
 from mms_apps.robustness.checks.base import Check, all_passed
-from mms_apps.robustness.distances import Norm
+from mms_apps.robustness.distances import Norm, read_eps
 from mms_apps.robustness.groups import GROUPS, controls, most_moved, shares
 from mms_apps.robustness.models import Progress, ZeroShot, pixels_of
 from mms_apps.robustness.report import amplified, picture
@@ -107,7 +107,7 @@ class Session:
         image: Image.Image,
         labels: str,
         attack: str,
-        eps: float,
+        eps: float | str,
         norm: Norm = "Linf",
         *,
         config: AttackConfig | None = None,
@@ -118,14 +118,16 @@ class Session:
         Args:
             labels: to tell apart, by commas.
             attack: of `attacks`.
-            eps: in pixel values of [0, 1].
+            eps: in pixel values of [0, 1]; also as text, such as 4/255.
 
         Raises:
-            UserError: there are fewer than two labels, or the attack cannot be run on so many.
+            UserError: there are fewer than two labels, the attack cannot be run on so many, or eps
+                is none.
         """
         names = read_labels(labels)
         require_offered([attack], len(names), norm)
         config = config or AttackConfig(norm=norm)
+        eps = read_eps(eps, config.norm)
         encoder = self.space.encoder
         prompts = [encoder.encode_texts([t.format(name) for t in TEMPLATES]) for name in names]
         vectors = torch.stack([texts.mean(0) for texts in prompts])
@@ -153,7 +155,10 @@ class Session:
             moved=most_moved(self.space, active_before, active_after, FEATURES),
             drift={group: float(share) for group, share in drift.items()},
             control=self._control(moved),
-            checks=self._checks(model, pixels, found, eps, config),
+            checks=[
+                *self._checks(model, pixels, found, eps, config),
+                *_of_attack(attack, config.norm, len(names)),
+            ],
         )
 
     @cached_property
@@ -196,14 +201,14 @@ class Session:
             of_model.gradients(model, pixels, labels, "cross-entropy"),
             of_model.gradients(model, pixels, labels, "margin"),
             of_curves.best_kept(int(bool(found.fooled) and not changed), 1),
-            _analytic(config.norm),
         ]
 
 
 @cache
-def _analytic(norm: Norm) -> Check:
-    """The check that hangs on no picture, once."""
-    return linear_case.analytic(norm)
+def _of_attack(attack: str, norm: Norm, classes: int) -> list[Check]:
+    """The checks that hang on no picture, once."""
+    names = parts(attack, classes)
+    return [linear_case.analytic(norm), *linear_case.of_attacks(names, norm, classes, seed=0)]
 
 
 def read_labels(text: str) -> list[str]:

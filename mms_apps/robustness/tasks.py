@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from features.embedded.build_pairs import SKIN_TONES
 from features.embedded.evaluate import GENDERS, class_vectors, gender_prompts, skin_tone_prompts
@@ -16,10 +16,10 @@ from features.encoders.encoder import Encoder
 from features.errors import UserError
 from features.pairs.base import Described, PairSource, Skipped
 from features.pairs.open import open_pairs
-from mms_apps.robustness.models import pixels_of
+from mms_apps.robustness.models import ZeroShot, pixels_of
 
 RETRIEVAL = "retrieval"
-"""The task in which every caption is a class of its own."""
+"""The task in which an image's captions are its class."""
 SPARE = 1
 """Pairs drawn to spare, for each that is asked for."""
 TEMPLATES = ("a picture of {}", "an image of {}", "this shows {}")
@@ -38,9 +38,13 @@ class Task:
     """`[n]` int64"""
     classes: tuple[str, ...]
     prompts: tuple[tuple[str, ...], ...]
-    """Of each class; its vector is the mean over them."""
+    """Of each class; its vector is the mean over them. In retrieval a class is all captions of an
+    image, of which the nearest counts."""
     ids: tuple[str, ...]
     captions: tuple[str, ...]
+    """The first of each image."""
+    attributes: tuple[Mapping[str, str], ...]
+    """Of each image."""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -50,9 +54,27 @@ class Task:
         """Accuracy of a guess."""
         return 1 / len(self.classes)
 
-    def vectors(self, encoder: Encoder) -> Tensor:
-        """One unit vector a class: `[classes, dim]`."""
-        return class_vectors(encoder, self.prompts).clone()
+    def classifier(self, encoder: Encoder, before: nn.Module | None = None) -> ZeroShot:
+        """The zero-shot classifier of these classes, or the retrieval of their captions.
+
+        Args:
+            before: pixels -> pixels, such as `ResizedTo` for an encoder of another image size.
+        """
+        if self.label != RETRIEVAL:
+            return ZeroShot(encoder, class_vectors(encoder, self.prompts), before=before)
+        texts = self.texts
+        row = {text: number for number, text in enumerate(texts)}
+        most = max(map(len, self.prompts))
+        texts_of = [
+            [row[text] for text in (*own, *own[:1] * (most - len(own)))] for own in self.prompts
+        ]
+        vectors = encoder.encode_texts(list(texts))
+        return ZeroShot(encoder, vectors, before=before, texts_of=torch.tensor(texts_of))
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """All prompts, each once."""
+        return tuple(dict.fromkeys(text for own in self.prompts for text in own))
 
     def fingerprint(self) -> str:
         """sha256 over pixels, labels and prompts."""
@@ -72,6 +94,7 @@ class Task:
             self.prompts,
             self.ids[:count],
             self.captions[:count],
+            self.attributes[:count],
         )
 
 
@@ -117,12 +140,13 @@ def load_task(
     if not found:
         raise UserError(_nothing(pairs, label, classes, draw.attributes))
     if label == RETRIEVAL:
-        wanted = [pair.captions[0] for pair in found]
-        names = tuple(dict.fromkeys(wanted))
-        prompts: tuple[tuple[str, ...], ...] = tuple((name,) for name in names)
+        own = [tuple(sorted(set(pair.captions))) for pair in found]
+        prompts = tuple(dict.fromkeys(own))
+        names = tuple(texts[0] for texts in prompts)
+        labels = [prompts.index(texts) for texts in own]
     else:
-        wanted = [str(pair.attributes[label]) for pair in found]
         names, prompts = _classes(label, classes, draw.values, templates, embedded)
+        labels = [names.index(str(pair.attributes[label])) for pair in found]
     if len(names) < 2:
         raise UserError(
             f"--label {label}: only one class, {names[0]!r}, in {pairs}; name another attribute, "
@@ -132,11 +156,12 @@ def load_task(
         label=label,
         pairs=pairs,
         pixels=images,
-        labels=torch.tensor([names.index(name) for name in wanted], device=images.device),
+        labels=torch.tensor(labels, device=images.device),
         classes=names,
         prompts=prompts,
         ids=tuple(pair.id for pair in found),
         captions=tuple(pair.captions[0] if pair.captions else "" for pair in found),
+        attributes=tuple({k: v for k, v in pair.attributes.items() if v} for pair in found),
     )
 
 

@@ -1,20 +1,37 @@
 """Attacks on texts: words replaced by others of a vocabulary.
 
 Greedy, as in Jin et al. 2020 (arXiv 1907.11932): the replacement that hurts most is taken, then the
-next. Two bounds hold: how many words change, and how far the text's embedding may turn.
+next. Bounds hold: how many words change, how far the text's embedding may turn, words that state
+the label (`label_words`) neither go nor come, and a judge, an encoder other than the attacked one,
+must still find the text's own image by it. Without a judge a success may be a text that says
+something else.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from features.encoders.encoder import Encoder
 from features.errors import UserError
+from mms_apps.robustness.label_words import states
+
+
+class Judge(NamedTuple):
+    """An encoder independent of the attacked one, and the gallery's images as it sees them."""
+
+    encoder: Encoder
+    images: Tensor
+    """Unit embeddings, `[n, dim]`."""
+
+    def accepts(self, texts: list[str], own: int) -> Tensor:
+        """Whether each text's nearest image is its own: `[texts]` bool."""
+        return _gap(self.encoder.encode_texts(texts), self.images, own) < 0
 
 
 @dataclass(frozen=True)
@@ -48,7 +65,9 @@ class TextAttacked:
     cosine: float
     """With the text before."""
     found: bool
-    """Whether the image's own text is no longer the nearest, or the image not the text's."""
+    """Whether the nearest image is not the text's own any more."""
+    judged: bool
+    """Whether a judge saw to it that the text still describes its image."""
 
 
 def attack_text(
@@ -59,6 +78,8 @@ def attack_text(
     words: Sequence[str],
     config: TextAttackConfig,
     *,
+    labels: Collection[str] = (),
+    judge: Judge | None = None,
     greedy: bool = True,
 ) -> TextAttacked:
     """Replace words until the text's own image is not the nearest any more.
@@ -67,18 +88,21 @@ def attack_text(
         own: row of `images` that belongs to the text.
         images: unit embeddings of the gallery, `[n, dim]`.
         words: the vocabulary.
+        labels: words that state the label, which stay and are not put in.
+        judge: who must still find the own image; None where there is no other encoder.
         greedy: take the worst replacement; if not, one at random within the bounds, which is the
             control.
     """
     rng = random.Random(f"{config.seed}/{text}")
     before = encoder.encode_texts([text])[0]
     current, changed, cosine = text.split(), [], 1.0
-    places = set(range(len(current)))
+    places = {place for place, word in enumerate(current) if not states(word, labels)}
+    words = [word for word in words if not states(word, labels)]
     for _ in range(min(config.max_words, len(current))):
         tries = [
             (place, word)
             for place in sorted(places)
-            for word in rng.sample(list(words), min(config.candidates, len(words)))
+            for word in rng.sample(words, min(config.candidates, len(words)))
             if word != current[place]
         ]
         if not tries:
@@ -87,7 +111,10 @@ def attack_text(
         vectors = encoder.encode_texts(texts)  # [tries, dim]
         near = vectors @ before  # [tries]
         gap = _gap(vectors, images, own)
-        allowed = (near >= config.min_cosine).nonzero().squeeze(1).tolist()
+        within = near >= config.min_cosine
+        if judge is not None:
+            within &= judge.accepts(texts, own).to(within.device)
+        allowed = within.nonzero().squeeze(1).tolist()
         if not allowed:
             break
         best = max(allowed, key=lambda row: float(gap[row])) if greedy else rng.choice(allowed)
@@ -96,9 +123,10 @@ def attack_text(
         current[place], cosine = word, float(near[best])
         places.discard(place)
         if float(gap[best]) > 0:
-            return TextAttacked(" ".join(current), tuple(changed), cosine, True)
+            break
     plain = _gap(encoder.encode_texts([" ".join(current)]), images, own)
-    return TextAttacked(" ".join(current), tuple(changed), cosine, float(plain[0]) > 0)
+    fooled = float(plain[0]) > 0
+    return TextAttacked(" ".join(current), tuple(changed), cosine, fooled, judge is not None)
 
 
 def _gap(vectors: Tensor, images: Tensor, own: int) -> Tensor:

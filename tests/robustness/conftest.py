@@ -24,7 +24,7 @@ def task(space: FeatureSpace) -> Task:
 
 @pytest.fixture(scope="session")
 def model(space: FeatureSpace, task: Task) -> ZeroShot:
-    return ZeroShot(space.encoder, task.vectors(space.encoder))
+    return task.classifier(space.encoder)
 
 
 class SmallNet(nn.Module):

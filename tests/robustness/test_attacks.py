@@ -253,8 +253,6 @@ def test_pgd_with_a_radius_for_every_image() -> None:
         ("nothing", 0.1, "Linf", "unknown attack"),
         ("cw", 0.1, "Linf", "cannot be run on 2 classes with norm Linf"),
         ("apgd-t", 0.1, "Linf", "cannot be run on 2 classes"),
-        ("pgd", 0.0, "Linf", "must be a positive number"),
-        ("pgd", float("nan"), "Linf", "must be a positive number"),
     ],
 )
 def test_what_cannot_be_run_is_refused(name: str, eps: float, norm: str, message: str) -> None:

@@ -131,9 +131,8 @@ def test_lost_iterates_and_means_are_caught() -> None:
     assert of_curves.best_kept(0, 10).passed
     assert not of_curves.best_kept(1, 10).passed
     one, two = torch.tensor([True, True, False]), torch.tensor([True, False, True])
-    masks = {"pgd": {0.1: one}, "square": {0.1: two}}
-    assert of_curves.per_sample_worst({0.1: one & two}, masks).passed
-    assert not of_curves.per_sample_worst({0.1: one}, masks).passed
+    assert of_curves.per_sample_worst({0.1: one & two}, {0.1: [one, two]}).passed
+    assert not of_curves.per_sample_worst({0.1: one}, {0.1: [one, two]}).passed
 
 
 def test_what_rounding_undoes_is_caught() -> None:

@@ -73,7 +73,7 @@ def test_a_direction_is_of_the_class_alone(space: FeatureSpace, study: CrossModa
 
 
 def test_retrieval_is_attacked_in_both_directions(space: FeatureSpace, gallery: Task) -> None:
-    model = ZeroShot(space.encoder, gallery.vectors(space.encoder))
+    model = gallery.classifier(space.encoder)
     pixels, labels = gallery.pixels, gallery.labels
     assert found_by_caption(model, pixels, pixels, labels).float().mean() > 0.9
     eps = 16 / 255

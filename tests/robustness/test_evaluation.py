@@ -16,7 +16,7 @@ from mms_apps.robustness import evaluation as evaluation_module
 from mms_apps.robustness.attacks.base import AttackConfig
 from mms_apps.robustness.attacks.registry import offered
 from mms_apps.robustness.attacks.run import run_attack
-from mms_apps.robustness.distances import NORMS, read_eps, readable_eps, within
+from mms_apps.robustness.distances import NORMS, within
 from mms_apps.robustness.evaluation import evaluate
 from mms_apps.robustness.groups import Defence, controls, keep_only, shares
 from mms_apps.robustness.models import Squeezed, ZeroShot, correct, pixels_of
@@ -119,7 +119,7 @@ def test_another_evaluation_in_the_folder_is_refused(
         evaluate(model, task, out, other, space=space)
     with pytest.raises(UserError, match=r"task.*differ"):
         evaluate(model, task.first(3), out, CONFIG, space=space)
-    with pytest.raises(UserError, match="act on a FeatureSpace"):
+    with pytest.raises(UserError, match="keep:CrossD: acts on groups of features"):
         evaluate(model, task, out, CONFIG)
     squeezed = model.with_defence(None, Squeezed(4, straight_through=True))
     with pytest.raises(UserError, match=r"model.*differ"):
@@ -186,8 +186,8 @@ def test_pixels_and_logits_are_the_encoders_own(space: FeatureSpace, task: Task)
 
     source = EmbeddedPairs("heldout")
     images = [source.pair(index).image for index in range(3)]
-    vectors = task.vectors(space.encoder)
-    model = ZeroShot(space.encoder, vectors)
+    model = task.classifier(space.encoder)
+    vectors = model.vectors
     with torch.no_grad():
         logits = model(pixels_of(space.encoder, images))
     own = space.encoder.encode_images(images) @ vectors.T
@@ -265,6 +265,7 @@ def test_differences_are_amplified_about_grey() -> None:
 def test_the_tasks(space: FeatureSpace) -> None:
     retrieval = load_task("embedded:heldout", space.encoder, label="retrieval", count=8)
     assert [retrieval.classes[label] for label in retrieval.labels] == list(retrieval.captions)
+    assert retrieval.prompts == tuple((name,) for name in retrieval.classes)
     tones = load_task("embedded:heldout", space.encoder, label="skin_tone", count=8)
     assert len(tones.classes) == 5 and tones.chance == 0.2
     ground = load_task(
@@ -292,19 +293,6 @@ def test_tasks_that_cannot_be_are_refused(space: FeatureSpace, options: dict, me
         load_task("embedded:heldout", space.encoder, **options)
 
 
-@pytest.mark.parametrize("text", ["x", "0", "-1", "1/0", "inf", ""])
-def test_an_eps_that_is_none_is_refused(text: str) -> None:
-    with pytest.raises(UserError, match="eps"):
-        read_eps(text)
-
-
-def test_eps_as_a_user_writes_it() -> None:
-    assert read_eps("4/255") == 4 / 255
-    assert read_eps("0.5") == 0.5
-    assert readable_eps(4 / 255) == "4/255"
-    assert readable_eps(0.25) == "0.25"
-
-
 def test_an_attack_lowers_the_accuracy_of_the_embedded_model(task: Task, model: ZeroShot) -> None:
     config = AttackConfig(pgd_steps=15)
     found = run_attack(model, task.pixels, task.labels, "pgd", 16 / 255, config)
@@ -316,9 +304,7 @@ def test_transfer_from_another_encoder(
 ) -> None:
     other = load_encoder("embedded-ssl", device="cpu")
     config = EvaluationConfig(attacks=("pgd",), eps=(8 / 255,), attack=SHORT, check_images=4)
-    found = evaluate(
-        model, task.first(6), tmp_path, config, surrogate=ZeroShot(other, task.vectors(other))
-    )
+    found = evaluate(model, task.first(6), tmp_path, config, surrogate=task.classifier(other))
     assert list(found.accuracy["transfer"]) == [config.middle]
     assert any(check.name.startswith("transfer") for check in found.checks)
     assert not math.isnan(found.clean.value)

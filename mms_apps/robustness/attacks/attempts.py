@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mms_apps.robustness.distances import Norm, within
-from mms_apps.robustness.losses import cross_entropy, margin
+from mms_apps.robustness.losses import attack_scale, cross_entropy, margin
 
 BATCH_STEP = 16
 
@@ -16,10 +16,13 @@ BATCH_STEP = 16
 class Attempts(nn.Module):
     """Stands between an attack and a model, and keeps the best of what the attack tries.
 
+    The attack sees the model's logits brought to one scale (`losses.attack_scale`).
+
     Attributes:
         best: within eps, of each image's highest margin.
         fooled: whether an image within eps fooled the model.
-        history: mean cross-entropy of each pass with gradients over at least one image.
+        history: mean cross-entropy, of the scaled logits, of each pass with gradients over at least
+            one image.
     """
 
     def __init__(
@@ -43,6 +46,8 @@ class Attempts(nn.Module):
         self.best = clean.clone()
         self.margin = torch.full((len(clean),), -torch.inf, device=clean.device)
         self.history: list[float] = []
+        with torch.no_grad():
+            self.scale = attack_scale(model(clean), labels)
         self.eval()  # torchattacks puts the model back into the mode of what it attacks
 
     @property
@@ -60,16 +65,20 @@ class Attempts(nn.Module):
         return logits
 
     def _logits(self, images: Tensor) -> Tensor:
-        """Logits `[n, classes]`, of a few batch sizes only: oneDNN keeps a kernel and its memory
-        for every size, and Square's and FAB's batches shrink image by image."""
+        """Scaled logits `[n, classes]`, of a few batch sizes only: oneDNN keeps a kernel and its
+        memory for every size, and Square's and FAB's batches shrink image by image."""
         missing = -len(images) % BATCH_STEP if len(images) != len(self.clean) else 0
         if not missing:
-            return self.model(images)
+            return self.scale * self.model(images)
         filled = torch.cat([images, images[-1:].expand(missing, -1, -1, -1)])
-        return self.model(filled)[: len(images)]
+        return self.scale * self.model(filled)[: len(images)]
 
     def note(self, images: Tensor, logits: Tensor) -> None:
-        """Keep images that are better than the best so far, and within eps and [0, 1]."""
+        """Keep images that are better than the best so far, and within eps and [0, 1].
+
+        Args:
+            logits: scaled, `[n, classes]`.
+        """
         values = margin(logits, self.labels)
         better = (values > self.margin).nonzero().squeeze(1)
         candidates = images[better]

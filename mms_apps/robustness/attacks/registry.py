@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from features.errors import UserError
 from mms_apps.robustness.attacks.adaptive import adaptive_passes
 from mms_apps.robustness.attacks.apgd import apgd, apgd_targeted
 from mms_apps.robustness.attacks.base import AttackKind
-from mms_apps.robustness.attacks.cw import CW_CONSTANTS, cw
+from mms_apps.robustness.attacks.cw import ROUNDS, cw
 from mms_apps.robustness.attacks.fab import fab
 from mms_apps.robustness.attacks.fgsm import fgsm
 from mms_apps.robustness.attacks.noise import noise
@@ -22,7 +24,7 @@ ATTACKS: dict[str, AttackKind] = {
     "apgd-dlr": AttackKind(apgd("dlr"), adaptive_passes, min_classes=3),
     "apgd-t": AttackKind(apgd_targeted, adaptive_passes, min_classes=4),
     "fab": AttackKind(fab, lambda c: 2 * c.steps * c.restarts, nearest=True),
-    "cw": AttackKind(cw, lambda c: len(CW_CONSTANTS) * c.steps, norms=("L2",), nearest=True),
+    "cw": AttackKind(cw, lambda c: ROUNDS * c.steps, norms=("L2",), nearest=True),
     "square": AttackKind(square, lambda c: c.queries * c.restarts, gradients=False),
 }
 """Every single attack by its name."""
@@ -34,6 +36,11 @@ def offered(classes: int, norm: Norm) -> list[str]:
     """The attacks that work for so many classes and a norm."""
     single = [n for n, a in ATTACKS.items() if classes >= a.min_classes and norm in a.norms]
     return [*single, AUTOATTACK]
+
+
+def single_attacks(names: Sequence[str], classes: int) -> list[str]:
+    """The single attacks of which several consist, each once."""
+    return list(dict.fromkeys(part for name in names for part in parts(name, classes)))
 
 
 def parts(name: str, classes: int) -> list[str]:

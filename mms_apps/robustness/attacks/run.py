@@ -10,7 +10,6 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from features.errors import UserError
 from features.extras import require
 from mms_apps.robustness.attacks.attempts import Attempts
 from mms_apps.robustness.attacks.base import AttackConfig, Attacked
@@ -21,7 +20,7 @@ from mms_apps.robustness.attacks.registry import (
     parts,
     require_offered,
 )
-from mms_apps.robustness.distances import within
+from mms_apps.robustness.distances import read_eps, within
 from mms_apps.robustness.models import Progress, batched, correct, require_float32, undisturbed
 
 
@@ -30,7 +29,7 @@ def run_attack(
     pixels: Tensor,
     labels: Tensor,
     name: str,
-    eps: float,
+    eps: float | str,
     config: AttackConfig,
     *,
     progress: Progress | None = None,
@@ -42,15 +41,14 @@ def run_attack(
         pixels: float32, `[n, 3, height, width]`.
         labels: `[n]` int64.
         name: of ATTACKS, or autoattack.
-        eps: the radius, in pixel values of [0, 1].
+        eps: the radius, in pixel values of [0, 1]; also as text, such as 4/255.
 
     Raises:
-        UserError: the attack cannot be run on so many classes, eps is not positive, or something
-            is not float32.
+        UserError: the attack cannot be run on so many classes, eps is none (`read_eps`), or
+            something is not float32.
     """
     require("robustness")
-    if not 0 < eps < float("inf"):
-        raise UserError(f"eps {eps}: must be a positive number")
+    eps = read_eps(eps, config.norm)
     require_float32(model, pixels)
     found = pixels.detach().clone()
     fooled = torch.zeros(len(pixels), dtype=torch.bool, device=pixels.device)
@@ -100,7 +98,7 @@ def _run_one(
         images = kind.run(attempts, clean, labels, eps, config).detach()
     with torch.no_grad():
         logits = model(images)
-    attempts.note(images, logits)
+    attempts.note(images, attempts.scale * logits)
     if kind.keeps_last:
         images = attempts.best
     elif kind.nearest:

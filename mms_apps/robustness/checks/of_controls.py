@@ -46,6 +46,24 @@ def attacked_through(adaptive: Mapping[str, float], nonadaptive: Mapping[str, fl
     )
 
 
+def square_not_stronger_through(
+    square: Mapping[str, float], adaptive: Mapping[str, float]
+) -> Check:
+    """Square does not beat the gradients that go through a defence: by how much it is stronger.
+
+    Args:
+        square: accuracy by defence under Square.
+        adaptive: accuracy by defence, attacked through it by gradients.
+    """
+    return check(
+        "Square does not beat gradients through a defence",
+        max((adaptive[name] - square[name] for name in square), default=math.nan),
+        SLACK,
+        "An attack that sees no gradient finds more than those that go through the defence, so it "
+        "hides gradients: take the worst case, and attack through a differentiable stand-in.",
+    )
+
+
 def against_controls(group_energy: Mapping[str, float], controls: Iterable[ControlGroup]) -> Check:
     """Every group stands beside random groups of its size, random groups of its energy and PCA of
     its rank, five seeds each: the largest relative error of the matched energy.

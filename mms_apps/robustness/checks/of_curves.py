@@ -15,6 +15,8 @@ from mms_apps.robustness.distances import TOLERANCE, Norm, distances
 
 FLAT = 0.05
 ROUNDING_LOSS = 0.05
+REPEATED = 0.02
+"""Images that lie on the boundary, where float32 in another batch may say otherwise."""
 
 
 def inside_bounds(worst_excess: float) -> Check:
@@ -157,25 +159,28 @@ def best_kept(lost: int, attacked: int) -> Check:
 
 
 def per_sample_worst(
-    worst: Mapping[float, Tensor], by_attack: Mapping[str, Mapping[float, Tensor]]
+    worst: Mapping[float, Tensor], of_images: Mapping[float, Sequence[Tensor]]
 ) -> Check:
-    """The worst case is taken image by image over all attacks, and is no mean: the share of images
-    on which it differs from that.
+    """The worst case says of each image what the model says of its adversarial images: the share on
+    which it does not.
 
     Args:
-        worst: whether each image withstands all attacks, by eps, `[n]` bool.
-        by_attack: whether it withstands one, by attack and eps.
+        worst: the reported worst case: whether each image withstands all attacks, by eps, `[n]`
+            bool.
+        of_images: by eps, whether a model is right on the first images and on the adversarial ones
+            that were kept of each attack, `[kept]` bool each.
     """
     differing, total = 0, 0
-    for eps, withstood in worst.items():
-        every = torch.stack([masks[eps] for masks in by_attack.values() if eps in masks]).all(0)
-        differing += int((every != withstood).sum())
+    for eps, masks in of_images.items():
+        withstood = torch.stack(list(masks)).all(0)
+        differing += int((withstood != worst[eps][: len(withstood)]).sum())
         total += len(withstood)
     return check(
         "worst case image by image",
         differing / max(total, 1),
-        0.0,
-        "Means over attacks hide images that one of them fools: take the worst for each image.",
+        REPEATED,
+        "Asked again about the adversarial images, the model is fooled by others than the worst "
+        "case says: take the worst of all attacks for each image, and no mean over them.",
     )
 
 

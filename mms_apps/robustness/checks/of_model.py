@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from mms_apps.robustness.attacks.base import AttackConfig
 from mms_apps.robustness.attacks.run import run_attack
 from mms_apps.robustness.checks.base import SLACK, Check, check
-from mms_apps.robustness.losses import input_gradients
+from mms_apps.robustness.losses import attack_scale, input_gradients
 from mms_apps.robustness.models import BATCH, batched, correct, undisturbed
 
 REPEAT_TOLERANCE = 1e-3
@@ -55,9 +55,10 @@ def gradients(model: nn.Module, pixels: Tensor, labels: Tensor, loss: str) -> Ch
         loss: "cross-entropy" or "margin".
     """
     unusable = []
+    scale = attack_scale(batched(model, pixels), labels)  # as attacks see the logits
     for images, own in zip(pixels.split(BATCH), labels.split(BATCH), strict=True):
         with undisturbed(model, 0):
-            gradient = input_gradients(model, images, own, loss)
+            gradient = input_gradients(model, images, own, loss, scale)
         if gradient is None:
             unusable.append(torch.ones(len(images), dtype=torch.bool))
             continue
