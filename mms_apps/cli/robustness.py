@@ -16,15 +16,22 @@ if TYPE_CHECKING:
 def robustness(
     out: Annotated[Path, typer.Option(help="Folder for the results.")],
     space: Annotated[
-        str, typer.Option(help="Folder or hub id of a FeatureSpace, or embedded.")
-    ] = "embedded",
+        str | None,
+        typer.Option(
+            help="Folder or hub id of a FeatureSpace, or embedded [default: embedded, or none with "
+            "--encoder]."
+        ),
+    ] = None,
     pairs: Annotated[
         str, typer.Option(help="Images with attributes, as `mms run` takes them.")
     ] = "embedded:heldout",
     label: Annotated[
-        str,
-        typer.Option(help="Attribute that gives the classes, or retrieval: each caption is one."),
-    ] = "gender",
+        str | None,
+        typer.Option(
+            help="Attribute that gives the classes, or retrieval: an image's captions are a class "
+            "[default: gender with embedded pairs, else label, which class folders have]."
+        ),
+    ] = None,
     classes: Annotated[
         str | None,
         typer.Option(help="Values of the attribute to tell apart, by commas [default: all]."),
@@ -32,6 +39,17 @@ def robustness(
     template: Annotated[
         list[str] | None,
         typer.Option(help="Prompt of a class, with {} for its name; several are averaged."),
+    ] = None,
+    class_names: Annotated[
+        Path | None,
+        typer.Option(
+            help="Names of the classes, as ImageNet has them: one a line or a JSON list, in the "
+            "order of the classes, or a JSON object from each to its name."
+        ),
+    ] = None,
+    templates: Annotated[
+        Path | None,
+        typer.Option(help="Prompts of a class as --template, one a line or a JSON list."),
     ] = None,
     count: Annotated[int, typer.Option(min=1, help="Images at most.")] = 300,
     attack: Annotated[
@@ -57,18 +75,23 @@ def robustness(
         list[str] | None,
         typer.Option(
             help="keep:CrossD, remove:ImgD, weight:ImgD=0.5,CrossD=2 or squeeze:3, once each; "
-            "evaluated clean, non-adaptive and adaptive."
+            "evaluated clean, non-adaptive, adaptive, by Square, and in the worst case."
         ),
     ] = None,
     surrogate: Annotated[
         str | None,
         typer.Option(
-            help="Encoder from which images are transferred [default: the other embedded one]."
+            help="Encoder from which images are transferred [default: to an embedded encoder the "
+            "other one, else none]."
         ),
     ] = None,
     encoder: Annotated[
         str | None,
-        typer.Option(help="Encoder of the space, where it lay in a local folder."),
+        typer.Option(
+            help="An encoder without a FeatureSpace, such as FARE or TeCoA: architecture/tag, "
+            "hf-hub:org/name or local-dir:path; with --space its encoder, where it lay in a local "
+            "folder."
+        ),
     ] = None,
     batch_size: Annotated[
         int, typer.Option(min=1, help="Images attacked at once; more on a GPU.")
@@ -86,6 +109,7 @@ def robustness(
     from features.encoders.load import load_encoder
     from features.space.space import FeatureSpace
     from mms_apps.robustness.attacks.base import AttackConfig
+    from mms_apps.robustness.class_names import read_class_names, read_templates
     from mms_apps.robustness.distances import EPS, read_eps, read_norm
     from mms_apps.robustness.evaluation import evaluate
     from mms_apps.robustness.models import ResizedTo, image_size
@@ -108,18 +132,27 @@ def robustness(
         ),
         defences=tuple(dict.fromkeys(defence or ())),
     )
-    loaded = FeatureSpace.load(space, device=device, encoder=encoder)
-    own = loaded.encoder
+    loaded = None
+    if space is not None or encoder is None:
+        loaded = FeatureSpace.load(space or "embedded", device=device, encoder=encoder)
+        own = loaded.encoder
+    else:
+        own = load_encoder(encoder, device=device)
     task = load_task(
         pairs,
         own,
-        label=label,
+        label=label or ("gender" if pairs.startswith("embedded") else "label"),
         classes=None if classes is None else [name.strip() for name in classes.split(",")],
-        templates=template,
+        templates=[*(template or ()), *(read_templates(templates) if templates else ())],
+        class_names=None if class_names is None else read_class_names(class_names),
         count=count,
         seed=seed,
     )
-    other = load_encoder(surrogate or other_embedded(own.id), device=device)
+    other_id = surrogate or fitting_surrogate(own.id)
+    transferring = None
+    if other_id is not None:
+        other = load_encoder(other_id, device=device)
+        transferring = task.classifier(other, before=ResizedTo(*image_size(other)))
     with _bar() as advance:
         found = evaluate(
             task.classifier(own),
@@ -127,8 +160,9 @@ def robustness(
             out,
             config,
             space=loaded,
-            surrogate=task.classifier(other, before=ResizedTo(*image_size(other))),
+            surrogate=transferring,
             encoder=own.id,
+            surrogate_name=other_id or "",
             progress=advance,
         )
     page = write_robustness_report(found, out / "report.html")
@@ -142,9 +176,9 @@ def robustness(
         raise typer.Exit(1)
 
 
-def other_embedded(encoder: str) -> str:
-    """The embedded encoder that is not this one."""
-    return "embedded" if encoder == "embedded-ssl" else "embedded-ssl"
+def fitting_surrogate(encoder: str) -> str | None:
+    """An encoder that knows the same images and words as this one; None where none is known."""
+    return {"embedded": "embedded-ssl", "embedded-ssl": "embedded"}.get(encoder)
 
 
 @contextmanager
@@ -182,5 +216,10 @@ def _summarise(found: Evaluation) -> None:
         table.add_row(name, f"{found.clean.value:.1%}", *cells)
     console = Console()
     console.print(table)
+    for defence in found.defences:
+        worst, undefended = defence.worst.value, defence.undefended.value
+        console.print(f"{defence.defence}: worst case {worst:.1%}, undefended {undefended:.1%}")
+    for sentence in found.left_out:
+        console.print(sentence)
     passed = sum(check.passed for check in found.checks)
     console.print(f"{passed} of {len(found.checks)} checks passed")

@@ -53,6 +53,7 @@ def evaluate(
     space: FeatureSpace | None = None,
     surrogate: nn.Module | None = None,
     encoder: str = "",
+    surrogate_name: str = "",
     progress: Progress | None = None,
 ) -> Evaluation:
     """Evaluate a model; killed, the same call goes on where it stopped.
@@ -63,6 +64,7 @@ def evaluate(
         space: of a `ZeroShot` model's encoder, for feature groups and defences.
         surrogate: another model of the same task, for transfer.
         encoder: what to call the model.
+        surrogate_name: what to call the other model.
 
     Raises:
         UserError: the folder holds another evaluation, an attack cannot be run, or a defence needs
@@ -133,11 +135,31 @@ def evaluate(
         moved=moved,
         drift_attack=drift_attack,
         defences=results,
+        surrogate=None if surrogate is None else surrogate_name,
+        surrogate_clean=None if surrogate is None else run.surrogate_clean(),
+        left_out=_left_out(surrogate is not None, space is not None, bool(groups)),
         seconds=time.perf_counter() - start,
         shown=run.pictures(by_attack, worst, right),
     )
     write_json(out / RESULT, evaluation.record())
     return evaluation
+
+
+def _left_out(transferred: bool, has_space: bool, grouped: bool) -> list[str]:
+    """Sentences about what was not done."""
+    found = []
+    if not transferred:
+        found.append(
+            "Transfer is left out: no other encoder is known to fit; --surrogate names one."
+        )
+    if not has_space:
+        found.append(
+            "Feature groups are left out: there is no FeatureSpace of this encoder; mms run makes "
+            "one, and --space names it."
+        )
+    elif not grouped:
+        found.append("Feature groups are left out: no attack by gradients was run.")
+    return found
 
 
 def _drifts(name: str, by_attack: Mapping[str, Any]) -> bool:

@@ -18,7 +18,7 @@ from mms_apps.robustness.checks import of_controls
 from mms_apps.robustness.checks.base import Check, all_passed
 from mms_apps.robustness.distances import EPS, read_eps
 
-SCHEMA = 1
+SCHEMA = 2
 WORST = "worst case"
 TRANSFER = "transfer"
 
@@ -113,6 +113,12 @@ class Evaluation:
     """Features that the drift's attack moved most."""
     drift_attack: str | None
     defences: list[DefenceResult]
+    surrogate: str | None
+    """The other model from which images were transferred."""
+    surrogate_clean: Estimate | None
+    """Its accuracy on the clean images: one that is wrong anyway says nothing."""
+    left_out: list[str]
+    """What was not done, and why, in sentences."""
     seconds: float
     """That this run took; what an earlier one had finished is not in it."""
     shown: dict[str, Any] = field(default_factory=dict, repr=False)

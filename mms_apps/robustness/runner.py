@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from features.bootstrap import Estimate
 from features.files import write_json
 from features.space.space import FeatureSpace
 from mms_apps.robustness.attacks.base import Attacked
@@ -75,6 +76,13 @@ class Runner:
         """PGD on the other model, at the middle eps, tried on this one."""
         assert self.surrogate is not None
         return self._part(TRANSFER, TRANSFER, self.surrogate, "pgd", self.config.middle)
+
+    def surrogate_clean(self) -> Estimate:
+        """The other model's accuracy on the clean images."""
+        assert self.surrogate is not None
+        return image_estimate(
+            self._right(self.surrogate, self.task.pixels), self.config.attack.seed
+        )
 
     def minimal(self, worst: dict[float, Tensor], right: Tensor) -> Tensor:
         """The smallest adversarial eps of each image, `[n]`."""

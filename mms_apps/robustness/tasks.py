@@ -16,6 +16,7 @@ from features.encoders.encoder import Encoder
 from features.errors import UserError
 from features.pairs.base import Described, PairSource, Skipped
 from features.pairs.open import open_pairs
+from mms_apps.robustness.class_names import Names, class_places, listed, require_templates
 from mms_apps.robustness.models import ZeroShot, pixels_of
 
 RETRIEVAL = "retrieval"
@@ -105,6 +106,7 @@ def load_task(
     label: str = "gender",
     classes: Sequence[str] | None = None,
     templates: Sequence[str] | None = None,
+    class_names: Names | None = None,
     count: int = 300,
     seed: int = 0,
 ) -> Task:
@@ -119,21 +121,25 @@ def load_task(
         label: an attribute of the pairs, or retrieval.
         classes: values of the attribute to tell apart; None for all that occur.
         templates: of the prompts, each with `{}` for the class's name.
+        class_names: what to call the classes, where the pairs say it otherwise, by numbers say
+            (`class_names.class_places`); names that none of the images has are classes too.
         count: images at most.
         seed: of the draw.
 
     Raises:
         UserError: the attribute or a class does not occur, there are fewer than two classes, a
-            template lacks `{}`, or no pair could be read.
+            template lacks `{}`, the class names don't fit, or no pair could be read.
     """
     if count < 1:
         raise UserError(f"count {count}: must be at least 1")
-    for template in templates or ():
-        if "{}" not in template:
-            raise UserError(f"template {template!r}: has no {{}} where the class's name goes")
+    require_templates(templates or ())
+    if class_names is not None and classes:
+        raise UserError("class names name all classes of an attribute: leave --classes out")
+    if class_names is not None and label == RETRIEVAL:
+        raise UserError("in retrieval the captions are the classes: leave the class names out")
     source = open_pairs(pairs, captions_needed=label == RETRIEVAL)
     embedded = pairs.partition(":")[0] == "embedded"
-    if embedded and classes is None:
+    if embedded and classes is None and class_names is None:
         classes = {"gender": GENDERS, "skin_tone": SKIN_TONES}.get(label)
     draw = _drawn(source, label, classes, count, seed)
     found, images = _read(source, draw.pairs, encoder, count)
@@ -144,6 +150,11 @@ def load_task(
         prompts = tuple(dict.fromkeys(own))
         names = tuple(texts[0] for texts in prompts)
         labels = [prompts.index(texts) for texts in own]
+    elif class_names is not None:
+        places = class_places(class_names, draw.values, pairs)
+        names = listed(class_names)
+        prompts = _prompts(names, templates or TEMPLATES)
+        labels = [places[str(pair.attributes[label])] for pair in found]
     else:
         names, prompts = _classes(label, classes, draw.values, templates, embedded)
         labels = [names.index(str(pair.attributes[label])) for pair in found]
@@ -246,8 +257,11 @@ def _classes(
         return names, _as_tuples(gender_prompts())
     if embedded and not templates and label == "skin_tone" and names == SKIN_TONES:
         return names, _as_tuples(skin_tone_prompts())
-    chosen = templates or TEMPLATES
-    return names, tuple(tuple(t.format(name) for t in chosen) for name in names)
+    return names, _prompts(names, templates or TEMPLATES)
+
+
+def _prompts(names: Sequence[str], templates: Sequence[str]) -> tuple[tuple[str, ...], ...]:
+    return tuple(tuple(t.replace("{}", name) for t in templates) for name in names)
 
 
 def _as_tuples(prompts: list[list[str]]) -> tuple[tuple[str, ...], ...]:

@@ -34,7 +34,10 @@ def test_it_leaves_json_and_a_report_and_goes_on(mms, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--eps", "big"), "not a positive number"),
+        (("--eps", "big"), "must be a positive number"),
+        (("--eps", "8"), "8/255?"),
+        (("--class-names", "nowhere.txt"), "nowhere.txt: cannot be read"),
+        (("--templates", "nowhere.json"), "nowhere.json: cannot be read"),
         (("--norm", "L1"), "unknown norm"),
         (("--attack", "nothing"), "unknown attack"),
         (("--attack", "cw"), "cannot be run"),
