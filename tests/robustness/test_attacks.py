@@ -16,7 +16,7 @@ from features.errors import UserError
 from mms_apps.robustness.attacks.base import AttackConfig
 from mms_apps.robustness.attacks.registry import ATTACKS, offered, parts
 from mms_apps.robustness.attacks.run import run_attack
-from mms_apps.robustness.checks.linear_case import analytic, linear_case
+from mms_apps.robustness.checks.linear_case import LinearModel, analytic, linear_case
 from mms_apps.robustness.distances import NORMS, distances, project, random_in_ball, within
 from mms_apps.robustness.losses import margin
 from mms_apps.robustness.models import Squeezed, correct
@@ -284,3 +284,79 @@ def test_bad_settings_are_refused(settings: dict, message: str) -> None:
 
 def test_every_kind_names_what_it_needs() -> None:
     assert {name for name, kind in ATTACKS.items() if not kind.gradients} == {"noise", "square"}
+
+
+class Shifted(nn.Module):
+    """A model whose logits are scaled, and shifted by a number or by one of each image's own."""
+
+    def __init__(self, model: nn.Module, scale: float, shift) -> None:
+        super().__init__()
+        self.model, self.scale, self.shift = model, scale, shift
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        shift = self.shift(pixels)[:, None] if callable(self.shift) else self.shift
+        return self.scale * self.model(pixels) + shift
+
+
+RESCALED = [
+    (1.0, -20.0),
+    (1.0, 100.0),
+    (1.0, lambda pixels: 30 * pixels.flatten(1).mean(1) - 40),
+    (1000.0, 0.0),
+    (0.001, 5e-3),
+]
+
+
+@pytest.mark.parametrize(("scale", "shift"), RESCALED)
+@pytest.mark.parametrize("norm", NORMS)
+def test_no_attack_is_moved_by_a_shift_or_scale_of_the_logits(
+    norm: str, scale: float, shift
+) -> None:
+    model, pixels, labels = small_case(4, count=16)
+    eps = 0.02 if norm == "Linf" else 0.2
+    config = AttackConfig(norm=norm, pgd_steps=10, steps=20, queries=30)
+    for name in offered(4, norm)[:-1]:
+        left = [
+            float(correct(m, run_attack(m, pixels, labels, name, eps, config).images, labels)
+                  .float().mean())
+            for m in (model, Shifted(model, scale, shift))
+        ]  # fmt: skip
+        assert abs(left[0] - left[1]) <= 1 / 16, name
+
+
+@pytest.mark.parametrize("shift", [-20.0, 0.0, 100.0])
+def test_cw_leaves_no_more_than_pgd(shift: float) -> None:
+    linear, pixels, labels = linear_case(50, seed=1)
+    with torch.no_grad():
+        distance = linear.nearest(pixels, "L2")
+    for eps in distance.quantile(torch.tensor([0.3, 0.6, 0.9])).tolist():
+        left = [
+            float(correct(m, run_attack(m, pixels, labels, name, eps, AttackConfig(norm="L2"))
+                          .images, labels).float().mean())
+            for m in (Shifted(linear, 1.0, shift),) for name in ("cw", "pgd")
+        ]  # fmt: skip
+        assert left[0] <= left[1] + 0.02
+        assert left[0] == pytest.approx(float((distance > eps).float().mean()), abs=0.021)
+
+
+def test_cw_finds_the_nearest() -> None:
+    """On a linear model within a tenth of the known distance, whatever eps it was given."""
+    linear, pixels, labels = linear_case(20, seed=2)
+    with torch.no_grad():
+        nearest = linear.nearest(pixels, "L2")
+    found = run_attack(linear, pixels, labels, "cw", 0.3, AttackConfig(norm="L2")).images
+    assert (distances(pixels, found, "L2") <= 1.1 * nearest + 0.01).all()
+
+
+@pytest.mark.parametrize("name", ["cw", "pgd", "apgd", "fab"])
+@pytest.mark.parametrize("share", [1.0, 0.9])
+def test_pixels_at_0_and_1_move(name: str, share: float) -> None:
+    """An image that is black and white but for some of its pixels."""
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(3, 8, 8, generator=generator)
+    grey = torch.rand(3, 8, 8, generator=generator) > share
+    image = torch.where(grey, 0.5, (weight > 0).float())
+    linear = LinearModel(weight, float(0.2 * weight.norm() - (weight * image).sum()))
+    pixels, labels = image[None], torch.ones(1, dtype=torch.int64)
+    found = run_attack(linear, pixels, labels, name, 0.25, AttackConfig(norm="L2")).images
+    assert not correct(linear, found, labels).any()
