@@ -179,7 +179,7 @@ def fill(
     found_numbers, picked = gr.State([]), gr.State(None)
     gr.Markdown("# Steering: edit a picture's features")
     with gr.Row():
-        with gr.Column(scale=2):
+        with gr.Column(scale=3):
             prompt = gr.Textbox("woman: light skin tone", label="Prompt", elem_id="prompt")
             with gr.Accordion("Reference image", open=False):
                 image = picture_input(label="Reference", height=180)
@@ -189,7 +189,9 @@ def fill(
             for place in range(1, SLOTS + 1):
                 with gr.Row():
                     chosen.append(
-                        gr.Dropdown(choices, value=None, label=f"Feature {place}", scale=4)
+                        gr.Dropdown(
+                            choices, value=None, label=f"Feature {place}", scale=5, min_width=150
+                        )
                     )
                     modes.append(
                         gr.Dropdown(
@@ -198,7 +200,13 @@ def fill(
                     )
                     strengths.append(
                         gr.Slider(
-                            -STRONGEST, STRONGEST, 0.0, step=0.1, label=f"Strength {place}", scale=3
+                            -STRONGEST,
+                            STRONGEST,
+                            0.0,
+                            step=0.1,
+                            label=f"Strength {place}",
+                            scale=5,
+                            min_width=150,
                         )
                     )
             reset = gr.Button("Reset sliders", size="sm")
@@ -217,7 +225,7 @@ def fill(
                     info=f"0: the space's own bound, {Steering().bound(space):.0f}",
                 )
                 seed = gr.Number(0, label="Seed", precision=0)
-        with gr.Column(scale=3):
+        with gr.Column(scale=4):
             go = gr.Button("Draw", variant="primary", elem_id="draw")
             with gr.Row():
                 plain = gr.Image(
