@@ -116,3 +116,8 @@ def fresh(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Any]:
 def pipes(fresh: Callable[[str], Any]) -> dict[str, Any]:
     """One pipeline of each family, that tests leave as it is."""
     return {name: fresh(name) for name in MAKERS}
+
+
+@pytest.fixture(scope="package")
+def embedded() -> FeatureSpace:
+    return FeatureSpace.load("embedded-ssl", device="cpu")

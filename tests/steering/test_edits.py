@@ -19,27 +19,15 @@ from hypothesis import strategies as st
 from features.embedded.world import EmbeddedPairs
 from features.errors import UserError
 from features.scores.angles import near_angles
-from features.space.score import score
 from features.space.space import FeatureSpace
 from mms_apps.steering.choosing import as_edits, between, choose, features_of
 from mms_apps.steering.edits import Blend, Edit, Mode, Probe, ScoreSet, Steering
 from mms_apps.steering.generator import scaled
 from mms_apps.steering.moves import mean_active
 from mms_apps.steering.saved import Source
-from tests.test_space import axes, make_store
+from tests.test_space import make_store
 
 DIM = 16
-
-
-@pytest.fixture(scope="module")
-def space(tmp_path_factory: pytest.TempPathFactory) -> FeatureSpace:
-    store = make_store(tmp_path_factory.mktemp("stores") / "store")
-    return score(store, axes(), progress=False)
-
-
-@pytest.fixture(scope="module")
-def embedded() -> FeatureSpace:
-    return FeatureSpace.load("embedded-ssl", device="cpu")
 
 
 def raw(n: int, seed: int = 0) -> torch.Tensor:

@@ -1,0 +1,108 @@
+"""Edits found from examples and from words."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from features.errors import UserError
+from features.space.space import FeatureSpace
+from mms_apps.steering import Steering
+from mms_apps.steering.finding import WAYS, AffineMap, find, pursue, sure_of
+from mms_apps.steering.moves import mean_active
+
+DIM = 16
+
+
+def samples(present: int, n: int = 60, seed: int = 0) -> torch.Tensor:
+    """Unit embeddings with one feature on, others varying; feature 9 is in all."""
+    generator = torch.Generator().manual_seed(seed)
+    x = 0.1 * torch.randn(n, DIM, generator=generator).abs()
+    x[:, 9] += 0.5
+    x[:, present] += 1.0
+    return F.normalize(x, dim=1)
+
+
+@pytest.mark.parametrize("how", WAYS)
+def test_examples_become_like_the_target(space: FeatureSpace, how: str) -> None:
+    source, target = samples(3), samples(5, seed=1)
+    steering = find(space, source, target, how, taken=4)
+    moved = Steering(steering.edits, score_sets=steering.score_sets, max_drift=180).apply(
+        space, samples(3, seed=2)
+    )
+    assert F.cosine_similarity(moved.embedding, target.mean(0)[None]).min() > 0.95
+    used = {e.feature for e in steering.edits} | {
+        f for s in steering.score_sets for f in s.features
+    }
+    assert {3, 5} <= used and len(used) <= 4
+
+
+def test_a_score_set_moves_each_sample_as_far_as_it_has_to_go(space: FeatureSpace) -> None:
+    source, target = samples(3), samples(5, seed=1)
+    (score,) = find(space, source, target, "score_set", taken=8).score_sets
+    weight = torch.tensor(score.weight)
+    steering = Steering(score_sets=(score,))
+    near = F.normalize(0.5 * samples(3, seed=2) + samples(5, seed=3), dim=1)
+    near_change, far_change = (
+        steering.change(space, x, "image").norm(dim=1).mean() for x in (near, source)
+    )
+    assert near_change < 0.6 * far_change
+    moved = source + steering.change(space, source, "image") @ space.dictionary.directions
+    assert (moved @ weight).mean() == pytest.approx(score.value, abs=0.15 * abs(score.value))
+
+
+def test_the_pursuit_finds_the_best_single_feature_and_signs_that_samples_allow(
+    space: FeatureSpace,
+) -> None:
+    source = samples(3)
+    wanted = torch.zeros(DIM)
+    wanted[3], wanted[5], wanted[7] = -1.0, 0.8, -0.5
+    features, steps = pursue(space, wanted, source, "image", 1)
+    assert features.tolist() == [3] and steps.tolist() == pytest.approx([-1.0])
+    source = source.clone()
+    source[:, 7] = 0  # nobody has feature 7: it can't be taken away
+    features, steps = pursue(space, wanted, F.normalize(source, dim=1), "image", 8)
+    assert set(features.tolist()) == {3, 5}
+    usable = [f for f in range(DIM) if mean_active(space, "image")[f] > 0 and f != 7]
+    best = min(
+        float((wanted**2).sum() - sum(wanted[f] ** 2 for f in pair))
+        for pair in itertools.combinations(usable, 2)
+    )
+    left = wanted.clone()
+    left[features] -= steps
+    assert float((left**2).sum()) == pytest.approx(best)
+
+
+def test_words_find_edits_too(embedded: FeatureSpace) -> None:
+    texts = embedded.encoder.encode_texts(["a picture of man", "man"]).clone()
+    to = embedded.encoder.encode_texts(["a picture of woman", "woman"]).clone()
+    for how in ("features", "difference"):
+        moved = find(embedded, "man", ["woman"], how).apply(embedded, texts, "text").embedding
+        assert (F.cosine_similarity(moved, to) > F.cosine_similarity(texts, to)).all()
+    with pytest.raises(UserError, match="needs examples"):
+        find(embedded, "man", "woman", "score_set")
+
+
+def test_mistakes_are_said(space: FeatureSpace) -> None:
+    with pytest.raises(UserError, match="no way to find edits; use features, difference"):
+        find(space, samples(3), samples(5), "magic")
+    with pytest.raises(UserError, match="no samples"):
+        find(space, samples(3)[:0], samples(5))
+
+
+def test_a_probe_is_sure_where_it_should_be() -> None:
+    source, target = samples(3), samples(5, seed=1)
+    probe = sure_of(source, target, 0.9)
+    odds = torch.cat([source, target]) @ torch.tensor(probe.weight) + probe.bias
+    assert (odds[:60] < 0).all() and (odds[60:] > 0).all() and probe.probability == 0.9
+
+
+def test_an_affine_map_is_recovered() -> None:
+    generator = torch.Generator().manual_seed(0)
+    weight = 0.2 * torch.randn(DIM, DIM, generator=generator)
+    x = F.normalize(torch.randn(400, DIM, generator=generator), dim=1)
+    found = AffineMap.fit(x, x + x @ weight + 0.1)
+    torch.testing.assert_close(found.move(x), x @ weight + 0.1, atol=0.02, rtol=0.05)
