@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from benchmarks.steering import people_of
+from benchmarks.steering_references import people_of
 from features.embedded.world import SIZE, EmbeddedPairs
 from features.files import replacing
 from mms_apps.steering.generator import SteeredGenerator

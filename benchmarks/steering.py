@@ -2,341 +2,371 @@
 
     python -m benchmarks.steering --out runs/benchmark-steering.json
 
-References are held-out drawings of men and women with a skin tone, under planted factors; each is
-steered to another value of an attribute at seven strengths, from the same noise. Methods:
+References are held-out drawings of men and women with a skin tone, under planted factors, whose
+plain drawing shows the source value; each is steered to another value of an attribute. A section an
+attribute, each within half an hour on two cores. Methods (`benchmarks/steering_edits.py`):
 
-- features: the features in which training images of the two values differ most;
-- features_by_class: the same within one modality class;
-- text_direction: the mean difference of prompts' text embeddings, as long as the features' move;
-- prompt: towards the embedding that the prior gives for the edited prompt;
-- random_feature: as many random features, as long a move.
+- features, difference, score_set: `mms_apps.steering.finding`'s three ways, in 8 features;
+- smallest: features, no further than to where a probe is sure;
+- text_direction, image_direction: the mean difference of texts and of images, turned by as much as
+  features turn;
+- prompt: towards what the prior gives for the edited prompt;
+- affine: a ridge regression on pairs, an upper reference without features;
+- random: random features, turned by as much as features;
+- twin: the drawing that differs in the attribute alone, a perfect edit.
 
-Each method's strength (and class) is the one above 0 with the most success less leakage on training
-drawings. success: the evaluator sees the target value. leakage: the share of the other attributes
-whose value, as the evaluator sees it, is another than in the unedited picture; of each of them,
-`leakage/<attribute>/<method>/<other>`. preservation: 1 less
-the distance from the unedited picture over that between unrelated pictures. monotonicity: Spearman
-correlation of the target's log-odds with the strength. drift: degrees. Intervals are bootstrapped
-over references.
+What the generator does by chance is kept apart from what an edit does: the evaluator's
+probabilities are averaged over several seeds. success: the average is highest for the target.
+gain: in the target's probability. leakage: total variation of the other attributes' averages from
+the plain drawing's under other seeds; excess: that, less what the plain drawing's own averages
+under the edit's seeds vary. preservation: 1 less the distance from the plain drawing of the same
+seed over that between unrelated drawings. monotonicity: Spearman correlation of the target's
+probability with the drift. drift: degrees. Methods are compared where they turn training
+drawings by as much on average: curve/ holds every drift. Each one's other rows stand at the
+smallest drift with success of .8 on training drawings that it was not found on, or with the most
+success where none has so much. less/: the paired difference in excess from a baseline. Intervals
+are bootstrapped over references.
 """
 
 from __future__ import annotations
 
-import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
 from rich.progress import track
-from scipy.linalg import sqrtm
 from scipy.stats import spearmanr
 from torch import Tensor
 
 from benchmarks.common import Result, mean_row, median_row, options, run_sections
 from benchmarks.evaluator import ATTRIBUTES, Evaluator, load_evaluator
-from features.embedded.world import EmbeddedPairs
+from benchmarks.generator import DRAW_BATCH, generator_rows
+from benchmarks.steering_edits import DRIFTS, METHODS, OF_FEATURES, Edits
+from benchmarks.steering_plot import plot
+from benchmarks.steering_references import Reference, TrainingEmbeddings, World
 from features.files import write_whole
-from features.pairs.base import Pair
 from features.reports.page import MODALITY_CLASSES
-from features.space.space import FeatureSpace
-from mms_apps.steering.choosing import between
 from mms_apps.steering.edits import Steering
-from mms_apps.steering.generator import SteeredGenerator
+from mms_apps.steering.finding import TAKEN, find
+from mms_apps.steering.generator import GUIDANCE, SteeredGenerator
 
-SECTIONS = ("generator", "speed", "methods", "classes")
-STRENGTHS = (0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0)
-METHODS = ("features", "features_by_class", "text_direction", "prompt", "random_feature")
-TAKEN = 8
-EXAMPLES = 200
-DRAW_BATCH = 56
+SECTIONS = (*ATTRIBUTES, "classes", "generator", "speed")
+SEEDS = 4
+TRIED = 16
+"""Training drawings that a method's drift is chosen on."""
+TRIED_SEEDS = 2
+ENOUGH = 0.8
+"""Success."""
+BASELINES = ("text_direction", "image_direction", "prompt")
+Probabilities = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)
-class Task:
-    """A reference and the value it is steered to."""
+class Plain:
+    """A reference's plain drawings.
 
-    pair: Pair
-    attribute: str
-    source: str
-    target: str
-    seed: int
+    Args:
+        raw: its embedding, `[1, dim]`.
+        seeds: under which edits are drawn, `[seeds]`.
+        images: under these.
+        same, other: the evaluator's mean probabilities by attribute under these seeds, and under as
+            many others, `[values]`.
+    """
+
+    raw: Tensor
+    seeds: list[int]
+    images: list[Image.Image]
+    same: Probabilities
+    other: Probabilities
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one method made of one reference, by strength `[strengths]`.
+    """What edits of one reference made of it: `[drifts]` each.
 
-    changed: of each other attribute, whether the evaluator sees another value.
+    leakage, excess: by other attribute.
     """
 
     success: np.ndarray
-    changed: dict[str, np.ndarray]
+    probability: np.ndarray
+    gain: np.ndarray
+    leakage: dict[str, np.ndarray]
+    excess: dict[str, np.ndarray]
     preservation: np.ndarray
     drift: np.ndarray
-    monotonicity: float
+
+    def at(self, measure: str, place: int) -> float:
+        """One measure at one drift, the mean over attributes where it has several."""
+        found = getattr(self, measure)
+        rows = list(found.values()) if isinstance(found, dict) else [found]
+        return float(np.mean([row[place] for row in rows]))
 
     @property
-    def leakage(self) -> np.ndarray:
-        """The share of the other attributes that changed."""
-        return np.mean(list(self.changed.values()), axis=0)
+    def monotonicity(self) -> float:
+        """Spearman's correlation of the target's probability with the drift."""
+        if np.ptp(self.probability) == 0:
+            return 0.0
+        return float(spearmanr(DRIFTS, self.probability).statistic)
 
 
 class Bench:
-    """The generator, the evaluator, and training samples to choose features from."""
+    """The generator and the evaluator."""
 
-    def __init__(self, drawer: SteeredGenerator, evaluator: Evaluator, seed: int) -> None:
-        self.drawer, self.evaluator, self.seed = drawer, evaluator, seed
-        self.space: FeatureSpace = drawer.space
-        source = EmbeddedPairs("train", draw_seed=seed + 1)
-        people = people_of(source)
-        rng = random.Random(seed)
-        rng.shuffle(people)
-        self.validation = [source.pair(index) for index in people[:300]]
-        self.train = [source.pair(index) for index in people[300:]]
-        self.images = self.space.encoder.encode_images([p.image for p in self.train]).clone()
-        self.texts = self.space.encoder.encode_texts([p.captions[0] for p in self.train]).clone()
-        first, second = self.train[:64], self.train[64:128]
-        unrelated = evaluator.distance([p.image for p in first], [p.image for p in second])
-        self.unrelated = float(unrelated.mean())
-
-    def of_value(self, attribute: str, value: str) -> Tensor:
-        """Rows of training samples with a value."""
-        rows = [i for i, p in enumerate(self.train) if p.attributes[attribute] == value]
-        return torch.tensor(rows[:EXAMPLES])
-
-    def move(self, task: Task, method: str, modality_class: str, raw: Tensor) -> Tensor:
-        """Raw embeddings `[strengths, dim]` of a reference's `[1, dim]` under one method."""
-        source, target = (self.of_value(task.attribute, v) for v in (task.source, task.target))
-        unit = F.normalize(raw, dim=1)
-        every = between(self.space, self.images[source], self.images[target], taken=len(self.space))
-        usable = set(self.space.select(modality_class or None).tolist())
-        edits = tuple([edit for edit in every if edit.feature in usable][:TAKEN])
-        step = Steering(edits).change(self.space, unit, "image") @ self.space.dictionary.directions
-        if method == "text_direction":
-            direction = self.texts[target].mean(0) - self.texts[source].mean(0)
-            step = F.normalize(direction, dim=0)[None] * step.norm()
-        elif method == "random_feature":
-            generator = torch.Generator().manual_seed(task.seed)
-            chosen = torch.randperm(len(self.space), generator=generator)[: len(edits)]
-            signs = torch.randint(2, (len(edits), 1), generator=generator) * 2 - 1
-            direction = (self.space.dictionary.directions[chosen] * signs).sum(0)
-            step = F.normalize(direction, dim=0)[None] * step.norm()
-        elif method == "prompt":
-            texts = [task.pair.captions[0], edited_caption(task)]
-            prior = self.drawer.prior
-            assert prior is not None, "the benchmark needs a generator with a prior"
-            before, after = prior.mean(self.space.encoder.encode_texts(texts))
-            step = (after - before)[None] / raw.norm()
-        moved = unit + torch.tensor(STRENGTHS)[:, None] * step
-        return F.normalize(moved, dim=1) * raw.norm()
-
-    def outcomes(self, tasks: list[Task], method: str, modality_class: str) -> list[Outcome]:
-        """Steer, draw and evaluate all tasks by one method."""
-        raw = [self.drawer.embed(image=task.pair.image) for task in tasks]
-        moved = [
-            self.move(task, method, modality_class, r) for task, r in zip(tasks, raw, strict=True)
-        ]
-        images = self.draw(torch.cat(moved), [t.seed for t in tasks for _ in STRENGTHS])
-        logits = self.evaluator.logits(images)
-        seen = {name: found.argmax(1).view(len(tasks), -1) for name, found in logits.items()}
-        rows = []
-        for row, task in enumerate(tasks):
-            place = self.evaluator.vocabulary.label(task.attribute, task.target)
-            span = slice(row * len(STRENGTHS), (row + 1) * len(STRENGTHS))
-            odds = logits[task.attribute][span].log_softmax(1)[:, place]
-            changed = {
-                name: (found[row] != found[row][0]).float().numpy()
-                for name, found in seen.items()
-                if name != task.attribute
-            }
-            pictures = images[span]
-            distance = self.evaluator.distance([pictures[0]] * len(STRENGTHS), pictures)
-            cosine = F.cosine_similarity(moved[row], raw[row]).clamp(-1, 1)
-            varies = bool(odds.min() < odds.max())
-            rank = spearmanr(STRENGTHS, odds.numpy()).statistic if varies else 0.0
-            rows.append(
-                Outcome(
-                    (seen[task.attribute][row] == place).float().numpy(),
-                    changed,
-                    (1 - distance / self.unrelated).numpy(),
-                    cosine.arccos().rad2deg().numpy(),
-                    float(rank),
-                )
-            )
-        return rows
+    def __init__(
+        self, drawer: SteeredGenerator, evaluator: Evaluator, seed: int, guidance: float
+    ) -> None:
+        self.drawer, self.evaluator, self.seed, self.guidance = drawer, evaluator, seed, guidance
+        self.space = drawer.space
+        vocabulary = evaluator.vocabulary
+        self.world = World(vocabulary, seed)
+        train = self.world.of_split("train")
+        order = np.random.default_rng(seed).permutation(len(train))
+        self.tried = [train[i] for i in order[: len(train) // 5]]
+        self.held_out = self.world.of_split("heldout")
+        rows = [train[i] for i in order[len(train) // 5 :]]
+        self.edits = Edits(drawer, TrainingEmbeddings(self.space.encoder, vocabulary, rows, seed))
+        pictures = [self.world.pairs.image(index) for index in rows[:128]]
+        self.unrelated = float(evaluator.distance(pictures[:64], pictures[64:]).mean())
 
     def draw(self, embeddings: Tensor, seeds: Sequence[int]) -> list[Image.Image]:
-        """Pictures of many embeddings."""
-        images = []
+        """Drawings of many raw embeddings."""
+        images: list[Image.Image] = []
         for start in range(0, len(embeddings), DRAW_BATCH):
             part = slice(start, start + DRAW_BATCH)
-            images += self.drawer.draw(embeddings[part], seeds[part])
+            images += self.drawer.draw(embeddings[part], seeds[part], guidance=self.guidance)
         return images
 
+    def averages(self, images: list[Image.Image], times: int) -> Probabilities:
+        """The evaluator's probabilities by attribute, averaged over each `times` drawings that
+        follow one another: `[len(images) / times, values]`."""
+        logits = self.evaluator.logits(images)
+        return {
+            name: found.softmax(1).unflatten(0, (-1, times)).mean(1).numpy()
+            for name, found in logits.items()
+        }
 
-def people_of(source: EmbeddedPairs) -> list[int]:
-    """Drawings of a man or a woman with one skin tone."""
+    def plain(self, images: list[Image.Image], seeds: int) -> list[Plain]:
+        """The plain drawings of references."""
+        raw = torch.cat([self.drawer.embed(image=image) for image in images])
+        own = [
+            np.random.default_rng([self.seed, place]).integers(2**31, size=2 * seeds).tolist()
+            for place in range(len(images))
+        ]
+        drawn = self.draw(raw.repeat_interleave(2 * seeds, 0), [s for some in own for s in some])
+        means = self.averages(drawn, seeds)  # the edits' seeds, then the others, in turns
+        return [
+            Plain(
+                raw[place : place + 1],
+                own[place][:seeds],
+                drawn[2 * seeds * place : 2 * seeds * place + seeds],
+                {name: rows[2 * place] for name, rows in means.items()},
+                {name: rows[2 * place + 1] for name, rows in means.items()},
+            )
+            for place in range(len(images))
+        ]
+
+    def shown(
+        self, rows: list[int], attribute: str, count: int, seeds: int
+    ) -> tuple[list[Reference], list[Plain]]:
+        """References whose plain drawing shows the source value."""
+        references = self.world.references(rows, attribute, 2 * count, self.seed)
+        plains = self.plain([reference.image for reference in references], seeds)
+        values = self.evaluator.vocabulary.values[attribute]
+        kept = [
+            (reference, plain)
+            for reference, plain in zip(references, plains, strict=True)
+            if values[int(plain.other[attribute].argmax())] == reference.source
+        ][:count]
+        return [r for r, _ in kept], [p for _, p in kept]
+
+    def outcomes(
+        self, references: list[Reference], plains: list[Plain], method: str
+    ) -> list[Outcome]:
+        """What one method makes of references."""
+        moved = [
+            self.edits.moved(reference, plain.raw, method, self.seed + place)
+            for place, (reference, plain) in enumerate(zip(references, plains, strict=True))
+        ]
+        return self.measured(references, plains, moved)
+
+    def twins(self, references: list[Reference], plains: list[Plain]) -> list[Outcome]:
+        """What a perfect edit makes of references, its embedding being the twin's."""
+        moved = [
+            F.normalize(self.drawer.embed(image=reference.twin), dim=1) for reference in references
+        ]
+        return self.measured(references, plains, moved)
+
+    def measured(
+        self, references: list[Reference], plains: list[Plain], moved: list[Tensor]
+    ) -> list[Outcome]:
+        """Draw unit embeddings `[drifts, dim]` of each reference and look at the drawings."""
+        seeds = len(plains[0].seeds)
+        raw = torch.cat(
+            [
+                m.repeat_interleave(seeds, 0) * p.raw.norm()
+                for m, p in zip(moved, plains, strict=True)
+            ]
+        )
+        drawn = self.draw(
+            raw, [s for m, p in zip(moved, plains, strict=True) for s in p.seeds * len(m)]
+        )
+        means = self.averages(drawn, seeds)
+        found, first = [], 0
+        for reference, plain, embeddings in zip(references, plains, moved, strict=True):
+            n = len(embeddings)
+            span = slice(first, first + n)
+            pictures = drawn[first * seeds : (first + n) * seeds]
+            first += n
+            distance = self.evaluator.distance(plain.images * n, pictures).view(n, seeds).mean(1)
+            cosine = F.cosine_similarity(embeddings, plain.raw).clamp(-1, 1)
+            place = self.evaluator.vocabulary.label(reference.attribute, reference.target)
+            seen = means[reference.attribute][span]
+            others = [name for name in ATTRIBUTES if name != reference.attribute]
+            leakage = {name: variation(means[name][span], plain.other[name]) for name in others}
+            noise = {name: variation(plain.same[name], plain.other[name]) for name in others}
+            found.append(
+                Outcome(
+                    (seen.argmax(1) == place).astype(float),
+                    seen[:, place],
+                    seen[:, place] - plain.other[reference.attribute][place],
+                    leakage,
+                    {name: leakage[name] - noise[name] for name in others},
+                    (1 - distance / self.unrelated).numpy(),
+                    cosine.arccos().rad2deg().numpy(),
+                )
+            )
+        return found
+
+
+def variation(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Total variation of probabilities `[..., values]`: `[...]`, in [0, 1]."""
+    return np.abs(first - second).sum(-1) / 2
+
+
+def chosen(outcomes: list[Outcome]) -> int:
+    """The place of the smallest drift with enough success, or of the most success."""
+    success = np.mean([outcome.success for outcome in outcomes], axis=0)  # [drifts]
+    enough = np.flatnonzero(success >= ENOUGH)
+    return int(enough[0]) if len(enough) else int(success.argmax())
+
+
+def attribute_rows(bench: Bench, attribute: str, count: int) -> list[Result]:
+    """All rows of one attribute."""
+    tried = bench.shown(bench.tried, attribute, TRIED, TRIED_SEEDS)
+    held_out = bench.shown(bench.held_out, attribute, count, SEEDS)
+    rows: list[Result] = []
+    row = partial(mean_row, seed=bench.seed)
+    at: dict[str, np.ndarray] = {}
+    places: dict[str, int] = {}
+    for method in track((*METHODS, "twin"), attribute):
+        name = f"{attribute}/{method}"
+        if method == "twin":
+            outcomes, place = bench.twins(*held_out), 0
+        else:
+            of_features = places.get("features", 0)
+            place = of_features if method == "random" else chosen(bench.outcomes(*tried, method))
+            outcomes = bench.outcomes(*held_out, method)
+            ranks = np.array([outcome.monotonicity for outcome in outcomes])
+            rows.append(row(f"monotonicity/{name}", ranks, "Spearman"))
+            rows += curve(outcomes, name, row)
+        places[method] = place
+        for measure, unit in MEASURES.items():
+            values = np.array([outcome.at(measure, place) for outcome in outcomes])
+            rows.append(row(f"{measure}/{name}", values, unit))
+        for other in outcomes[0].excess:
+            values = np.array([outcome.excess[other][place] for outcome in outcomes])
+            rows.append(row(f"excess/{name}/{other}", values, "share"))
+        at[method] = np.array([outcome.at("excess", place) for outcome in outcomes])
+    for method in OF_FEATURES:
+        for baseline in (*BASELINES, "twin"):
+            difference = at[method] - at[baseline]
+            rows.append(row(f"less/{attribute}/{method}/{baseline}", difference, "share"))
+    return rows
+
+
+MEASURES = {
+    "success": "share",
+    "gain": "share",
+    "leakage": "share",
+    "excess": "share",
+    "preservation": "share",
+    "drift": "degrees",
+}
+
+
+def curve(outcomes: list[Outcome], name: str, row: Callable[..., Result]) -> list[Result]:
+    """Success, excess and drift at every drift that was asked for."""
     return [
-        index
-        for index, row in enumerate(source.rows)
-        if row["gender"] in ("man", "woman")
-        and row["skin_tone"] not in (None, "mixed")
-        and row["role"]
+        row(
+            f"curve/{measure}/{name}/{asked:g}",
+            np.array([outcome.at(measure, place) for outcome in outcomes]),
+            MEASURES[measure],
+        )
+        for place, asked in enumerate(DRIFTS)
+        for measure in ("success", "excess", "drift")
     ]
 
 
-def make_tasks(
-    pairs: list[Pair], attribute: str, bench: Bench, count: int, rng: random.Random
-) -> list[Task]:
-    """References with a value that the evaluator knows, each with another value to go to."""
-    values = bench.evaluator.vocabulary.values[attribute]
-    usable = [p for p in pairs if p.attributes[attribute] in values]
-    tasks = []
-    for pair in rng.sample(usable, min(count, len(usable))):
-        source = str(pair.attributes[attribute])
-        target = rng.choice([value for value in values if value != source])
-        tasks.append(Task(pair, attribute, source, target, rng.randrange(2**31)))
-    return tasks
-
-
-def edited_caption(task: Task) -> str:
-    """The caption with the value replaced; where it does not say the value, it is added."""
-    caption = task.pair.captions[0]
-    source = task.source if task.attribute != "skin_tone" else f"{task.source} skin tone"
-    target = task.target if task.attribute != "skin_tone" else f"{task.target} skin tone"
-    if source in caption:
-        return caption.replace(source, target)
-    return f"{caption}, {target} {task.attribute}"
-
-
-def method_rows(bench: Bench, held_out: list[Pair], count: int) -> list[Result]:
-    """All rows of all methods and attributes."""
-    rows = []
-    for attribute in track(ATTRIBUTES, "steering"):
-        rng = random.Random(f"{bench.seed}/{attribute}")
-        trial = make_tasks(bench.validation, attribute, bench, count // 2, rng)
-        tasks = make_tasks(held_out, attribute, bench, count, rng)
-        for method in METHODS:
-            classes = MODALITY_CLASSES if method == "features_by_class" else ("",)
-            tried = []
-            for modality_class in classes:
-                found = bench.outcomes(trial, method, modality_class)
-                worth = np.mean([o.success - o.leakage for o in found], axis=0)  # [strengths]
-                best = 1 + int(worth[1:].argmax())
-                tried.append((worth[best], best, modality_class))
-            _, place, modality_class = max(tried)
-            outcomes = bench.outcomes(tasks, method, modality_class)
-            name = f"{attribute}/{method}"
-            for measure, unit in (
-                ("success", "share"),
-                ("leakage", "share"),
-                ("preservation", "share"),
-                ("drift", "degrees"),
-            ):
-                values = np.array([getattr(o, measure)[place] for o in outcomes])
-                rows.append(mean_row(f"{measure}/{name}", values, unit, bench.seed))
-            for other in outcomes[0].changed:
-                values = np.array([o.changed[other][place] for o in outcomes])
-                rows.append(mean_row(f"leakage/{name}/{other}", values, "share", bench.seed))
-            ranks = np.array([o.monotonicity for o in outcomes])
-            rows.append(mean_row(f"monotonicity/{name}", ranks, "Spearman", bench.seed))
-            chosen = STRENGTHS[place]
-            rows.append(Result(f"strength/{name}", chosen, chosen, chosen, len(trial), "times"))
-    return rows
-
-
-def class_rows(bench: Bench, held_out: list[Pair], count: int) -> list[Result]:
+def class_rows(bench: Bench, count: int) -> list[Result]:
     """What blending a reference fully towards another drawing's prompt changes, within each class
-    and within as many random features: the share whose value, as the evaluator sees it, becomes
-    another than in the unedited picture; and how much of the picture changes (`appearance`)."""
-    rng = random.Random(f"{bench.seed}/classes")
-    pairs = rng.sample(held_out, 2 * count)
-    references, prompts = pairs[:count], pairs[count:]
-    raw = torch.cat([bench.drawer.embed(image=pair.image) for pair in references])
-    unit = F.normalize(raw, dim=1)
-    towards = bench.space.encode_texts([pair.captions[0] for pair in prompts])
-    now = bench.space.encode_images(unit)
-    seeds = [rng.randrange(2**31) for _ in references]
-    plain = bench.draw(raw, seeds)
-    before = bench.evaluator.logits(plain)
-    rows = []
+    and in as many random features turned by as much: excess variation by attribute, and how much of
+    the drawing changes (`appearance`)."""
+    rng = np.random.default_rng([bench.seed, len("classes")])
+    rows = rng.choice(bench.held_out, size=2 * count, replace=False).tolist()
+    images = [bench.world.pairs.image(index) for index in rows[:count]]
+    prompts = [bench.world.pairs.rows[index]["text"] for index in rows[count:]]
+    plains = bench.plain(images, SEEDS)
+    unit = F.normalize(torch.cat([plain.raw for plain in plains]), dim=1)
+    towards, now = bench.space.encode_texts(prompts), bench.space.encode_images(unit)
+    directions = bench.space.dictionary.directions
+    found: list[Result] = []
     for modality_class in MODALITY_CLASSES:
-        chosen = bench.space.select(modality_class)
+        group = bench.space.select(modality_class)
+        change = torch.zeros_like(now)
+        change[:, group] = (towards - now)[:, group]
+        blended = F.normalize(unit + change @ directions, dim=1)
         generator = torch.Generator().manual_seed(bench.seed)
-        control = torch.randperm(len(bench.space), generator=generator)[: len(chosen)]
-        for label, group in ((modality_class, chosen), (f"random_as_{modality_class}", control)):
-            change = torch.zeros_like(now)
-            change[:, group] = (towards - now)[:, group]
-            moved = F.normalize(unit + change @ bench.space.dictionary.directions, dim=1)
-            images = bench.draw(moved * raw.norm(dim=1, keepdim=True), seeds)
-            after = bench.evaluator.logits(images)
-            for name in ATTRIBUTES:
-                changed = (after[name].argmax(1) != before[name].argmax(1)).float().numpy()
-                rows.append(mean_row(f"class/{label}/{name}", changed, "share", bench.seed))
-            distance = bench.evaluator.distance(plain, images).numpy() / bench.unrelated
-            rows.append(mean_row(f"class/{label}/appearance", distance, "share", bench.seed))
-    return rows
-
-
-def generator_rows(bench: Bench, held_out: list[Pair]) -> list[Result]:
-    """The evaluator on real held-out pictures, and on pictures drawn of their embeddings and of
-    their prompts alone: accuracy by attribute, and the Frechet distance of its features."""
-    rows = []
-    real = [pair.image for pair in held_out]
-    seeds = list(range(len(held_out)))
-    references = torch.cat([bench.drawer.embed(image=image) for image in real])
-    prompts = torch.cat(
-        [bench.drawer.embed(p.captions[0], seed=s) for p, s in zip(held_out, seeds, strict=True)]
-    )
-    sets = {
-        "evaluator": real,
-        "reference": bench.draw(references, seeds),
-        "prompt": bench.draw(prompts, seeds),
-    }
-    features = {
-        name: bench.evaluator.pooled(images).double().numpy() for name, images in sets.items()
-    }
-    for name, images in sets.items():
-        logits = bench.evaluator.logits(images)
-        for attribute in ATTRIBUTES:
-            if name == "prompt" and attribute == "background":
-                continue  # prompts don't say it
-            labels = torch.tensor(
-                [
-                    bench.evaluator.vocabulary.label(attribute, p.attributes[attribute])
-                    for p in held_out
-                ]
+        others = torch.randperm(len(bench.space), generator=generator)[: len(group)]
+        control = torch.zeros_like(now)
+        control[:, others] = (towards - now)[:, others]
+        step = control @ directions
+        across = F.normalize(step - (step * unit).sum(1, keepdim=True) * unit, dim=1)
+        cosine = (blended * unit).sum(1, keepdim=True).clamp(-1, 1)
+        turned = cosine * unit + (1 - cosine.square()).sqrt() * across
+        for label, moved in ((modality_class, blended), (f"random_as_{modality_class}", turned)):
+            raw = torch.cat([m[None] * p.raw.norm() for m, p in zip(moved, plains, strict=True)])
+            drawn = bench.draw(
+                raw.repeat_interleave(SEEDS, 0), [s for p in plains for s in p.seeds]
             )
-            right = (logits[attribute].argmax(1) == labels)[labels >= 0].float().numpy()
-            rows.append(mean_row(f"agreement/{name}/{attribute}", right, "share", bench.seed))
-        if name != "evaluator":
-            distance = frechet(features["evaluator"], features[name])
-            n = len(images)
-            rows.append(Result(f"frechet/{name}", distance, np.nan, np.nan, n, "distance"))
-    other = EmbeddedPairs("heldout", draw_seed=7)
-    again = bench.evaluator.pooled([other.pair(i).image for i in people_of(other)]).double().numpy()
-    floor = frechet(features["evaluator"], again)
-    rows.append(Result("frechet/real", floor, np.nan, np.nan, len(again), "distance"))
-    return rows
-
-
-def frechet(first: np.ndarray, second: np.ndarray) -> float:
-    """Frechet distance of two sets of features `[n, dim]` (Heusel et al. 2017, FID's)."""
-    a, b = np.cov(first, rowvar=False), np.cov(second, rowvar=False)
-    root = np.real(sqrtm(a @ b))
-    between_means = np.square(first.mean(0) - second.mean(0)).sum()
-    return float(between_means + np.trace(a + b - 2 * root))
+            means = bench.averages(drawn, SEEDS)
+            for name in ATTRIBUTES:
+                values = np.array(
+                    [
+                        variation(seen, p.other[name]) - variation(p.same[name], p.other[name])
+                        for seen, p in zip(means[name], plains, strict=True)
+                    ]
+                )
+                found.append(mean_row(f"class/{label}/{name}", values, "share", bench.seed))
+            before = [image for plain in plains for image in plain.images]
+            distance = bench.evaluator.distance(before, drawn).view(-1, SEEDS).mean(1)
+            values = (distance / bench.unrelated).numpy()
+            found.append(mean_row(f"class/{label}/appearance", values, "share", bench.seed))
+            drift = cosine[:, 0].arccos().rad2deg().numpy()
+            found.append(mean_row(f"class/{label}/drift", drift, "degrees", bench.seed))
+    return found
 
 
 def speed_rows(bench: Bench, repeats: int = 9) -> list[Result]:
     """Steered over plain generation, in turns; seconds for one picture and for four."""
     drawer = bench.drawer
-    embedding = drawer.embed(image=bench.train[0].image)
-    edits = between(bench.space, bench.images[:100], bench.images[100:200], taken=TAKEN)
+    images = bench.edits.training.images[0]
+    embedding = drawer.embed(image=bench.world.pairs.image(bench.held_out[0]))
+    edits = find(bench.space, images[:100], images[100:200], "features", taken=TAKEN).edits
 
     def plain(count: int) -> None:
         drawer.draw(embedding.expand(count, -1), [0] * count)
@@ -364,78 +394,28 @@ def seconds(call: Callable[[int], None], count: int) -> float:
     return time.perf_counter() - start
 
 
-def plot(results: list[Result]) -> str:
-    """Success against preservation, one panel an attribute: an HTML page."""
-    from plotly.subplots import make_subplots
-
-    found = {r.name: r for r in results}
-    titles = [name.replace("_", " ") for name in ATTRIBUTES]
-    figure = make_subplots(1, len(ATTRIBUTES), subplot_titles=titles, shared_yaxes=True)
-    colours = dict(
-        zip(METHODS, ("#3730a3", "#818cf8", "#d97706", "#059669", "#6b7280"), strict=True)
-    )
-    for column, attribute in enumerate(ATTRIBUTES, 1):
-        for method in METHODS:
-            x, y = (found[f"{m}/{attribute}/{method}"] for m in ("preservation", "success"))
-            errors = [
-                {
-                    "type": "data",
-                    "symmetric": False,
-                    "array": [r.ci_high - r.value],
-                    "arrayminus": [r.value - r.ci_low],
-                    "thickness": 1,
-                }
-                for r in (x, y)
-            ]
-            figure.add_scatter(
-                x=[x.value],
-                y=[y.value],
-                error_x=errors[0],
-                error_y=errors[1],
-                mode="markers",
-                marker={"size": 11, "color": colours[method]},
-                name=method.replace("_", " "),
-                legendgroup=method,
-                showlegend=column == 1,
-                row=1,
-                col=column,
-            )
-    figure.update_xaxes(title_text="preservation", range=[-0.1, 1.05])
-    figure.update_yaxes(range=[-0.03, 1.05])
-    figure.update_yaxes(title_text="success", row=1, col=1)
-    figure.update_layout(
-        width=1100,
-        height=330,
-        margin={"t": 40},
-        template="simple_white",
-        legend={"orientation": "h", "y": -0.3},
-    )
-    return figure.to_html(include_plotlyjs=True)
-
-
 def main() -> None:
     parser = options(__doc__)
     parser.add_argument("--generator", default="embedded")
     parser.add_argument("--space", default="embedded-ssl")
-    parser.add_argument("--references", type=int, default=48, help="of each attribute")
+    parser.add_argument("--references", type=int, default=24, help="of each attribute")
+    parser.add_argument("--guidance", type=float, default=GUIDANCE)
     parser.add_argument("--only", nargs="+", choices=SECTIONS, default=SECTIONS)
     parser.add_argument("--device", default="auto")
     arguments = parser.parse_args()
-    out, seed = arguments.out, arguments.seed
+    out, seed, count = arguments.out, arguments.seed, arguments.references
     drawer = SteeredGenerator.load(arguments.generator, arguments.space, arguments.device)
-    bench = Bench(drawer, load_evaluator(out.parent, seed), seed)
-    source = EmbeddedPairs("heldout", draw_seed=seed)
-    held_out = [source.pair(index) for index in people_of(source)]
-    count = arguments.references
+    bench = Bench(drawer, load_evaluator(out.parent, seed), seed, arguments.guidance)
     sections: dict[str, Callable[[], list[Result]]] = {
-        "generator": lambda: generator_rows(bench, held_out),
-        "speed": lambda: speed_rows(bench),
-        "methods": lambda: method_rows(bench, held_out, count),
-        "classes": lambda: class_rows(bench, held_out, min(2 * count, len(held_out) // 2)),
+        **{name: partial(attribute_rows, bench, name, count) for name in ATTRIBUTES},
+        "classes": partial(class_rows, bench, 2 * count),
+        "generator": lambda: generator_rows(drawer, bench.evaluator, seed, arguments.guidance),
+        "speed": partial(speed_rows, bench),
     }
     results = run_sections([sections[name] for name in arguments.only], out, seed=seed)
-    if "methods" in arguments.only:
-        write_whole(out.with_suffix(".html"), plot(results).encode())
+    drawn = [name for name in ATTRIBUTES if name in arguments.only]
+    if drawn:
+        write_whole(out.with_suffix(".html"), plot(results, drawn).encode())
 
 
 if __name__ == "__main__":

@@ -169,13 +169,21 @@ def sure_of(source: Tensor, target: Tensor, probability: float = 0.95, seed: int
         source, target: unit embeddings `[n, dim]` and `[m, dim]`.
         probability: of being like `target` at which moves stop.
     """
-    from sklearn.linear_model import LogisticRegressionCV
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import GridSearchCV, StratifiedKFold
 
     x = torch.cat([source, target]).cpu().numpy()
     y = np.repeat([0, 1], [len(source), len(target)])
-    probe = LogisticRegressionCV(
-        Cs=8, cv=5, scoring="neg_log_loss", max_iter=2000, random_state=seed
-    ).fit(x, y)
+    probe = (
+        GridSearchCV(
+            LogisticRegression(max_iter=2000),
+            {"C": np.logspace(-2, 4, 7)},
+            scoring="neg_log_loss",
+            cv=StratifiedKFold(5, shuffle=True, random_state=seed),
+        )
+        .fit(x, y)
+        .best_estimator_
+    )
     return Probe(tuple(probe.coef_[0].tolist()), float(probe.intercept_[0]), probability)
 
 

@@ -1,0 +1,99 @@
+"""Benchmark of the generator: what an evaluator sees in its drawings, and how far they are from
+real ones.
+
+    python -m benchmarks.generator --out runs/benchmark-generator.json
+
+On held-out drawings of men and women with a skin tone: drawn again from their embeddings
+(reference), and from their prompts alone (prompt). agreement: the evaluator sees the true value,
+and on the real drawings (evaluator). frechet: distance of the evaluator's features from the real
+ones'; `frechet/real` is that of the same drawings under other planted factors.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from scipy.linalg import sqrtm
+
+from benchmarks.common import Result, mean_row, options, run_sections
+from benchmarks.evaluator import ATTRIBUTES, Evaluator, load_evaluator
+from benchmarks.steering_references import people_of
+from features.embedded.world import EmbeddedPairs
+from mms_apps.steering.generator import GUIDANCE, SteeredGenerator
+
+DRAW_BATCH = 56
+
+
+def generator_rows(
+    drawer: SteeredGenerator, evaluator: Evaluator, seed: int, guidance: float = GUIDANCE
+) -> list[Result]:
+    """All rows."""
+    source = EmbeddedPairs("heldout", draw_seed=seed)
+    pairs = [source.pair(index) for index in people_of(source)]
+    real = [pair.image for pair in pairs]
+    seeds = list(range(len(pairs)))
+    references = torch.cat([drawer.embed(image=image) for image in real])
+    prompts = torch.cat(
+        [drawer.embed(p.captions[0], seed=s) for p, s in zip(pairs, seeds, strict=True)]
+    )
+    sets = {"evaluator": real}
+    for name, embeddings in (("reference", references), ("prompt", prompts)):
+        sets[name] = [
+            image
+            for start in range(0, len(seeds), DRAW_BATCH)
+            for image in drawer.draw(
+                embeddings[start : start + DRAW_BATCH],
+                seeds[start : start + DRAW_BATCH],
+                guidance=guidance,
+            )
+        ]
+    features = {name: evaluator.pooled(images).double().numpy() for name, images in sets.items()}
+    rows = []
+    for name, images in sets.items():
+        logits = evaluator.logits(images)
+        for attribute in ATTRIBUTES:
+            if name == "prompt" and attribute == "background":
+                continue  # prompts don't say it
+            labels = torch.tensor(
+                [evaluator.vocabulary.label(attribute, p.attributes[attribute]) for p in pairs]
+            )
+            right = (logits[attribute].argmax(1) == labels)[labels >= 0].float().numpy()
+            rows.append(mean_row(f"agreement/{name}/{attribute}", right, "share", seed))
+        if name != "evaluator":
+            distance = frechet(features["evaluator"], features[name])
+            rows.append(
+                Result(f"frechet/{name}", distance, np.nan, np.nan, len(images), "distance")
+            )
+    other = EmbeddedPairs("heldout", draw_seed=seed + 7)
+    again = evaluator.pooled([other.image(i) for i in people_of(other)]).double().numpy()
+    floor = frechet(features["evaluator"], again)
+    rows.append(Result("frechet/real", floor, np.nan, np.nan, len(again), "distance"))
+    return rows
+
+
+def frechet(first: np.ndarray, second: np.ndarray) -> float:
+    """Frechet distance of two sets of features `[n, dim]` (Heusel et al. 2017, FID's)."""
+    a, b = np.cov(first, rowvar=False), np.cov(second, rowvar=False)
+    root = np.real(sqrtm(a @ b))
+    between_means = np.square(first.mean(0) - second.mean(0)).sum()
+    return float(between_means + np.trace(a + b - 2 * root))
+
+
+def main() -> None:
+    parser = options(__doc__)
+    parser.add_argument("--generator", default="embedded")
+    parser.add_argument("--space", default="embedded-ssl")
+    parser.add_argument("--guidance", type=float, default=GUIDANCE)
+    parser.add_argument("--device", default="auto")
+    arguments = parser.parse_args()
+    drawer = SteeredGenerator.load(arguments.generator, arguments.space, arguments.device)
+    evaluator = load_evaluator(arguments.out.parent, arguments.seed)
+    run_sections(
+        [lambda: generator_rows(drawer, evaluator, arguments.seed, arguments.guidance)],
+        arguments.out,
+        seed=arguments.seed,
+    )
+
+
+if __name__ == "__main__":
+    main()
