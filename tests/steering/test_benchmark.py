@@ -1,0 +1,190 @@
+"""What the benchmark of steering measures."""
+
+from __future__ import annotations
+
+import re
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from benchmarks.evaluator import ATTRIBUTES, Evaluator, Vocabulary
+from benchmarks.generator import frechet
+from benchmarks.steering import Bench, Outcome, Plain, attribute_rows, chosen, variation
+from benchmarks.steering_edits import DRIFTS, METHODS, Edits, _solved
+from benchmarks.steering_plot import plot
+from benchmarks.steering_references import TrainingEmbeddings, World
+from features.embedded.world import EmbeddedPairs
+from features.space.space import FeatureSpace
+
+
+@pytest.fixture(scope="module")
+def vocabulary() -> Vocabulary:
+    return Vocabulary.of(EmbeddedPairs("train"))
+
+
+@pytest.fixture(scope="module")
+def world(vocabulary: Vocabulary) -> World:
+    return World(vocabulary, 0)
+
+
+@pytest.fixture(scope="module")
+def edits(vocabulary: Vocabulary, world: World, embedded: FeatureSpace) -> Edits:
+    rows = world.of_split("train")[:150]
+    training = TrainingEmbeddings(embedded.encoder, vocabulary, rows, 0)
+
+    class Mean:
+        def mean(self, texts: torch.Tensor) -> torch.Tensor:
+            return 5 * texts
+
+    drawer: Any = SimpleNamespace(space=embedded, prior=Mean())
+    return Edits(drawer, training)
+
+
+@pytest.mark.parametrize("attribute", ATTRIBUTES)
+def test_a_twin_differs_in_one_attribute_alone(world: World, attribute: str) -> None:
+    rows = world.of_split("heldout")
+    references = world.references(rows, attribute, 20, 0)
+    assert len(references) == 20
+    for reference in references:
+        assert reference.source != reference.target
+        words = reference.edited
+        if attribute == "gender":
+            words = re.sub(rf"\b{reference.target}\b", reference.source, words)
+        if attribute == "skin_tone":
+            words = words.replace(f"{reference.target} skin", f"{reference.source} skin")
+        if attribute == "background":
+            words = words.removesuffix(f", {reference.target} background")
+        if attribute == "role":
+            for known in (r"[\w-]+ skin tone", r"facing right"):
+                assert re.findall(known, words) == re.findall(known, reference.caption)
+        else:
+            assert words == reference.caption
+        assert np.any(np.asarray(reference.image) != np.asarray(reference.twin))
+
+
+def test_examples_are_pairs_under_the_same_planted_factors(edits: Edits) -> None:
+    examples = edits.training.examples("gender", "man", "woman")
+    same = (examples.source * examples.target).sum(1).mean()
+    other = (examples.source * examples.target.roll(1, 0)).sum(1).mean()
+    assert len(examples.source) > 20 and same > other + 0.2
+
+
+def test_methods_turn_by_as_much_as_was_asked(edits: Edits, world: World) -> None:
+    reference = world.references(world.of_split("heldout"), "gender", 1, 0)[0]
+    raw = 4 * edits.space.encoder.encode_images([reference.image])
+    drifts = {}
+    for method in METHODS:
+        moved = edits.moved(reference, raw, method, 0)
+        torch.testing.assert_close(moved.norm(dim=1), torch.ones(len(DRIFTS)))
+        cosine = F.cosine_similarity(moved, raw).clamp(-1, 1)
+        drifts[method] = cosine.arccos().rad2deg().numpy()
+        assert (np.diff(drifts[method]) > -0.1).all()
+    np.testing.assert_allclose(drifts["prompt"], DRIFTS, atol=0.2)
+    for method in ("random", "text_direction", "image_direction"):
+        np.testing.assert_allclose(drifts[method], drifts["features"], atol=0.2)
+    for method in ("features", "difference", "score_set", "affine"):
+        assert np.abs(drifts[method] - DRIFTS).mean() < 12
+
+
+def test_the_least_strength_is_found() -> None:
+    assert _solved(lambda s: 10 * s, 25.0) == pytest.approx(2.5, abs=1e-3)
+    assert _solved(lambda s: min(s, 3.0), 25.0) == pytest.approx(16.0)
+
+
+def test_total_variation_is_half_the_sum_of_differences() -> None:
+    rng = np.random.default_rng(0)
+    first, second = rng.dirichlet(np.ones(5), size=(3, 4)), rng.dirichlet(np.ones(5))
+    loop = [
+        [sum(abs(p - q) for p, q in zip(row, second, strict=True)) / 2 for row in rows]
+        for rows in first
+    ]
+    np.testing.assert_allclose(variation(first, second), loop)
+    assert variation(np.array([1.0, 0]), np.array([0, 1.0])) == 1
+
+
+def outcome(*success: float) -> Outcome:
+    some = np.array(success)
+    return Outcome(some, some, some, {"role": some}, {"role": some, "gender": 0 * some}, some, some)
+
+
+def test_a_method_stands_at_the_smallest_drift_with_enough_success() -> None:
+    assert chosen([outcome(0, 0.7, 1, 1, 1), outcome(0, 1, 0.8, 1, 1)]) == 1
+    assert chosen([outcome(0, 0, 0.5, 0.6, 0.4)]) == 3
+    assert outcome(0.2, 0.4, 0, 0, 0).at("excess", 1) == pytest.approx(0.2)
+
+
+class Painter(Bench):
+    """A bench whose drawings are of nothing but their seed and embedding."""
+
+    def __init__(self, edits: Edits, world: World, vocabulary: Vocabulary) -> None:
+        torch.manual_seed(0)
+        self.evaluator = Evaluator(vocabulary).eval()
+        self.space, self.edits, self.world = edits.space, edits, world
+        self.seed, self.guidance, self.unrelated = 0, 3.0, 1.0
+        self.tried, self.held_out = world.of_split("train")[150:], world.of_split("heldout")
+        encoder = edits.space.encoder
+        self.drawer: Any = SimpleNamespace(
+            embed=lambda image: 4 * encoder.encode_images([image]).clone()
+        )
+
+    def draw(self, embeddings: torch.Tensor, seeds: Any) -> Any:
+        return [
+            (round(float(e.abs().sum()), 2), seed)
+            for e, seed in zip(embeddings, seeds, strict=True)
+        ]
+
+    def averages(self, images: list, times: int) -> dict[str, np.ndarray]:
+        found = {}
+        for name, values in self.evaluator.vocabulary.values.items():
+            rows = []
+            for start in range(0, len(images), times):
+                own = [
+                    np.random.default_rng([int(100 * e), s]).dirichlet(np.ones(len(values)))
+                    for e, s in images[start : start + times]
+                ]
+                rows.append(np.mean(own, axis=0))
+            found[name] = np.array(rows)
+        return found
+
+
+def test_an_edit_that_changes_nothing_has_no_excess(
+    edits: Edits, world: World, vocabulary: Vocabulary, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = Painter(edits, world, vocabulary)
+    monkeypatch.setattr(type(bench.evaluator), "distance", lambda self, a, b: torch.zeros(len(a)))
+    references = world.references(bench.held_out, "gender", 3, 0)
+    plains = bench.plain([reference.image for reference in references], 4)
+    still = [F.normalize(plain.raw, dim=1) for plain in plains]
+    for found in bench.measured(references, plains, still):
+        assert found.at("excess", 0) == pytest.approx(0, abs=1e-9)
+        assert found.at("leakage", 0) > 0.05
+        assert found.drift[0] < 0.1
+
+
+def test_all_rows_come_and_are_drawn(
+    edits: Edits, world: World, vocabulary: Vocabulary, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = Painter(edits, world, vocabulary)
+    monkeypatch.setattr(type(bench.evaluator), "distance", lambda self, a, b: torch.zeros(len(a)))
+
+    def shown(rows: list[int], attribute: str, count: int, seeds: int) -> tuple[list, list[Plain]]:
+        references = world.references(rows, attribute, 2, 0)
+        return references, bench.plain([reference.image for reference in references], 2)
+
+    monkeypatch.setattr(bench, "shown", shown)
+    rows = attribute_rows(bench, "gender", 2)
+    names = {row.name for row in rows}
+    assert {f"excess/gender/{m}" for m in (*METHODS, "twin")} <= names
+    assert {"less/gender/score_set/image_direction", "curve/success/gender/random/18"} <= names
+    assert "plotly" in plot(rows, ["gender"])
+
+
+def test_frechet_distance_of_shifted_normals_is_the_shift() -> None:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(4000, 3))
+    assert frechet(x, x) == pytest.approx(0, abs=1e-6)
+    assert frechet(x, x + np.array([2, 0, 0])) == pytest.approx(4, abs=1e-6)
