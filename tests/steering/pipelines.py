@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,8 @@ from transformers import (
 )
 
 from features.embedded import ENCODERS
+from features.encoders.load import load_encoder
+from mms_apps.steering.generator_training.text_encoder import clip_text_model
 
 DIM = 16
 
@@ -146,6 +149,24 @@ def kandinsky22() -> KandinskyV22Pipeline:
         vq_embed_dim=4,
     )
     return KandinskyV22Pipeline(unet=unet, scheduler=DDIMScheduler(), movq=movq)
+
+
+def stable_diffusion_of_prompts() -> StableDiffusionPipeline:
+    """Without what reads images, with the text encoder of `embedded-ssl`."""
+    folder = ENCODERS / "embedded-ssl"
+    text_cfg = json.loads((folder / "open_clip_config.json").read_text())["model_cfg"]["text_cfg"]
+    return StableDiffusionPipeline(
+        vae=_vae(),
+        text_encoder=clip_text_model(load_encoder("embedded-ssl", device="cpu").model, text_cfg),
+        tokenizer=CLIPTokenizer.from_pretrained(
+            folder, model_max_length=text_cfg["context_length"]
+        ),
+        unet=_unet(cross_attention_dim=text_cfg["width"]),
+        scheduler=DDIMScheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
 
 
 def stable_diffusion() -> StableDiffusionPipeline:

@@ -117,8 +117,12 @@ def test_guidance_off_needs_no_negative_embedding(
 
 def test_what_cannot_be_steered_is_said(pipes: dict[str, Any], space: FeatureSpace) -> None:
     steering = Steering(EDITS)
-    with pytest.raises(UserError, match="no image or pooled text embedding enters it"):
+    with pytest.raises(UserError, match="or load an IP-Adapter"):
         steering.inputs(space, pipelines.stable_diffusion(), image=PHOTO)
+    with pytest.raises(UserError, match="no image or text embedding of a CLIP enters it"):
+        steering.inputs(space, pipelines.flux(), image=PHOTO)
+    with pytest.raises(UserError, match="no image or text embedding of a CLIP enters it"):
+        steering.inputs(space, object(), image=PHOTO)
     with pytest.raises(UserError, match="no image encoder of its own"):
         steering.inputs(space, pipes["kandinsky"], image=PHOTO)
     with pytest.raises(UserError, match="takes texts, not images"):

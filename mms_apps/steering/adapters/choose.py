@@ -16,6 +16,7 @@ from mms_apps.steering.adapters.base import Adapter
 from mms_apps.steering.adapters.ip_adapter import FluxIPAdapter, IPAdapter
 from mms_apps.steering.adapters.kandinsky import Kandinsky22
 from mms_apps.steering.adapters.pooled_prompt import SD3PooledPrompt, SDXLPooledPrompt
+from mms_apps.steering.adapters.prompt_tokens import PromptTokens
 from mms_apps.steering.adapters.stable_unclip import StableUnCLIP
 
 ADAPTERS: tuple[type[Adapter], ...] = (
@@ -25,6 +26,7 @@ ADAPTERS: tuple[type[Adapter], ...] = (
     FluxIPAdapter,
     SD3PooledPrompt,
     SDXLPooledPrompt,
+    PromptTokens,
 )
 SAME_EMBEDDING = 0.98
 """Least cosine of a probe's embeddings by the pipeline's encoder and by the space's."""
@@ -52,9 +54,9 @@ def adapter_for(pipe: Any, space: FeatureSpace) -> Adapter:
             _check_encoder(adapter, space)
             return adapter
     raise UserError(
-        f"{type(pipe).__name__}: no image or pooled text embedding enters it; use Stable unCLIP, "
-        "Kandinsky 2.2, SDXL, Stable Diffusion 3, or load an IP-Adapter into Stable Diffusion or "
-        "FLUX"
+        f"{type(pipe).__name__}: no image or text embedding of a CLIP enters it; use Stable "
+        "unCLIP, Kandinsky 2.2, Stable Diffusion (with or without an IP-Adapter), SDXL, or FLUX "
+        "with an IP-Adapter"
     )
 
 

@@ -1,0 +1,125 @@
+"""The tokens of a prompt, in Stable Diffusion without an IP-Adapter."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cached_property
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from features.errors import UserError
+from mms_apps.steering.adapters.base import Adapter, Call, compute_device, compute_dtype, takes
+
+
+class PromptTokens(Adapter):
+    """Stable Diffusion, conditioned on the last states of a CLIP text encoder.
+
+    CLIP's embedding of a text is the state at its end, projected: e = h P. A move of e is the
+    move of h by its product with P's pseudo-inverse, the least that has this effect; every state
+    from the end of the text on, which the padding repeats, moves by it.
+    """
+
+    modality = "text"
+
+    @classmethod
+    def fits(cls, pipe: Any) -> bool:
+        return (
+            takes(pipe, "prompt_embeds", "negative_prompt_embeds")
+            and not takes(pipe, "pooled_prompt_embeds")
+            and not takes(pipe, "image_embeds")
+            and getattr(pipe, "unet", None) is not None
+            and hasattr(getattr(pipe, "text_encoder", None), "config")
+            and getattr(pipe.text_encoder.config, "model_type", "").startswith("clip_text")
+        )
+
+    @property
+    def encoder(self) -> nn.Module:
+        return self.pipe.text_encoder
+
+    @property
+    def dim(self) -> int:
+        return self.projection.shape[1]
+
+    @cached_property
+    def projection(self) -> Tensor:
+        """CLIP's projection of texts, which Stable Diffusion leaves out: `[width, dim]`.
+
+        Raises:
+            UserError: the FeatureSpace's encoder has none that fits.
+        """
+        name = type(self.pipe).__name__
+        try:
+            found = getattr(self.space.encoder.model, "text_projection", None)
+        except UserError as error:
+            raise UserError(
+                f"{name} without an IP-Adapter is steered by its prompt, for which the "
+                f"FeatureSpace's encoder is needed ({error}); or load an IP-Adapter"
+            ) from None
+        weight = found.weight.T if isinstance(found, nn.Linear) else found
+        if weight is None or weight.shape[0] != self.pipe.text_encoder.config.hidden_size:
+            raise UserError(
+                f"{name} has a text encoder of another size than {self.space.config.encoder}; "
+                "give the FeatureSpace of its text encoder (ViT-L-14/openai for Stable Diffusion "
+                "1.5), or load an IP-Adapter"
+            )
+        return weight.detach().float()
+
+    def embed_image(self, image: Image.Image) -> Tensor:
+        raise UserError(
+            f"{type(self.pipe).__name__} without an IP-Adapter takes texts, not images; give a "
+            "prompt, or load an IP-Adapter"
+        )
+
+    def embed_prompt(self, prompt: str | list[str]) -> Tensor:
+        ids = self._tokens([prompt] if isinstance(prompt, str) else prompt)
+        with torch.no_grad():
+            pooled = self.pipe.text_encoder(ids.to(compute_device(self.encoder))).pooler_output
+        return pooled.float() @ self.projection.to(pooled.device)
+
+    def inputs(self, steered: Tensor, plain: Tensor, call: Call) -> dict[str, Any]:
+        if call.negative is not None:
+            raise UserError(
+                f"{type(self.pipe).__name__} takes no negative embedding; give a negative prompt"
+            )
+        words = call.words(len(steered))
+        return {
+            "prompt_embeds": self._states(steered, plain, words["prompt"]),
+            **{key: value for key, value in words.items() if key != "prompt"},
+        }
+
+    def conditions(self, steered: Tensor, plain: Tensor, call: Call) -> list[Tensor]:
+        prompts = call.words(len(steered))["prompt"]
+        return [self.ready(self._states(steered, plain, prompts).flatten(1))]
+
+    def replaced(
+        self, inputs: dict[str, Any], replace: Callable[[Tensor], Tensor]
+    ) -> dict[str, Any]:
+        states = inputs.get("encoder_hidden_states")
+        if not isinstance(states, Tensor):
+            return inputs
+        return inputs | {"encoder_hidden_states": replace(states)}
+
+    def _tokens(self, prompts: list[str]) -> Tensor:
+        return self.pipe.tokenizer(
+            prompts,
+            padding="max_length",
+            max_length=self.pipe.tokenizer.model_max_length,
+            truncation=True,
+            return_tensors="pt",
+        ).input_ids
+
+    def _states(self, steered: Tensor, plain: Tensor, prompts: list[str]) -> Tensor:
+        """The prompts' states, moved: `[n, tokens, width]`."""
+        ids = self._tokens(prompts)  # [n, tokens]
+        with torch.no_grad():
+            given = ids.to(compute_device(self.encoder))
+            states = self.pipe.text_encoder(given).last_hidden_state.float()
+        move = (steered - plain).float().to(states.device)  # [n, dim]
+        step = move @ torch.linalg.pinv(self.projection.to(states.device))  # [n, width]
+        end = (ids == self.pipe.tokenizer.eos_token_id).int().argmax(1, keepdim=True)
+        moved = (torch.arange(ids.shape[1]) >= end).to(states.device)  # [n, tokens]
+        states = states + moved[..., None] * step[:, None]
+        return states.to(compute_dtype(self.denoiser))

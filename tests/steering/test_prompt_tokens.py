@@ -1,0 +1,111 @@
+"""Steering a prompt's tokens, in Stable Diffusion without an IP-Adapter."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from features.errors import UserError
+from features.space.space import FeatureSpace
+from mms_apps.steering import Edit, Steering
+from mms_apps.steering.adapters.choose import adapter_for
+from mms_apps.steering.adapters.prompt_tokens import PromptTokens
+from tests.steering import pipelines
+
+EDITS = (Edit(400, 2.0), Edit(292, -1.0))
+PROMPTS = ["a woman", "man: dark skin tone"]
+
+
+@pytest.fixture(scope="module")
+def pipe(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    folder = tmp_path_factory.mktemp("prompts")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        pipelines.stable_diffusion_of_prompts().save_pretrained(folder)
+    return loaded(folder)
+
+
+def loaded(folder: Path) -> Any:
+    pipe = diffusers.DiffusionPipeline.from_pretrained(folder, dtype=torch.float32)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def draw(pipe: Any, inputs: dict[str, Any], pictures: int, **more: Any) -> np.ndarray:
+    return pipe(
+        **inputs,
+        **{"height": 16, "width": 16, "num_inference_steps": 4} | more,
+        output_type="np",
+        generator=[torch.Generator().manual_seed(0) for _ in range(pictures)],
+    ).images
+
+
+def test_a_prompts_embedding_is_the_encoders(pipe: Any, embedded: FeatureSpace) -> None:
+    adapter = adapter_for(pipe, embedded)
+    assert isinstance(adapter, PromptTokens)
+    found = F.normalize(adapter.embed_prompt(PROMPTS), dim=1)
+    torch.testing.assert_close(found, embedded.encoder.encode_texts(PROMPTS).clone())
+
+
+def test_without_edits_it_is_what_the_pipeline_makes_of_the_prompt(
+    pipe: Any, embedded: FeatureSpace
+) -> None:
+    ours = draw(pipe, Steering().inputs(embedded, pipe, prompt=PROMPTS), 2)
+    np.testing.assert_allclose(ours, draw(pipe, {"prompt": PROMPTS}, 2), atol=1e-4)
+
+
+def test_the_moved_state_projects_to_the_steered_embedding(
+    pipe: Any, embedded: FeatureSpace
+) -> None:
+    adapter = adapter_for(pipe, embedded)
+    assert isinstance(adapter, PromptTokens)
+    plain = adapter.embed_prompt(PROMPTS)
+    steered = Steering(EDITS).apply(embedded, plain, "text").embedding
+    states = Steering(EDITS).inputs(embedded, pipe, prompt=PROMPTS)["prompt_embeds"]
+    before = Steering().inputs(embedded, pipe, prompt=PROMPTS)["prompt_embeds"]
+    ids = pipe.tokenizer(PROMPTS, padding="max_length", return_tensors="pt").input_ids
+    for row, tokens in enumerate(ids.tolist()):
+        end = tokens.index(pipe.tokenizer.eos_token_id)
+        torch.testing.assert_close(
+            states[row, end] @ adapter.projection, steered[row], atol=1e-4, rtol=1e-4
+        )
+        torch.testing.assert_close(states[row, :end], before[row, :end])
+        assert (states[row, end:] != before[row, end:]).any(1).all()
+
+
+def test_batches_schedules_and_negative_prompts_hold_here_too(
+    pipe: Any, embedded: FeatureSpace
+) -> None:
+    together = draw(pipe, Steering(EDITS).inputs(embedded, pipe, prompt=PROMPTS), 2)
+    for row, prompt in enumerate(PROMPTS):
+        alone = draw(pipe, Steering(EDITS).inputs(embedded, pipe, prompt=prompt), 1)
+        np.testing.assert_allclose(together[row], alone[0], atol=1e-3)
+    late = Steering(EDITS, begin=0.5)
+    with late.scheduled(embedded, pipe, prompt=PROMPTS):
+        half = draw(pipe, late.inputs(embedded, pipe, prompt=PROMPTS), 2)
+    plain = draw(pipe, {"prompt": PROMPTS}, 2)
+    assert np.abs(half - plain).max() > 1e-4 and np.abs(half - together).max() > 1e-4
+    never = Steering(EDITS, begin=0.9, end=0.95)
+    with never.scheduled(embedded, pipe, prompt=PROMPTS):
+        found = draw(pipe, never.inputs(embedded, pipe, prompt=PROMPTS), 2)
+    np.testing.assert_allclose(found, plain, atol=1e-3)
+    inputs = Steering(EDITS).inputs(embedded, pipe, prompt=PROMPTS, negative_prompt="a car")
+    assert np.abs(draw(pipe, inputs, 2) - together).max() > 1e-4
+
+
+def test_another_text_encoder_and_images_get_words(pipe: Any, embedded: FeatureSpace) -> None:
+    with pytest.raises(UserError, match="reads embeddings of another encoder"):
+        Steering(EDITS).inputs(FeatureSpace.load("embedded", device="cpu"), pipe, prompt="cat")
+    with pytest.raises(UserError, match="takes texts, not images"):
+        Steering(EDITS).inputs(embedded, pipe, image=Image.new("RGB", (8, 8)))
+    small = pipelines.stable_diffusion()
+    small.text_encoder.config.hidden_size = 32
+    with pytest.raises(UserError, match="ViT-L-14/openai"):
+        Steering(EDITS).inputs(embedded, small, prompt="cat")
