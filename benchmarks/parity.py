@@ -9,7 +9,8 @@
 - loss/matryoshka: the relative difference of our nested loss from dictionary_learning's, at equal
   weights and batches, theirs divided by the batch's mean squared length;
 - fvu/LIBRARY: held-out FVU of a TopK dictionary after the same steps on the same batches of emoji
-  embeddings, from the same weights.
+  embeddings, from the same weights; `ours_trained_offset` trains the vector that is subtracted,
+  as the other libraries do.
 
 The last two need `--peers`, the Python of an environment that holds the libraries
 (`benchmarks.peers`).
@@ -44,6 +45,7 @@ RECORDED = ROOT / "tests" / "autoencoders"
 K_OF_RECORDED = 5
 SAMPLES = 300
 FEATURES, BATCH, STEPS, ROUNDS = 512, 1024, 200, 3
+OURS = ("ours", "ours_trained_offset")
 LOSS_SAMPLES, LOSS_FEATURES, LOSS_K = 256, 64, 8
 
 
@@ -133,7 +135,9 @@ def loss_rows(work: Path, peers: str, seed: int) -> list[Result]:
 
 def fvu_rows(work: Path, peers: str | None, seed: int) -> list[Result]:
     """`fvu/LIBRARY`: medians over trainings from ROUNDS seeds, with their range."""
-    interpreters = {"ours": sys.executable} | (dict.fromkeys(PEERS, peers) if peers else {})
+    interpreters = dict.fromkeys(OURS, sys.executable) | (
+        dict.fromkeys(PEERS, peers) if peers else {}
+    )
     found: dict[str, list[float]] = {}
     for number in range(seed, seed + ROUNDS):
         save_file(training_data(work, number), work / "training.safetensors")

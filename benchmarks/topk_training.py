@@ -54,6 +54,39 @@ def ours(weights: Tensor, mean: Tensor) -> tuple[Step, Reconstruct]:
     return step, reconstruct
 
 
+def ours_trained_offset(weights: Tensor, mean: Tensor) -> tuple[Step, Reconstruct]:
+    """As `ours`, but for the vector that is subtracted, which is trained too, as the others do."""
+    from features.dictionary import DictionaryConfig, TopKDictionary
+    from features.dictionary.sparse import ActivePlaces, active_outputs, weighted_rows
+
+    features, dim = weights.shape
+    dictionary = TopKDictionary(DictionaryConfig("topk", dim, features, K, modality_bias=False))
+    dictionary.decoder.data.copy_(weights)
+    dictionary.encoder.data.copy_(weights)
+    offset = torch.nn.Parameter(mean.clone())
+    optimizer = torch.optim.Adam([*dictionary.parameters(), offset], lr=LEARNING_RATE, fused=True)
+
+    def reconstruct(x: Tensor) -> Tensor:
+        centred = x - offset  # [n, dim]
+        with torch.no_grad():
+            code = dictionary.encode_sparse(centred, "image")
+        places = ActivePlaces(code.indices, features)
+        layer = (dictionary.encoder, dictionary.encoder_bias)
+        values = active_outputs(centred, *layer, code.values, places)
+        values = torch.where(code.values > 0, values, 0.0)  # [n, k]
+        return weighted_rows(values, dictionary.decoder, places) + offset
+
+    def step(x: Tensor) -> None:
+        optimizer.zero_grad()
+        error = (x - reconstruct(x)).square().sum() / (x - mean).square().sum()
+        error.backward()
+        dictionary.project_gradients()
+        optimizer.step()
+        dictionary.constrain()
+
+    return step, reconstruct
+
+
 def sparsify(weights: Tensor, mean: Tensor) -> tuple[Step, Reconstruct]:
     os.environ["SPARSIFY_DISABLE_TRITON"] = "1"
     from sparsify import SparseCoder, SparseCoderConfig
@@ -159,6 +192,7 @@ def sae_lens(weights: Tensor, mean: Tensor) -> tuple[Step, Reconstruct]:
 
 LIBRARIES: dict[str, Callable[[Tensor, Tensor], tuple[Step, Reconstruct]]] = {
     "ours": ours,
+    "ours_trained_offset": ours_trained_offset,
     "sparsify": sparsify,
     "overcomplete": overcomplete,
     "dictionary_learning": dictionary_learning,
