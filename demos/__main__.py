@@ -12,7 +12,6 @@ from pathlib import Path
 from demos import attributes, explorer, robustness, steering
 from demos.common import gr, launch, options, page
 from features.space.space import FeatureSpace
-from mms_apps.attributes.workbench import Workbench
 from mms_apps.robustness.session import Session
 from mms_apps.steering.generator import SteeredGenerator
 
@@ -27,21 +26,24 @@ def build(device: str, work: Path) -> gr.Blocks:
     """
     contrastive = FeatureSpace.load("embedded", device=device)
     with_ssl = FeatureSpace.load("embedded-ssl", device=device)
-    workbench = Workbench(
-        contrastive,
-        attributes.TRAIN,
-        attributes.PAIRS,
-        attributes.ATTRIBUTES,
-        attributes.GROUPS,
-        work,
-        role=attributes.ROLE,
-    )
+    photos = FeatureSpace.load("photos", device=device)
+    of_garments = FeatureSpace.load("garments", device=device)
+    shipped = {
+        "photos": photos,
+        "garments": of_garments,
+        "embedded": contrastive,
+        "embedded-ssl": with_ssl,
+    }
+    emoji = attributes.EMOJI.workbench(contrastive, work / "emoji")
+    garments = attributes.GARMENTS.workbench(of_garments, work / "garments")
     drawer = cache(lambda: SteeredGenerator.load("embedded", with_ssl, device))
     with page("mms-apps") as demo, gr.Tabs(overflow_behavior="wrap"):
         with gr.Tab("Explorer"):
-            explorer.fill({"embedded": contrastive, "embedded-ssl": with_ssl})
+            explorer.fill(shipped)
+        with gr.Tab("Garments") as tab:
+            attributes.fill(garments, tab.select, attributes.GARMENTS)
         with gr.Tab("Attributes") as tab:
-            attributes.fill(workbench, tab.select)
+            attributes.fill(emoji, tab.select)
         with gr.Tab("Steering"):
             steering.fill(with_ssl, drawer)
         with gr.Tab("Robustness"):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import html
 import tempfile
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,7 @@ from demos.common import (
 )
 from features.reports.page import CLASS_NAMES, MODALITY_CLASSES
 from features.space.space import FeatureSpace
+from features.store.credits import credit_line
 from mms_apps.attributes.model import METHODS
 from mms_apps.attributes.plots import (
     class_figure,
@@ -34,34 +36,83 @@ from mms_apps.attributes.plots import (
     lean_figure,
 )
 from mms_apps.attributes.report import METHOD_NAMES, against_chance
-from mms_apps.attributes.workbench import Workbench
+from mms_apps.attributes.workbench import Picture, Workbench
 
 if TYPE_CHECKING:
     from mms_apps.attributes.audit import Audit
 
-TRAIN = "embedded:train"
-PAIRS = "embedded:heldout"
-ATTRIBUTES = ("gender", "skin_tone")
-GROUPS = ("skin_tone", "gender")
-ROLE = "role"
-"""What is shown of the embedded world."""
-SHOWN_FEATURES = 5
-SHOWN_EXEMPLARS = 5
 CAUTION = """
 **What this is not.** The labels are the catalogue's own words for its drawings. A prediction says
 which of these words a picture resembles; it does not say who a person is. Gender is not something
 that can be seen in a picture of somebody: don't use this to sort, judge or serve people.
 """
+OF_GARMENTS = """
+The labels are those that the people gave who photographed their clothes. Features and model are
+fitted on some photographers' garments and shown and audited on those of others.
+"""
+
+
+@dataclass(frozen=True)
+class World:
+    """What is shown of pairs that ship with the package, as `Workbench` takes it.
+
+    title: of the page.
+    said: what a reader should know first, in Markdown.
+    """
+
+    title: str
+    said: str
+    space: str
+    train: str
+    pairs: str
+    attributes: tuple[str, ...]
+    groups: tuple[str, ...]
+    role: str | None = None
+
+    def workbench(self, space: FeatureSpace, work: Path) -> Workbench:
+        """The workbench of this world, with embeddings in a folder."""
+        return Workbench(
+            space, self.train, self.pairs, self.attributes, self.groups, work, role=self.role
+        )
+
+
+EMOJI = World(
+    "Attributes",
+    CAUTION,
+    "embedded",
+    "embedded:train",
+    "embedded:heldout",
+    ("gender", "skin_tone"),
+    ("skin_tone", "gender"),
+    "role",
+)
+GARMENTS = World(
+    "Garments",
+    OF_GARMENTS,
+    "garments",
+    "photos:garments-train",
+    "photos:garments-test",
+    ("label",),
+    ("kids", "sender"),
+)
+WORLDS = {world.space: world for world in (EMOJI, GARMENTS)}
+SHOWN_FEATURES = 5
+SHOWN_EXEMPLARS = 5
 CSS = """
 .exemplars { display: grid; gap: .5rem; }
 .exemplars figure { display: flex; gap: .4rem; align-items: center; margin: 0; flex-wrap: wrap; }
 .exemplars figcaption { flex: 1 1 11rem; font-size: .9rem; }
-.exemplars img { width: 48px; height: 48px; object-fit: contain; border-radius: 6px; margin: 0; }
+.exemplars img { width: 64px; height: 64px; object-fit: contain; border-radius: 6px; margin: 0; }
 """
 
 
-def fill(workbench: Workbench, shown: Any) -> None:
-    """Put the app on the page that is being built; `shown` is the event by which it first runs."""
+def fill(workbench: Workbench, shown: Any, world: World = EMOJI) -> None:
+    """Put the app on the page that is being built.
+
+    Args:
+        shown: the event by which it first runs.
+        world: whose title and words stand on the page.
+    """
     methods = [(METHOD_NAMES[method].capitalize(), method) for method in METHODS]
     classes = [(CLASS_NAMES[name], name) for name in MODALITY_CLASSES]
 
@@ -76,23 +127,26 @@ def fill(workbench: Workbench, shown: Any) -> None:
         figure = contribution_figure(answer.explanation, off)
         return answer.before, answer.after, figure, exemplar_html(rows)
 
-    def first_pictures(image: Image.Image | None) -> tuple[Any, Any]:
+    def first_pictures(image: Image.Image | None) -> tuple[Any, Any, Any]:
         if image is not None:
-            return gr.skip(), gr.skip()
+            return gr.skip(), gr.skip(), gr.skip()
         with errors_in_words():
             pictures = workbench.pictures
-        return pictures, pictures[0][0]
+        gallery = [(picture.image, picture.caption) for picture in pictures]
+        return gallery, pictures[0].image, said_of(pictures[0])
 
-    def pick(event: gr.SelectData) -> Image.Image:
-        return workbench.pictures[event.index][0]
+    def pick(event: gr.SelectData) -> tuple[Image.Image, str]:
+        picture = workbench.pictures[event.index]
+        return picture.image, said_of(picture)
 
     def run_audit(attribute: str, method: Any, group: str) -> tuple[str, Any, Any, Any]:
         with errors_in_words():
             found = workbench.audit(attribute, method, group)
         return audit_text(found), group_figure(found), class_figure(found), lean_figure(found)
 
-    gr.Markdown("# Attributes: predict, see why, switch features off")
-    gr.Markdown(CAUTION)
+    slug = world.title.lower()
+    gr.Markdown(f"# {world.title}: predict, see why, switch features off")
+    gr.Markdown(world.said)
     with gr.Row():
         attribute = gr.Radio(
             list(workbench.attributes), value=workbench.attributes[0], label="Attribute"
@@ -101,8 +155,9 @@ def fill(workbench: Workbench, shown: Any) -> None:
     with gr.Tab("Predict"):
         with gr.Row():
             with gr.Column(scale=2):
-                gallery = picture_gallery(elem_id="attribute-pictures", height=330)
+                gallery = picture_gallery(elem_id=f"{slug}-pictures", height=330)
                 image = picture_input(label="Picked, or upload one", height=190)
+                said = gr.Markdown(elem_id=f"{slug}-said")
             with gr.Column(scale=3):
                 off = gr.CheckboxGroup(classes, label="Switch features off")
                 with gr.Row():
@@ -112,14 +167,16 @@ def fill(workbench: Workbench, shown: Any) -> None:
                 why = gr.Plot(show_label=False)
                 seen = gr.HTML(label="What these features stand for")
         inputs, outputs = [image, attribute, method, off], [before, after, why, seen]
-        gallery.select(pick, None, image, api_visibility="private")
-        shown(first_pictures, image, [gallery, image], api_visibility="private", **ONE_AT_A_TIME)
+        gallery.select(pick, None, [image, said], api_visibility="private")
+        image.upload(lambda: "", None, said, api_visibility="private")
+        first = [gallery, image, said]
+        shown(first_pictures, image, first, api_visibility="private", **ONE_AT_A_TIME)
         gr.on(
             [image.change, attribute.change, method.change, off.change],
             predict,
             inputs,
             outputs,
-            api_name="predict",
+            api_name="predict" if world is EMOJI else f"predict_{slug}",
             trigger_mode="always_last",
             **ONE_AT_A_TIME,
         )
@@ -138,16 +195,24 @@ def fill(workbench: Workbench, shown: Any) -> None:
             run_audit,
             [attribute, method, group],
             [summary, by_group, by_class, leaning],
-            api_name="audit",
+            api_name="audit" if world is EMOJI else f"audit_{slug}",
             **ONE_AT_A_TIME,
         )
 
 
-def build(workbench: Workbench) -> gr.Blocks:
+def build(workbench: Workbench, world: World = EMOJI) -> gr.Blocks:
     """The page."""
-    with page("Attributes") as demo:
-        fill(workbench, demo.load)
+    with page(world.title) as demo:
+        fill(workbench, demo.load, world)
     return demo
+
+
+def said_of(picture: Picture) -> str:
+    """A picked picture's caption, and whose it is."""
+    lines = [html.escape(picture.caption)]
+    if picture.credit:
+        lines.append(f"<small>Image: {html.escape(picture.credit)}</small>")
+    return "<br>".join(lines)
 
 
 def exemplar_html(rows: list[dict]) -> str:
@@ -156,8 +221,10 @@ def exemplar_html(rows: list[dict]) -> str:
     for row in rows:
         contribution = row["contribution"]
         kind = CLASS_NAMES[contribution.modality_class]
-        name = f"{contribution.name} ({contribution.feature}, {kind})"
-        by_feature.setdefault(name, []).append(picture_html(row["thumbnail"], row["caption"]))
+        name = f"{contribution.name or 'unnamed'} ({contribution.feature}, {kind})"
+        by_feature.setdefault(name, []).append(
+            picture_html(row["thumbnail"], row["caption"], credit_line(row))
+        )
     figures = "".join(
         f"<figure><figcaption>{html.escape(name)}</figcaption>{''.join(images)}</figure>"
         for name, images in by_feature.items()
@@ -183,27 +250,29 @@ def main() -> None:
     parser = options(__doc__)
     parser.add_argument("--space", default="embedded")
     add_encoder(parser)
-    parser.add_argument("--train", default=TRAIN, help="labelled pairs to fit on")
-    parser.add_argument("--pairs", default=PAIRS, help="pairs to show and audit")
+    parser.add_argument("--train", help="labelled pairs to fit on [default: the space's own]")
+    parser.add_argument("--pairs", help="pairs to show and audit [default: the space's own]")
     parser.add_argument("--attribute", action="append", help="once for each")
     parser.add_argument("--group", action="append", help="attribute to audit by, once for each")
     parser.add_argument("--role", help="attribute by which to list unspecified samples")
     parser.add_argument("--image-column", help="column that names or holds the images")
     parser.add_argument("--caption-column", help="column of the captions, which are not needed")
     arguments = parser.parse_args()
+    own = WORLDS.get(arguments.space, EMOJI)
+    world = replace(own, title=EMOJI.title, said=EMOJI.said) if arguments.train else own
     with tempfile.TemporaryDirectory() as work:
         workbench = Workbench(
             FeatureSpace.load(arguments.space, device=arguments.device, encoder=arguments.encoder),
-            arguments.train,
-            arguments.pairs,
-            arguments.attribute or ATTRIBUTES,
-            arguments.group or GROUPS,
+            arguments.train or own.train,
+            arguments.pairs or own.pairs,
+            arguments.attribute or own.attributes,
+            arguments.group or own.groups,
             Path(work),
-            role=arguments.role or (ROLE if arguments.train == TRAIN else None),
+            role=arguments.role or (None if arguments.train else own.role),
             image_column=arguments.image_column,
             caption_column=arguments.caption_column,
         )
-        launch(build(workbench), port=arguments.port, css=CSS)
+        launch(build(workbench, world), port=arguments.port, css=CSS)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from features.analysis.search import (
     rows_of,
     similarities,
 )
+from features.embedded import SPACE_NAMES
 from features.modality import CROSS_MODAL, UNSCORED
 from features.reports.page import (
     CLASS_NAMES,
@@ -31,6 +32,7 @@ from features.reports.page import (
 )
 from features.space.several import load_spaces
 from features.space.space import FeatureSpace
+from features.store.credits import credit_line
 
 ZONES = 10
 """Parts of the histogram that can be clicked."""
@@ -40,6 +42,7 @@ CARD_IMAGES = 4
 IMAGES = 8
 CAPTIONS = 5
 ORDERS = [
+    ("Best named first", "telling"),
     ("Most monosemantic first", "monosemanticity"),
     ("Most image-dominant first", "image"),
     ("Most text-dominant first", "text"),
@@ -83,8 +86,9 @@ CSS = """
   border: 1px solid var(--border-color-primary); }
 #explorer-cards button:hover { border-color: var(--color-accent); }
 #explorer-cards strong { font-size: .9rem; } #explorer-cards small { font-size: .78rem; }
-#explorer-cards .thumbs { display: flex; gap: 4px; margin-top: auto; padding-top: .3rem; }
-#explorer-cards img { width: 30px; height: 30px; object-fit: contain; margin: 0; }
+#explorer-cards .thumbs { display: grid; grid-template-columns: repeat(2, 56px); gap: 4px;
+  margin-top: auto; padding-top: .3rem; }
+#explorer-cards img { width: 56px; height: 56px; object-fit: cover; margin: 0; border-radius: 4px; }
 #explorer-picked .side-by-side { display: grid; gap: 1rem;
   grid-template-columns: repeat(auto-fit, minmax(min(100%, 270px), 1fr)); }
 #explorer-picked article { padding: .9rem; border-radius: 8px; min-width: 0;
@@ -96,9 +100,13 @@ CSS = """
 #explorer-picked dd { margin: 0; }
 #explorer-picked ul { margin: 0; padding-left: 1.1rem; font-size: .88rem; }
 #explorer-picked .images { display: grid; gap: .5rem; font-size: .78rem; line-height: 1.25;
-  grid-template-columns: repeat(auto-fill, minmax(76px, 1fr)); }
+  grid-template-columns: repeat(auto-fill, minmax(110px, 1fr)); }
 #explorer-picked figure { margin: 0; overflow-wrap: anywhere; }
-#explorer-picked img { width: 64px; height: 64px; object-fit: contain; margin: 0 0 .2rem; }
+#explorer-picked figcaption span { display: -webkit-box; -webkit-line-clamp: 3; overflow: hidden;
+  -webkit-box-orient: vertical; }
+#explorer-picked figcaption small { display: block; color: var(--body-text-color-subdued);
+  font-size: .68rem; }
+#explorer-picked img { width: 96px; height: 96px; object-fit: contain; margin: 0 0 .2rem; }
 #explorer-picked .alike { display: flex; flex-wrap: wrap; gap: .4rem; }
 #explorer-picked .alike button { padding: .25rem .6rem; border-radius: 8px; font-size: .82rem;
   cursor: pointer; color: var(--body-text-color); background: none;
@@ -184,7 +192,7 @@ def fill(spaces: dict[str, FeatureSpace]) -> None:
         with gr.Row():
             with gr.Column(scale=2):
                 space = gr.Radio(names, value=names[0], label="Space", visible=len(names) > 1)
-                words = gr.Textbox(label="Words or number", placeholder="woman, or 42")
+                words = gr.Textbox(label="Words or number", placeholder="car, or 42")
                 modality_class = gr.Radio(classes, value="", label="Class")
                 least = gr.Slider(0, 1, 0.0, step=0.05, label="Monosemanticity at least")
             with gr.Column(scale=3):
@@ -332,7 +340,7 @@ def cards_html(space: FeatureSpace, numbers: list[int]) -> str:
         f'<button type="button" data-feature="{row["feature"]}"><strong>{title(row)}</strong>'
         f'<small class="{row["class"]}">{class_in_words(row)}, MDS {figure(row["mds"])}'
         '</small><span class="thumbs">'
-        f"{''.join(picture_html(i['thumbnail'], i['caption']) for i in images[row['feature']])}"
+        f"{''.join(map(small_html, images[row['feature']]))}"
         "</span></button>"
         for row in rows
     )
@@ -371,11 +379,7 @@ def article_html(space: FeatureSpace, found: Described, name: str) -> str:
         "Space": html.escape(name),
     }
     listed = "".join(f"<dt>{key}</dt><dd>{value}</dd>" for key, value in scores.items())
-    images = "".join(
-        f"<figure>{picture_html(i['thumbnail'], i['caption'])}"
-        f"<figcaption>{html.escape(i['caption'])}</figcaption></figure>"
-        for i in found.images
-    )
+    images = "".join(map(figure_html, found.images))
     captions = list(dict.fromkeys(text["caption"] for text in found.texts))[:CAPTIONS]
     texts = "".join(f"<li>{html.escape(caption)}</li>" for caption in captions)
     others = rows_of(space, [n for n, _ in found.alike])
@@ -390,6 +394,21 @@ def article_html(space: FeatureSpace, found: Described, name: str) -> str:
         f"<h3>Top texts</h3>{f'<ul>{texts}</ul>' if texts else 'none'}"
         f'<h3>Most similar directions</h3><div class="alike">{alike}</div></article>'
     )
+
+
+def small_html(row: dict[str, Any]) -> str:
+    """An exemplar among others."""
+    return picture_html(row["thumbnail"], row["caption"], credit_line(row))
+
+
+def figure_html(row: dict[str, Any]) -> str:
+    """An exemplar with its caption, and whose it is."""
+    credit = credit_line(row)
+    said = f"<span>{html.escape(row['caption'])}</span>"
+    if credit:
+        said += f"<small>Image: {html.escape(credit)}</small>"
+    picture = picture_html(row["thumbnail"], row["caption"])
+    return f"<figure>{picture}<figcaption>{said}</figcaption></figure>"
 
 
 def title(row: dict[str, Any]) -> str:
@@ -409,11 +428,11 @@ def main() -> None:
     parser.add_argument(
         "--space",
         action="append",
-        help="folder, hub id, embedded or embedded-ssl; once for each [default: both]",
+        help="folder, hub id or one that ships; once for each [default: all that ship]",
     )
     add_encoder(parser, "once for each", action="append")
     arguments = parser.parse_args()
-    names = arguments.space or ["embedded", "embedded-ssl"]
+    names = arguments.space or list(SPACE_NAMES)
     spaces = load_spaces(names, arguments.encoder, arguments.device)
     launch(build(dict(zip(names, spaces, strict=True))), port=arguments.port, css=CSS)
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from features.embedded.build_photos import garment_text
-from features.embedded.photos import SPLITS, PhotoPairs
+from features.embedded.photos import HALVES, SPLITS, PhotoPairs
 from features.encoders.load import load_encoder
 from features.errors import UserError
 from features.pairs.base import Pair
@@ -124,3 +124,21 @@ def test_several_splits_are_one_source() -> None:
     assert both.total() == sum(len(PhotoPairs(name).rows) for name in ("train", "heldout"))
     with pytest.raises(UserError, match="no such split"):
         open_pairs("photos:train+validation")
+
+
+def test_no_photographer_is_in_both_halves_of_the_garments() -> None:
+    halves = [PhotoPairs(name) for name in HALVES]
+    people = [{row["sender"] for row in half.rows} for half in halves]
+    assert not people[0] & people[1]
+    rows = [row["id"] for half in halves for row in half.rows]
+    assert sorted(rows) == sorted(row["id"] for row in PhotoPairs("garments").rows)
+    assert open_pairs("photos:garments-test").total() == len(halves[1].rows) > 200
+    assert {row["label"] for row in halves[1].rows} == {row["label"] for row in halves[0].rows}
+
+
+def test_the_space_of_garments_knows_none_of_the_test_photographers() -> None:
+    space = FeatureSpace.load("garments", device="cpu")
+    assert (space.config.encoder, space.config.pairs) == ("photos", "photos:garments-train")
+    tested = {row["id"] for row in PhotoPairs("garments-test").rows}
+    assert not tested & set(space.exemplars["sample_id"].to_pylist())
+    assert not any(":" in name for name in space.features["name"].to_pylist())

@@ -13,3 +13,5 @@ ENCODER_NAMES = ("embedded", "embedded-ssl")
 """Of the emoji."""
 SHIPPED = (*ENCODER_NAMES, "photos")
 """Encoders, each with a FeatureSpace of the same name."""
+SPACE_NAMES = (*SHIPPED, "garments")
+"""FeatureSpaces; that of garments is of the encoder `photos`."""

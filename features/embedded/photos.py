@@ -8,7 +8,8 @@ Every picture carries its licence, credit and source.
     photos:train      the textbook pictures that the encoder's heads were trained on
     photos:scored     pictures that they never saw, textbook and dishes, for scoring features
     photos:heldout    150 textbook pictures for measuring alone
-    photos:garments   garments, which the heads never saw either
+    photos:garments   garments, which the heads never saw either: `photos:garments-train`, and
+                      `photos:garments-test` by photographers who are not in it
 
 `photos` is all of them, `photos:train+scored` several.
 """
@@ -16,8 +17,9 @@ Every picture carries its licence, credit and source.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property, partial
+from typing import Any
 
 import pyarrow.parquet as pq
 from PIL import Image
@@ -28,6 +30,8 @@ from features.pairs.base import Described, Found, PairSource, Part, Skipped, spa
 from features.pairs.images import decode_image
 
 SPLITS = ("train", "scored", "heldout", "garments")
+GARMENTS = "garments"
+HALVES = ("garments-train", "garments-test")
 JOINED = "+"
 TEXTS = ("text", "context")
 ATTRIBUTES = (
@@ -43,19 +47,27 @@ def split_named(spec: str) -> str | None:
         UserError: there is no such split.
     """
     split = spec.partition(":")[2] or None
-    if split is not None and not set(split.split(JOINED)) <= set(SPLITS):
-        known = ", ".join(f"photos:{name}" for name in SPLITS)
+    if split is not None and not set(split.split(JOINED)) <= {*SPLITS, *HALVES}:
+        known = ", ".join(f"photos:{name}" for name in (*SPLITS, *HALVES))
         raise UserError(
             f"{spec}: no such split; use photos, {known}, or several: photos:train{JOINED}scored"
         )
     return split
 
 
+def half_of(row: Mapping[str, Any]) -> str | None:
+    """Of a garment, the half that its photographer is in, a third of them in `garments-test`."""
+    if row["split"] != GARMENTS:
+        return None
+    digest = hashlib.sha256(row["sender"].encode()).hexdigest()
+    return HALVES[int(digest, 16) % 3 == 0]
+
+
 class PhotoPairs(PairSource):
     """The photographs of one split, of several, or of all.
 
     Args:
-        split: one of `SPLITS`, several of them joined by "+", or None for all.
+        split: one of `SPLITS` or `HALVES`, several of them joined by "+", or None for all.
         text: which of a picture's texts is its caption, "text" or "context"; pictures without it
             are left out.
     """
@@ -68,8 +80,10 @@ class PhotoPairs(PairSource):
     @cached_property
     def rows(self) -> list[dict]:
         """The pictures' rows: id, image (WebP bytes), texts, attributes."""
-        filters = None if self.split is None else [("split", "in", self.split.split(JOINED))]
-        rows = pq.read_table(PHOTOS, filters=filters).to_pylist()
+        rows = pq.read_table(PHOTOS).to_pylist()
+        if self.split is not None:
+            wanted = set(self.split.split(JOINED))
+            rows = [row for row in rows if wanted & {row["split"], half_of(row)}]
         return [row for row in rows if row[self.text]]
 
     def described(self, index: int) -> Described:

@@ -18,7 +18,7 @@ from features.dictionary import Dictionary
 from features.dictionary.base import WEIGHTS, dictionary_from_record
 from features.dictionary.trainer import held_out_figures
 from features.embedded import ENCODER_NAMES, SPACES
-from features.embedded.build_photos_space import scored_and_shown
+from features.embedded.build_photos_space import GARMENTS_SEEN, scored_and_shown, words_of_captions
 from features.embedded.photos import PhotoPairs
 from features.embedded.world import EmbeddedPairs
 from features.encoders.load import load_encoder
@@ -60,12 +60,22 @@ def score_photos(work: Path) -> None:
     scored_and_shown(shipped_dictionary("photos", everything), work).save(SPACES / "photos")
 
 
+def score_garments(work: Path) -> None:
+    """`garments`, as `features.embedded.build_photos_space` scores it."""
+    source = PhotoPairs(GARMENTS_SEEN)
+    store = extract(source, load_encoder("photos", device="cpu"), work / GARMENTS_SEEN)
+    dictionary = shipped_dictionary("garments", store)
+    terms = words_of_captions(store)
+    score(store, dictionary, source=source, terms=terms).save(SPACES / "garments")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--work", type=Path, required=True, help="folder for the stores")
     work = parser.parse_args().work
     score_emoji(work)
     score_photos(work / "photos")
+    score_garments(work / "photos")
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ from torch import Tensor
 from features.dictionary import Dictionary, Modality
 from features.dictionary.base import WEIGHTS, dictionary_from_record
 from features.distributed import resolve_device
-from features.embedded import SHIPPED, SPACES
+from features.embedded import SPACE_NAMES, SPACES
 from features.encoders.encoder import Encoder
 from features.encoders.fingerprint import same_encoder
 from features.encoders.load import load_encoder
@@ -248,7 +248,7 @@ class FeatureSpace:
         """Load a FeatureSpace.
 
         Args:
-            where: a folder, `embedded`, `embedded-ssl`, `photos`, or a Hugging Face hub id
+            where: a folder, one of `features.embedded.SPACE_NAMES`, or a Hugging Face hub id
                 (org/name).
             device: "auto" is this process's GPU where there is one.
             encoder: to use instead of the one that is recorded, which it must equal; wanted where
@@ -352,7 +352,7 @@ def _find(where: str | Path) -> Path:
     Raises:
         UserError: there is none.
     """
-    folder = SPACES / str(where) if str(where) in SHIPPED else Path(where)
+    folder = SPACES / str(where) if str(where) in SPACE_NAMES else Path(where)
     if (folder / "config.json").is_file():
         return folder
     if folder.exists() or not HUB_ID.fullmatch(str(where)):

@@ -15,6 +15,7 @@ from features.analysis.search import exemplars
 from features.errors import UserError
 from features.pairs.open import open_pairs
 from features.space.space import FeatureSpace
+from features.store.credits import credits_of
 from features.store.extract import extract
 from mms_apps.attributes.audit import UNSPECIFIED, Audit, audit, require_groups
 from mms_apps.attributes.explain import Explanation, explain, probabilities_without
@@ -28,6 +29,15 @@ if TYPE_CHECKING:
     from features.store.store import ActivationStore
 
 GALLERY = 24
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image to show, its caption, and whose it is ("" where the pairs tell nothing)."""
+
+    image: Image.Image
+    caption: str
+    credit: str
 
 
 @dataclass(frozen=True)
@@ -95,14 +105,14 @@ class Workbench:
         self._models: dict[tuple[str, Method], AttributeModel] = {}
 
     @cached_property
-    def pictures(self) -> list[tuple[Image.Image, str]]:
-        """Images of pairs to show, spread evenly, with their captions."""
+    def pictures(self) -> list[Picture]:
+        """Images of pairs to show, spread evenly."""
         rows = np.unique(np.linspace(0, len(self._test_store) - 1, GALLERY).astype(int)).tolist()
         table = self._test_store.sample_rows(rows, ["location", "caption"]).to_pylist()
         images = dict(self._test.images([row["location"] for row in table]))
         return [
-            (images[row["location"]], row["caption"] or "")
-            for row in table
+            Picture(images[row["location"]], row["caption"] or "", credit)
+            for row, credit in zip(table, credits_of(self._test_store, rows), strict=True)
             if row["location"] in images
         ]
 

@@ -6,11 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
-from demos.attributes import CSS, build
+from demos.attributes import CSS, build, said_of
 from demos.common import launch
 from features.space.space import FeatureSpace
-from mms_apps.attributes.workbench import Workbench
+from mms_apps.attributes.workbench import Picture, Workbench
 from tests.browser import assert_accessible, keep_picture, needs_chromium, opened
 from tests.conftest import draw_imagefolder
 
@@ -58,6 +59,13 @@ def test_predict_and_audit_through_the_api(address: str, imagefolder: Path) -> N
     summary, *figures = client.predict("shape", "linear_probe", "colour", api_name="/audit")
     assert "in the worst group" in summary
     assert len(figures) == 3
+
+
+def test_a_picture_is_shown_with_its_caption_and_whose_it_is() -> None:
+    image = Image.new("RGB", (4, 4))
+    said = said_of(Picture(image, "a <hat>", "“Hat” by A. Jones, CC BY 2.0"))
+    assert "a &lt;hat&gt;" in said and "A. Jones, CC BY 2.0" in said
+    assert said_of(Picture(image, "a hat", "")) == "a hat"
 
 
 @needs_chromium

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Iterator
 
 import pytest
 
 from demos.common import launch
-from demos.explorer import CSS, build
+from demos.explorer import CSS, build, picked_html
 from features.space.space import FeatureSpace
+from features.store.credits import credit_line
 from tests.browser import assert_accessible, keep_picture, needs_chromium, opened
 
 
@@ -78,6 +80,21 @@ def test_search_click_in_the_histogram_and_compare_in_a_browser(address: str) ->
         page.get_by_role("button", name="Compare", exact=True).click()
         expect(page.get_by_text("embedded-ssl has more").first).to_be_visible(timeout=30_000)
         assert_accessible(page)
+
+
+def test_photographs_are_shown_with_their_credits() -> None:
+    space = FeatureSpace.load("photos", device="cpu")
+    (feature,) = space.select("CrossD", name="skull", shared=True).tolist()[:1]
+    page = picked_html({"photos": space}, ("photos", feature), None)
+    shown = [
+        row
+        for row in space.exemplars.to_pylist()
+        if (row["feature"], row["modality"]) == (feature, "image")
+    ]
+    assert len(shown) == page.count("<figure>") == 8
+    for row in shown:
+        assert html.escape(credit_line(row)) in page
+    assert page.count("data:image/webp;base64,") == 8
 
 
 @needs_chromium

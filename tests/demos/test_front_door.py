@@ -16,7 +16,7 @@ from demos.common import MEGAPIXELS
 from tests.browser import assert_accessible, keep_picture, needs_chromium, opened
 from tests.demos.conftest import ROOT, Served
 
-TABS = ("Explorer", "Attributes", "Steering", "Robustness")
+TABS = ("Explorer", "Garments", "Attributes", "Steering", "Robustness")
 
 
 @needs_chromium
