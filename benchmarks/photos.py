@@ -56,13 +56,14 @@ def retrieval_rows(encoder: Encoder, seed: int) -> list[Result]:
 
 def garment_rows(space: FeatureSpace, work: Path, seed: int) -> list[Result]:
     """Accuracy on garments of photographers who are not in training."""
-    store = extract(PhotoPairs("garments"), space.encoder, work / "garments", progress=False)
-    everything = extract(PhotoPairs(), space.encoder, work / "all", progress=False)
-    wide = fit_dictionary(everything, WIDE, work / "wide", device="cpu", progress=False)
-    images = store.rows(range(len(store)))[0]
+    store = extract(PhotoPairs(), space.encoder, work / "all", progress=False)
+    wide = fit_dictionary(store, WIDE, work / "wide", device="cpu", progress=False)
     samples = store.samples()
+    rows = np.flatnonzero(np.array(samples["attribute.kind"].to_pylist()) == "garment")
+    images = store.rows(rows.tolist())[0]
     labels, senders, kids = (
-        np.array(samples[f"attribute.{name}"].to_pylist()) for name in ("label", "sender", "kids")
+        np.array(samples[f"attribute.{name}"].to_pylist())[rows]
+        for name in ("label", "sender", "kids")
     )
     with torch.inference_mode():
         wide_active = wide.encode(images, "image").numpy()
@@ -151,17 +152,19 @@ def _by_photographer(name: str, hits: np.ndarray, senders: np.ndarray, seed: int
 def main() -> None:
     parser = options(__doc__)
     parser.add_argument("--space", default="photos", help="folder, hub id or photos")
+    parser.add_argument("--work", type=Path, help="folder in which stores and dictionaries stay")
     parser.add_argument("--only", nargs="+", choices=SECTIONS, default=SECTIONS)
     arguments = parser.parse_args()
     space = FeatureSpace.load(arguments.space, device="cpu")
     seed = arguments.seed
     with tempfile.TemporaryDirectory() as scratch:
+        work = arguments.work or Path(scratch)
         sections: dict[str, Callable[[], list[Result]]] = {
             "retrieval": lambda: retrieval_rows(space.encoder, seed),
-            "natural": lambda: natural_rows(space, Path(scratch) / "natural", seed),
+            "natural": lambda: natural_rows(space, work / "natural", seed),
             "names": lambda: name_rows(space, seed),
-            "concepts": lambda: concept_rows(space, Path(scratch), seed),
-            "garments": lambda: garment_rows(space, Path(scratch), seed),
+            "concepts": lambda: concept_rows(space, work, seed),
+            "garments": lambda: garment_rows(space, work, seed),
         }
         run_sections([sections[name] for name in arguments.only], arguments.out, seed=seed)
 

@@ -189,8 +189,9 @@ def fill(workbench: Workbench, shown: Any, world: World = EMOJI) -> None:
         by_group = gr.Plot(show_label=False)
         gr.Markdown("### Which modality carries it, beside random features of the same energy")
         by_class = gr.Plot(show_label=False)
-        gr.Markdown("### Where no label is given, which way does it lean?")
-        leaning = gr.Plot(show_label=False)
+        listed = workbench.role is not None
+        gr.Markdown("### Where no label is given, which way does it lean?", visible=listed)
+        leaning = gr.Plot(show_label=False, visible=listed)
         start.click(
             run_audit,
             [attribute, method, group],
