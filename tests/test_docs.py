@@ -15,7 +15,7 @@ import re
 import shlex
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -28,6 +28,7 @@ import typer
 from features.analysis.compare import FIGURES, cell
 from features.bootstrap import Estimate
 from features.dictionary import TrainConfig
+from features.embedded.photos import PhotoPairs
 from features.embedded.world import EmbeddedPairs
 from features.encoders.encoder import Encoder
 from features.encoders.load import load_encoder
@@ -47,10 +48,11 @@ ONLY_PARSED = (
     "robustness",
     "attributes audit",
     "attributes debias",
+    "concepts --space garments",
 )
 """Commands that take minutes or hours, or download; each has tests of its own."""
 NEEDS_NETWORK = ("from_pretrained(", "pipe(")
-OFFLINE = ("embedded", "embedded-ssl")
+OFFLINE = ("embedded", "embedded-ssl", "photos")
 
 
 def text_of(name: str) -> str:
@@ -201,9 +203,8 @@ def small(
 
     for module in ("features.encoders.load", "features.space.space"):
         monkeypatch.setattr(f"{module}.load_encoder", load)
-    every_row = EmbeddedPairs.rows.func
-    rows = property(lambda self: every_row(self)[::8])
-    monkeypatch.setattr(EmbeddedPairs, "rows", _cached(rows))
+    for world in (EmbeddedPairs, PhotoPairs):
+        monkeypatch.setattr(world, "rows", _cached(_thinned(world.rows.func)))
     for command in ("run", "stages"):
         monkeypatch.setattr(
             f"mms_apps.cli.{command}.train_config",
@@ -219,10 +220,14 @@ def small(
     return SimpleNamespace(mms=mms, done=done)
 
 
-def _cached(rows: property) -> property:
-    kept: dict[int, tuple[EmbeddedPairs, list[dict]]] = {}
+def _thinned(every_row: Callable[[Any], list[dict]]) -> property:
+    return property(lambda self: every_row(self)[::8])
 
-    def get(self: EmbeddedPairs) -> list[dict]:
+
+def _cached(rows: property) -> property:
+    kept: dict[int, tuple[Any, list[dict]]] = {}
+
+    def get(self: Any) -> list[dict]:
         if id(self) not in kept:
             kept[id(self)] = (self, rows.fget(self))  # type: ignore[misc]
         return kept[id(self)][1]

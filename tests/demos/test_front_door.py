@@ -16,7 +16,8 @@ from demos.common import MEGAPIXELS
 from tests.browser import assert_accessible, keep_picture, needs_chromium, opened
 from tests.demos.conftest import ROOT, Served
 
-TABS = ("Explorer", "Garments", "Attributes", "Steering", "Robustness")
+TABS = ("Explorer", "Attributes", "Steering", "Robustness")
+"""All but Garments, which is Attributes over photographs that take a minute to encode."""
 
 
 @needs_chromium
