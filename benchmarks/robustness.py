@@ -24,24 +24,28 @@ Intervals are bootstrapped over images; those of controls are the range over see
 
 from __future__ import annotations
 
-import dataclasses
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import torch
 from rich.progress import track
-from torch import nn
 
 from benchmarks.common import (
     Result,
     estimate_row,
-    mean_row,
     median_row,
     options,
     run_sections,
+)
+from benchmarks.robustness_attacks import (
+    PARITY_EPS,
+    analytic_rows,
+    broken_rows,
+    cw_rows,
+    share_row,
+    two_class_rows,
 )
 from benchmarks.robustness_peers import PEERS, withstood_by_peer, write_data
 from features.bootstrap import Estimate
@@ -49,16 +53,13 @@ from features.encoders.encoder import Encoder
 from features.encoders.load import load_encoder
 from features.space.space import FeatureSpace
 from mms_apps.robustness.attacks.base import AttackConfig
-from mms_apps.robustness.attacks.registry import offered
 from mms_apps.robustness.attacks.run import run_attack
-from mms_apps.robustness.checks import linear_case, of_curves, of_model
 from mms_apps.robustness.crossmodal import ALL, CrossModal, CrossModalStudy
-from mms_apps.robustness.distances import NORMS, Norm, readable_eps
+from mms_apps.robustness.distances import Norm, readable_eps
 from mms_apps.robustness.evaluation import evaluate
 from mms_apps.robustness.groups import GROUPS
 from mms_apps.robustness.label_words import label_words
-from mms_apps.robustness.models import Squeezed, ZeroShot, batched, correct
-from mms_apps.robustness.nearest_adversarial import minimal_eps
+from mms_apps.robustness.models import ZeroShot, batched, correct
 from mms_apps.robustness.results import Evaluation, EvaluationConfig
 from mms_apps.robustness.retrieval import found_by_caption, text_to_image
 from mms_apps.robustness.tasks import Task, load_task
@@ -74,15 +75,11 @@ SECTIONS = (
     "parity",
 )  # fmt: skip
 DEFENCES = ("keep:CrossD", "remove:ImgD", "remove:TextD", "weight:ImgD=0.5", "squeeze:3")
-PARITY_EPS: dict[Norm, float] = {"Linf": 4 / 255, "L2": 0.5}
 PARITY_IMAGES = 150
 CROSS_IMAGES = 120
 CROSS_EPS = 8 / 255
 CROSS_SEEDS = 2
 TEXTS = 100
-TWO_CLASS_IMAGES = 16
-CW_IMAGES = 50
-SHIFTS = (-20.0, 0.0, 100.0)
 
 
 def evaluation_rows(
@@ -110,7 +107,7 @@ def evaluation_rows(
             for e, v in curve.items()
         ]
     passed = [check.passed for check in found.checks]
-    rows.append(_shares("checks/passed", np.array(passed), seed))
+    rows.append(share_row("checks/passed", np.array(passed), seed))
     rows.append(Result("seconds/evaluation", seconds, seconds, seconds, 1, "s"))
     for check in found.checks:
         if not check.passed:
@@ -152,113 +149,6 @@ def defence_rows(space: FeatureSpace, task: Task, out: Path, seed: int) -> list[
     return rows
 
 
-class Shifted(nn.Module):
-    """A model whose logits all have the same number added."""
-
-    def __init__(self, model: nn.Module, shift: float) -> None:
-        super().__init__()
-        self.model, self.shift = model, shift
-
-    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        return self.model(pixels) + self.shift
-
-
-def cw_rows(space: FeatureSpace, seed: int) -> list[Result]:
-    """What CW leaves over what PGD leaves, L2, whatever is added to the logits."""
-    linear, pixels, labels = linear_case.linear_case(CW_IMAGES, seed)
-    with torch.no_grad():
-        half = float(linear.nearest(pixels, "L2").median())
-    task = load_task("embedded:heldout", space.encoder, label="gender", count=CW_IMAGES)
-    cases = {
-        "linear_shift": (linear, pixels, labels, half),
-        "gender_L2": (task.classifier(space.encoder), task.pixels, task.labels, PARITY_EPS["L2"]),
-    }
-    config = AttackConfig(norm="L2", seed=seed)
-    rows = []
-    for case, (model, images, own, eps) in cases.items():
-        found = []
-        for shift in track(SHIFTS, f"CW, {case}"):
-            shifted = Shifted(model, shift)
-            right = {
-                name: correct(
-                    shifted, run_attack(shifted, images, own, name, eps, config).images, own
-                ).numpy()
-                for name in ("cw", "pgd")
-            }
-            more = right["cw"].astype(float) - right["pgd"]
-            found.append(_shares(f"cw/{case}/{shift:+g}", more, seed, "difference"))
-        worst = max(found, key=lambda row: row.value)
-        rows += [*found, dataclasses.replace(worst, name=f"cw/{case}")]
-    return rows
-
-
-def broken_rows(space: FeatureSpace, task: Task) -> list[Result]:
-    """Whether each broken model is caught by the check made for it, and the plain one by none."""
-    few = task.first(64)
-    model = few.classifier(space.encoder)
-    quantised = model.with_defence(None, Squeezed(5, straight_through=False))
-    dropping = nn.Sequential(nn.Dropout(0.2), model)
-    dropping[0].train()
-    nothing = AttackConfig(pgd_steps=0)
-
-    def masked(of: nn.Module) -> bool:
-        losses = ("cross-entropy", "margin")
-        return any(not of_model.gradients(of, few.pixels, few.labels, x).passed for x in losses)
-
-    def idle(attack: AttackConfig) -> bool:
-        ran = run_attack(model, few.pixels, few.labels, "pgd", 4 / 255, attack)
-        huge = of_model.huge_eps(model, few.pixels, few.labels, attack, few.chance)
-        return not huge.passed and not of_curves.flattened(ran.history).passed
-
-    caught = {
-        "quantisation": masked(quantised),
-        "dropout": not of_model.repeatable(dropping, few.pixels).passed,
-        "zero_steps": idle(nothing),
-        "plain": masked(model) or not of_model.repeatable(model, few.pixels).passed
-        or idle(AttackConfig()),
-    }  # fmt: skip
-    return [
-        Result(f"caught/{k}", float(v), float(v), float(v), 1, "0 or 1") for k, v in caught.items()
-    ]
-
-
-def analytic_rows(seed: int, count: int = 64) -> list[Result]:
-    """The smallest adversarial distance found over the known one, on a linear model."""
-    rows = []
-    for norm in NORMS:
-        model, pixels, labels = linear_case.linear_case(count, seed)
-        high = 0.5 if norm == "Linf" else 5.0
-        with torch.no_grad():
-            nearest = model.nearest(pixels, norm)
-        found = minimal_eps(model, pixels, labels, norm=norm, high=high) / nearest
-        rows.append(_shares(f"analytic/{norm}", found.numpy(), seed, "ratio"))
-        most = float(found.max())
-        rows.append(Result(f"analytic/{norm}/largest", most, most, most, count, "ratio"))
-        eps = 1.25 * nearest
-        pgd = [
-            not bool(correct(model, run_attack(
-                model, pixels[i : i + 1], labels[i : i + 1], "pgd", float(eps[i]),
-                AttackConfig(norm=norm, seed=seed)).images, labels[i : i + 1]))
-            for i in range(count)
-        ]  # fmt: skip
-        rows.append(_shares(f"analytic/{norm}/pgd_at_1.25", np.array(pgd), seed))
-    return rows
-
-
-def two_class_rows(space: FeatureSpace, seed: int) -> list[Result]:
-    """Gender, with every attack offered: accuracy under each."""
-    task = load_task("embedded:heldout", space.encoder, label="gender", count=TWO_CLASS_IMAGES)
-    model = task.classifier(space.encoder)
-    rows = []
-    for norm, eps in PARITY_EPS.items():
-        for name in track(offered(2, norm), f"two classes, {norm}"):
-            config = AttackConfig(norm=norm, seed=seed)
-            found = run_attack(model, task.pixels, task.labels, name, eps, config)
-            right = correct(model, found.images, task.labels)
-            rows.append(_shares(f"two_classes/{norm}/{name}", right.numpy(), seed))
-    return rows
-
-
 def crossmodal_rows(space: FeatureSpace, other: Encoder, seed: int) -> list[Result]:
     """Success of pushing each class of features to a target text's, here and in the other
     encoder."""
@@ -295,7 +185,7 @@ def _crossmodal(group: str, found: CrossModal, seed: int) -> list[Result]:
         "/matched": found.matched,
     }
     return [
-        _shares(f"crossmodal/{group}{suffix}", value.numpy(), seed,
+        share_row(f"crossmodal/{group}{suffix}", value.numpy(), seed,
                 "cosine" if suffix == "/matched" else "share")
         for suffix, value in shares.items()
     ]  # fmt: skip
@@ -319,7 +209,7 @@ def retrieval_rows(space: FeatureSpace, other: Encoder, seed: int) -> list[Resul
         "retrieval/t2i/noise": found_by_caption(model, task.pixels, noise, task.labels),
         "retrieval/t2i/pgd": found_by_caption(model, task.pixels, away, task.labels),
     }
-    rows = [_shares(name, value.numpy(), seed) for name, value in hits.items()]
+    rows = [share_row(name, value.numpy(), seed) for name, value in hits.items()]
     return rows + _text_rows(model, other, task, seed)
 
 
@@ -345,7 +235,7 @@ def _text_rows(model: ZeroShot, other: Encoder, task: Task, seed: int) -> list[R
                 labels=labels, judge=judge, greedy=greedy,
             )  # fmt: skip
             kept[name].append(not attacked.found)
-    return [_shares(f"text/{name}", np.array(value), seed) for name, value in kept.items()]
+    return [share_row(f"text/{name}", np.array(value), seed) for name, value in kept.items()]
 
 
 def parity_rows(
@@ -374,19 +264,14 @@ def parity_rows(
             if theirs is None:
                 continue
             difference = theirs.astype(float) - ours[name]
-            rows.append(_shares(f"parity/{library}/{name}", difference, seed, "difference"))
-            rows.append(_shares(f"parity/{library}/{name}/theirs", theirs, seed))
-            rows.append(_shares(f"parity/{library}/{name}/ours", ours[name], seed))
+            rows.append(share_row(f"parity/{library}/{name}", difference, seed, "difference"))
+            rows.append(share_row(f"parity/{library}/{name}/theirs", theirs, seed))
+            rows.append(share_row(f"parity/{library}/{name}/ours", ours[name], seed))
     return rows
 
 
 def _row(name: str, estimate: Estimate, n: int) -> Result:
     return estimate_row(name, estimate, n, "share")
-
-
-def _shares(name: str, values: np.ndarray, seed: int, unit: str = "share") -> Result:
-    """The mean of one value an image with its interval."""
-    return mean_row(name, values.astype(float), unit, seed)
 
 
 def _range(name: str, values: list[float]) -> Result:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.robustness import analytic_rows, broken_rows
+from benchmarks.robustness_attacks import analytic_rows, broken_rows
 from benchmarks.robustness_peers import withstood_by_peer, write_data
 from features.space.space import FeatureSpace
 from mms_apps.robustness.models import ZeroShot
