@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
 import pytest
 
+from benchmarks.robustness import DEFENCES
 from benchmarks.robustness_attacks import analytic_rows, broken_rows
 from benchmarks.robustness_peers import withstood_by_peer, write_data
 from features.space.space import FeatureSpace
 from mms_apps.robustness.models import ZeroShot
 from mms_apps.robustness.tasks import Task
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_the_analytic_rows_are_within_their_bound() -> None:
@@ -36,3 +40,32 @@ def test_a_peer_that_fails_is_named(
     )
     assert found is None
     assert "adversarial-library apgd failed" in capsys.readouterr().err
+
+
+def test_the_readme_has_the_figures() -> None:
+    record = json.loads((ROOT / "docs" / "results" / "robustness.json").read_text())
+    rows = {row["name"]: row for row in record["results"]}
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+
+    def whole(name: str) -> str:
+        row = rows[name]
+        if row["value"] == 0:
+            return f"0.00 (0 of {row['n']})"
+        return f"{row['value']:.2f} ({row['ci_low']:.2f} to {row['ci_high']:.2f})"
+
+    def values(*names: str) -> str:
+        return " | ".join(f"{rows[name]['value']:.2f}" for name in names)
+
+    eps = [f"{size}_255" for size in (1, 2, 4, 8, 16)]
+    for attack in ("noise", "fgsm", "pgd", "apgd", "square"):
+        assert f"| {values(*(f'accuracy/{attack}/{e}' for e in eps))} |" in text
+    assert f"| worst case | {' | '.join(whole(f'worst_case/{e}') for e in eps)} |" in text
+    assert f"undefended {whole('worst_case/none')}" in text
+    for defence in DEFENCES:
+        kinds = (f"defence/{defence}/{k}" for k in ("clean", "nonadaptive", "adaptive", "square"))
+        assert f"| {whole(f'worst_case/{defence}')} | {values(*kinds)} |" in text
+    for group in ("ImgD", "TextD", "CrossD"):
+        assert f"| {whole(f'drift/{group}')} |" in text
+        assert f"| {whole(f'restricted/{group}')} |" in text
+    for case in ("cw/linear_shift", "cw/gender_L2"):
+        assert rows[case]["value"] <= 0.02
