@@ -66,7 +66,7 @@ def steer(
     encoder: MovedEncoder = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps; 14.")] = None,
     guidance: Annotated[
-        float | None, typer.Option(min=1, help="Guidance scale; 1 for none, 3 by default.")
+        float | None, typer.Option(min=1, help="Guidance scale; 1 for none, 2 by default.")
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the noise and of the prior; 0.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")] = "auto",

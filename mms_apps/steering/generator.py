@@ -24,7 +24,7 @@ from mms_apps.steering.edits import Steering
 from mms_apps.steering.prior import WEIGHTS, Prior
 
 STEPS = 14
-GUIDANCE = 3.0
+GUIDANCE = 2.0
 
 
 @dataclass(frozen=True)

@@ -61,7 +61,7 @@ class DenoiserTraining:
     time_channels: int = 320
     layers: int = 1
     heads: int = 4
-    steps: int = 16_700
+    steps: int = 26_000
     batch: int = 64
     learning_rate: float = 6e-4
     fall: float = 0.4
