@@ -187,28 +187,25 @@ def fill(
             take = gr.Button("Set sliders from wishes", size="sm")
             chosen, modes, strengths = [], [], []
             for place in range(1, SLOTS + 1):
-                with gr.Row():
-                    chosen.append(
-                        gr.Dropdown(
-                            choices, value=None, label=f"Feature {place}", scale=5, min_width=150
+                with gr.Group():
+                    chosen.append(gr.Dropdown(choices, value=None, label=f"Feature {place}"))
+                    with gr.Row():
+                        modes.append(
+                            gr.Dropdown(
+                                MODES, value="add", label=f"Edit {place}", scale=2, min_width=150
+                            )
                         )
-                    )
-                    modes.append(
-                        gr.Dropdown(
-                            MODES, value="add", label=f"Edit {place}", scale=2, min_width=80
+                        strengths.append(
+                            gr.Slider(
+                                -STRONGEST,
+                                STRONGEST,
+                                0.0,
+                                step=0.1,
+                                label=f"Strength {place}",
+                                scale=3,
+                                min_width=180,
+                            )
                         )
-                    )
-                    strengths.append(
-                        gr.Slider(
-                            -STRONGEST,
-                            STRONGEST,
-                            0.0,
-                            step=0.1,
-                            label=f"Strength {place}",
-                            scale=5,
-                            min_width=150,
-                        )
-                    )
             reset = gr.Button("Reset sliders", size="sm")
             with gr.Accordion("Blend a class, steps, drift, seed", open=False):
                 towards = gr.Textbox(label="Blend towards this prompt")
