@@ -302,3 +302,38 @@ def test_the_readme_has_the_figures_of_three_trainings() -> None:
         estimates = {name: Estimate(**found) for name, found in space["estimates"].items()}
         cells = [cell(estimates[figure.key], figure.percent) for figure in FIGURES]
         assert f"| {space['label']} | {' | '.join(cells)} |" in text
+
+
+def test_the_steering_page_has_its_figures() -> None:
+    record = json.loads(text_of("results/steering.json"))
+    found = {row["name"]: row for row in record["results"]}
+    lines = text_of("results/steering.md").splitlines()
+
+    def written(name: str, digits: int) -> str:
+        figures = (f"{found[name][key]:.{digits}f}" for key in ("value", "ci_low", "ci_high"))
+        return "{} ({} to {})".format(*figures)
+
+    attributes = {n.split("/")[1] for n in found if n.startswith("success/")}
+    assert {"gender", "skin_tone"} <= attributes
+    for attribute in attributes:
+        start = lines.index(f"## {attribute.replace('_', ' ').capitalize()}")
+        section = lines[start : start + 40]
+        for name in (n for n in found if n.startswith(f"success/{attribute}/")):
+            method = name.split("/")[2]
+            (row,) = (
+                line
+                for line in section
+                if line.startswith(f"| {method.replace('_', ' ')} |") and "degrees" not in line
+                if line.count("|") == 8
+            )
+            for measure, digits in (
+                ("success", 2),
+                ("gain", 2),
+                ("excess", 3),
+                ("preservation", 2),
+            ):
+                assert f"| {written(f'{measure}/{attribute}/{method}', digits)} |" in row
+        for name in (n for n in found if n.startswith(f"less/{attribute}/")):
+            assert any(written(name, 3) in line for line in section)
+    for name in ("reference", "real"):
+        assert f"{found[f'frechet/{name}']['value']:.1f}" in "\n".join(lines)
