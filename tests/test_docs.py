@@ -317,7 +317,8 @@ def test_the_steering_page_has_its_figures() -> None:
     assert {"gender", "skin_tone"} <= attributes
     for attribute in attributes:
         start = lines.index(f"## {attribute.replace('_', ' ').capitalize()}")
-        section = lines[start : start + 40]
+        later = [n for n, line in enumerate(lines) if line.startswith("## ") and n > start]
+        section = lines[start : later[0]]
         for name in (n for n in found if n.startswith(f"success/{attribute}/")):
             method = name.split("/")[2]
             (row,) = (
