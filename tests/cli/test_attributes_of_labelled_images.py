@@ -121,9 +121,8 @@ def test_the_workbench_shows_images_without_captions(
     space = FeatureSpace.load(space_folder, device="cpu", encoder=f"local-dir:{clip_folder}")
     train, val = (str(faces / f"fairface_label_{part}.csv") for part in ("train", "val"))
     workbench = Workbench(space, train, val, ["gender"], ["race", "service_test"], tmp_path)
-    assert {caption for _, caption in workbench.pictures} == {""}
-    image, _ = workbench.pictures[0]
-    answer = workbench.answer(image, "gender", "linear_probe", [])
+    assert {picture.caption for picture in workbench.pictures} == {""}
+    answer = workbench.answer(workbench.pictures[0].image, "gender", "linear_probe", [])
     assert sum(answer.before.values()) == pytest.approx(1)
     assert list(workbench.groupings) == ["race", "service_test", "race x service_test"]
     found = workbench.audit("gender", "linear_probe", "race x service_test")

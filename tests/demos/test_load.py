@@ -23,9 +23,11 @@ def test_twenty_clients_lose_nothing_and_memory_stays_level(served: Served) -> N
 
         def ask(number: int) -> int:
             """The feature in the answer to a client that edits the feature of its own number."""
-            slots = [number, *[None] * (SLOTS - 1), 1.0, *[0.0] * (SLOTS - 1)]
-            given = ("a woman", None, number, "", None, 0.0, 1.0, 60, *slots)
-            edits = clients[number].predict(*given, api_name="/draw")[-1]
+            features, strengths = [None] * SLOTS, [0.0] * SLOTS
+            features[0], strengths[0] = number, 1.0
+            slots = [*features, *["add"] * SLOTS, *strengths]
+            given = ("a woman", None, number, "", None, 0.0, 0.0, 1.0, 60, *slots)
+            *_, edits, _ = clients[number].predict(*given, api_name="/draw")
             return json.loads(edits)["edits"][0]["feature"]
 
         server = psutil.Process(served.process)
