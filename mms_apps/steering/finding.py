@@ -32,6 +32,8 @@ TAKEN = 8
 """Features, at most."""
 PRESENT = 0.5
 """A feature is taken away only where it is active in so large a share of the samples to go from."""
+FOLDS = 5
+"""Of the cross-validation that chooses a probe's penalty."""
 Samples = Tensor | str | Sequence[str]
 
 
@@ -168,22 +170,24 @@ def sure_of(source: Tensor, target: Tensor, probability: float = 0.95, seed: int
     Args:
         source, target: unit embeddings `[n, dim]` and `[m, dim]`.
         probability: of being like `target` at which moves stop.
+
+    Raises:
+        UserError: either has no samples.
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import GridSearchCV, StratifiedKFold
 
+    if not len(source) or not len(target):
+        raise UserError("no samples to tell apart; give at least one of each")
     x = torch.cat([source, target]).cpu().numpy()
     y = np.repeat([0, 1], [len(source), len(target)])
-    probe = (
-        GridSearchCV(
-            LogisticRegression(max_iter=2000),
-            {"C": np.logspace(-2, 4, 7)},
-            scoring="neg_log_loss",
-            cv=StratifiedKFold(5, shuffle=True, random_state=seed),
-        )
-        .fit(x, y)
-        .best_estimator_
-    )
+    probe = LogisticRegression(max_iter=2000).fit(x, y)
+    folds = min(FOLDS, len(source), len(target))
+    if folds > 1:
+        splits = StratifiedKFold(folds, shuffle=True, random_state=seed)
+        penalties = {"C": np.logspace(-2, 4, 7)}
+        search = GridSearchCV(probe, penalties, scoring="neg_log_loss", cv=splits)
+        probe = search.fit(x, y).best_estimator_
     return Probe(tuple(probe.coef_[0].tolist()), float(probe.intercept_[0]), probability)
 
 

@@ -100,6 +100,16 @@ def test_a_probe_is_sure_where_it_should_be() -> None:
     assert (odds[:60] < 0).all() and (odds[60:] > 0).all() and probe.probability == 0.9
 
 
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_a_probe_is_found_from_few_samples(count: int) -> None:
+    source, target = samples(3)[:count], samples(5, seed=1)
+    probe = sure_of(source, target)
+    odds = torch.cat([source, target]) @ torch.tensor(probe.weight) + probe.bias
+    assert odds[:count].max() < odds[count:].min()
+    with pytest.raises(UserError, match="no samples to tell apart"):
+        sure_of(source[:0], target)
+
+
 def test_an_affine_map_is_recovered() -> None:
     generator = torch.Generator().manual_seed(0)
     weight = 0.2 * torch.randn(DIM, DIM, generator=generator)
