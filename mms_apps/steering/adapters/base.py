@@ -55,6 +55,9 @@ class Adapter(ABC):
     """One way in, for one pipeline."""
 
     modality: ClassVar[Modality] = "image"
+    path: ClassVar[tuple[str, ...]]
+    """Where the denoiser's keyword arguments hold what stands for embeddings: a name, or the name
+    of a dict and one within it."""
 
     def __init__(self, pipe: Any, space: FeatureSpace) -> None:
         self.pipe = pipe
@@ -125,7 +128,6 @@ class Adapter(ABC):
         """
         return [self.ready(steered)]
 
-    @abstractmethod
     def replaced(
         self, inputs: dict[str, Any], replace: Callable[[Tensor], Tensor]
     ) -> dict[str, Any]:
@@ -135,6 +137,13 @@ class Adapter(ABC):
         Args:
             inputs: the keyword arguments of one call.
         """
+        *outer, name = self.path
+        holder = (inputs.get(outer[0]) or {}) if outer else inputs
+        if holder.get(name) is None:
+            return inputs
+        found = holder[name]
+        moved = [replace(rows) for rows in found] if isinstance(found, list) else replace(found)
+        return inputs | ({outer[0]: holder | {name: moved}} if outer else {name: moved})
 
     def rows(self, rows: Tensor, given: Tensor, other: Tensor) -> Tensor:
         """Rows `[rows, width]` in which each that holds a given condition `[n, width]` holds the
@@ -202,6 +211,26 @@ class Adapter(ABC):
     def timestep(self, given: Any) -> Any:
         """The scheduler's timestep, from what the denoiser is given."""
         return given
+
+
+class TextAdapter(Adapter):
+    """A way in for what is known of a prompt."""
+
+    modality = "text"
+
+    def embed_image(self, image: Image.Image) -> Tensor:
+        raise UserError(
+            f"{type(self.pipe).__name__} without an IP-Adapter takes texts, not images; give a "
+            "prompt, or load an IP-Adapter"
+        )
+
+
+def refuse_negative(adapter: Adapter, call: Call) -> None:
+    """Raise a UserError where a call gives a negative embedding to a pipeline that takes none."""
+    if call.negative is not None:
+        raise UserError(
+            f"{type(adapter.pipe).__name__} takes no negative embedding; give a negative prompt"
+        )
 
 
 class StepCounter:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,6 +15,8 @@ from mms_apps.steering.adapters.base import Adapter, Call, denoiser_of, project_
 
 class IPAdapter(Adapter):
     """An IP-Adapter on SD 1.5 or SDXL, of one image."""
+
+    path = ("added_cond_kwargs", "image_embeds")
 
     @classmethod
     def fits(cls, pipe: Any) -> bool:
@@ -35,18 +36,11 @@ class IPAdapter(Adapter):
         _prepare(self.pipe, len(steered))
         return {**call.words(len(steered)), "ip_adapter_image_embeds": [positive]}
 
-    def replaced(
-        self, inputs: dict[str, Any], replace: Callable[[Tensor], Tensor]
-    ) -> dict[str, Any]:
-        added = inputs.get("added_cond_kwargs") or {}
-        if "image_embeds" not in added:
-            return inputs
-        moved = [replace(rows) for rows in added["image_embeds"]]
-        return inputs | {"added_cond_kwargs": added | {"image_embeds": moved}}
-
 
 class FluxIPAdapter(Adapter):
     """An IP-Adapter on FLUX; with true guidance, a second call holds the negative embedding."""
+
+    path = ("joint_attention_kwargs", "ip_adapter_image_embeds")
 
     @classmethod
     def fits(cls, pipe: Any) -> bool:
@@ -72,15 +66,6 @@ class FluxIPAdapter(Adapter):
         scheduler = self.pipe.scheduler
         place = scheduler.begin_index if scheduler.step_index is None else scheduler.step_index
         return scheduler.timesteps[place or 0]
-
-    def replaced(
-        self, inputs: dict[str, Any], replace: Callable[[Tensor], Tensor]
-    ) -> dict[str, Any]:
-        joint = inputs.get("joint_attention_kwargs") or {}
-        if "ip_adapter_image_embeds" not in joint:
-            return inputs
-        moved = [replace(rows) for rows in joint["ip_adapter_image_embeds"]]
-        return inputs | {"joint_attention_kwargs": joint | {"ip_adapter_image_embeds": moved}}
 
 
 def _loaded(pipe: Any) -> bool:

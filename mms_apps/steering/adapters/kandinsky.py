@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,6 +15,8 @@ from mms_apps.steering.adapters.base import Adapter, Call, denoiser_of, project_
 
 class Kandinsky22(Adapter):
     """The decoders of Kandinsky 2.2, which read no words."""
+
+    path = ("added_cond_kwargs", "image_embeds")
 
     @classmethod
     def fits(cls, pipe: Any) -> bool:
@@ -57,12 +58,3 @@ class Kandinsky22(Adapter):
         pixels = torch.zeros_like(encoder.preprocess(Image.new("RGB", (64, 64))))
         with torch.no_grad():
             return encoder.model.encode_image(pixels[None].to(encoder.device))  # type: ignore
-
-    def replaced(
-        self, inputs: dict[str, Any], replace: Callable[[Tensor], Tensor]
-    ) -> dict[str, Any]:
-        added = inputs.get("added_cond_kwargs") or {}
-        if "image_embeds" not in added:
-            return inputs
-        moved = replace(added["image_embeds"])
-        return inputs | {"added_cond_kwargs": added | {"image_embeds": moved}}

@@ -4,27 +4,16 @@ from __future__ import annotations
 
 import inspect
 from abc import abstractmethod
-from collections.abc import Callable
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
-from features.errors import UserError
-from mms_apps.steering.adapters.base import Adapter, Call, takes
+from mms_apps.steering.adapters.base import Call, TextAdapter, refuse_negative, takes
 
 
-class PooledPrompt(Adapter):
+class PooledPrompt(TextAdapter):
     """A pipeline without an IP-Adapter that takes a prompt's pooled and projected embedding."""
-
-    modality = "text"
-
-    def embed_image(self, image: Image.Image) -> Tensor:
-        raise UserError(
-            f"{type(self.pipe).__name__} without an IP-Adapter takes texts, not images; give a "
-            "prompt, or load an IP-Adapter"
-        )
 
     def embed_prompt(self, prompt: str | list[str]) -> Tensor:
         count = 1 if isinstance(prompt, str) else len(prompt)
@@ -47,10 +36,7 @@ class PooledPrompt(Adapter):
         """What is pooled `[n, width]`, with other embeddings `[n, dim]` in it."""
 
     def inputs(self, steered: Tensor, plain: Tensor, call: Call) -> dict[str, Any]:
-        if call.negative is not None:
-            raise UserError(
-                f"{type(self.pipe).__name__} takes no negative embedding; give a negative prompt"
-            )
+        refuse_negative(self, call)
         states, negative, whole, negative_whole = self.encoded(call, len(steered))
         return {
             "prompt_embeds": states,
@@ -66,6 +52,8 @@ class PooledPrompt(Adapter):
 
 class SDXLPooledPrompt(PooledPrompt):
     """The pooled embedding of SDXL's second text encoder."""
+
+    path = ("added_cond_kwargs", "text_embeds")
 
     @classmethod
     def fits(cls, pipe: Any) -> bool:
@@ -89,19 +77,12 @@ class SDXLPooledPrompt(PooledPrompt):
     def put(self, embedding: Tensor, whole: Tensor) -> Tensor:
         return embedding
 
-    def replaced(
-        self, inputs: dict[str, Any], replace: Callable[[Tensor], Tensor]
-    ) -> dict[str, Any]:
-        added = inputs.get("added_cond_kwargs") or {}
-        if "text_embeds" not in added:
-            return inputs
-        moved = replace(added["text_embeds"])
-        return inputs | {"added_cond_kwargs": added | {"text_embeds": moved}}
-
 
 class SD3PooledPrompt(PooledPrompt):
     """The pooled embedding of one of Stable Diffusion 3's two CLIP text encoders, which stand side
     by side: that of the FeatureSpace's encoder."""
+
+    path = ("pooled_projections",)
 
     @classmethod
     def fits(cls, pipe: Any) -> bool:
@@ -144,9 +125,3 @@ class SD3PooledPrompt(PooledPrompt):
         changed = whole.clone()
         changed[:, self._place] = embedding
         return changed
-
-    def replaced(
-        self, inputs: dict[str, Any], replace: Callable[[Tensor], Tensor]
-    ) -> dict[str, Any]:
-        pooled = inputs.get("pooled_projections")
-        return inputs if pooled is None else inputs | {"pooled_projections": replace(pooled)}

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import cached_property
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
 from features.errors import UserError
-from mms_apps.steering.adapters.base import Adapter, Call, compute_device, compute_dtype, takes
+from mms_apps.steering.adapters.base import (
+    Call,
+    TextAdapter,
+    compute_device,
+    compute_dtype,
+    refuse_negative,
+    takes,
+)
 
 
-class PromptTokens(Adapter):
+class PromptTokens(TextAdapter):
     """Stable Diffusion, conditioned on the last states of a CLIP text encoder.
 
     CLIP's embedding of a text is the state at its end, projected: e = h P. A move of e is the
@@ -22,7 +27,7 @@ class PromptTokens(Adapter):
     from the end of the text on, which the padding repeats, moves by it.
     """
 
-    modality = "text"
+    path = ("encoder_hidden_states",)
 
     @classmethod
     def fits(cls, pipe: Any) -> bool:
@@ -67,12 +72,6 @@ class PromptTokens(Adapter):
             )
         return weight.detach().float()
 
-    def embed_image(self, image: Image.Image) -> Tensor:
-        raise UserError(
-            f"{type(self.pipe).__name__} without an IP-Adapter takes texts, not images; give a "
-            "prompt, or load an IP-Adapter"
-        )
-
     def embed_prompt(self, prompt: str | list[str]) -> Tensor:
         ids = self._tokens([prompt] if isinstance(prompt, str) else prompt)
         with torch.no_grad():
@@ -80,10 +79,7 @@ class PromptTokens(Adapter):
         return pooled.float() @ self.projection.to(pooled.device)
 
     def inputs(self, steered: Tensor, plain: Tensor, call: Call) -> dict[str, Any]:
-        if call.negative is not None:
-            raise UserError(
-                f"{type(self.pipe).__name__} takes no negative embedding; give a negative prompt"
-            )
+        refuse_negative(self, call)
         words = call.words(len(steered))
         return {
             "prompt_embeds": self._states(steered, plain, words["prompt"]),
@@ -93,14 +89,6 @@ class PromptTokens(Adapter):
     def conditions(self, steered: Tensor, plain: Tensor, call: Call) -> list[Tensor]:
         prompts = call.words(len(steered))["prompt"]
         return [self.ready(self._states(steered, plain, prompts).flatten(1))]
-
-    def replaced(
-        self, inputs: dict[str, Any], replace: Callable[[Tensor], Tensor]
-    ) -> dict[str, Any]:
-        states = inputs.get("encoder_hidden_states")
-        if not isinstance(states, Tensor):
-            return inputs
-        return inputs | {"encoder_hidden_states": replace(states)}
 
     def _tokens(self, prompts: list[str]) -> Tensor:
         return self.pipe.tokenizer(

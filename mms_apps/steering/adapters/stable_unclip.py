@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from features.errors import UserError
-from mms_apps.steering.adapters.base import Adapter, Call, takes
+from mms_apps.steering.adapters.base import Adapter, Call, refuse_negative, takes
 
 
 class StableUnCLIP(Adapter):
     """Stable unCLIP."""
+
+    path = ("class_labels",)
 
     @classmethod
     def fits(cls, pipe: Any) -> bool:
@@ -24,21 +24,12 @@ class StableUnCLIP(Adapter):
         return self.pipe.image_normalizer.mean.shape[-1]
 
     def inputs(self, steered: Tensor, plain: Tensor, call: Call) -> dict[str, Any]:
-        if call.negative is not None:
-            raise UserError(
-                f"{type(self.pipe).__name__} takes no negative embedding; give a negative prompt"
-            )
+        refuse_negative(self, call)
         return {
             **call.words(len(steered)),
             "image_embeds": self.ready(steered),
             "noise_level": 0,
         }
-
-    def replaced(
-        self, inputs: dict[str, Any], replace: Callable[[Tensor], Tensor]
-    ) -> dict[str, Any]:
-        labels = inputs.get("class_labels")
-        return inputs if labels is None else inputs | {"class_labels": replace(labels)}
 
     def rows(self, rows: Tensor, given: Tensor, other: Tensor) -> Tensor:
         """Noise hides which embedding a row holds: the unconditional rows are zero, the others
