@@ -11,9 +11,13 @@ ones'; `frechet/real` is that of the same drawings under other planted factors.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
+from PIL import Image
 from scipy.linalg import sqrtm
+from torch import Tensor
 
 from benchmarks.common import Result, mean_row, options, run_sections
 from benchmarks.evaluator import ATTRIBUTES, Evaluator, load_evaluator
@@ -38,15 +42,7 @@ def generator_rows(
     )
     sets = {"evaluator": real}
     for name, embeddings in (("reference", references), ("prompt", prompts)):
-        sets[name] = [
-            image
-            for start in range(0, len(seeds), DRAW_BATCH)
-            for image in drawer.draw(
-                embeddings[start : start + DRAW_BATCH],
-                seeds[start : start + DRAW_BATCH],
-                guidance=guidance,
-            )
-        ]
+        sets[name] = draw_many(drawer, embeddings, seeds, guidance)
     features = {name: evaluator.pooled(images).double().numpy() for name, images in sets.items()}
     rows = []
     for name, images in sets.items():
@@ -69,6 +65,17 @@ def generator_rows(
     floor = frechet(features["evaluator"], again)
     rows.append(Result("frechet/real", floor, np.nan, np.nan, len(again), "distance"))
     return rows
+
+
+def draw_many(
+    drawer: SteeredGenerator, embeddings: Tensor, seeds: Sequence[int], guidance: float
+) -> list[Image.Image]:
+    """Drawings of many raw embeddings `[n, dim]`, batch by batch, each from its seed's noise."""
+    images: list[Image.Image] = []
+    for start in range(0, len(embeddings), DRAW_BATCH):
+        part = slice(start, start + DRAW_BATCH)
+        images += drawer.draw(embeddings[part], seeds[part], guidance=guidance)
+    return images
 
 
 def frechet(first: np.ndarray, second: np.ndarray) -> float:

@@ -45,8 +45,8 @@ from torch import Tensor
 
 from benchmarks.common import Result, mean_row, median_row, options, run_sections
 from benchmarks.evaluator import ATTRIBUTES, Evaluator, load_evaluator
-from benchmarks.generator import DRAW_BATCH, generator_rows
-from benchmarks.steering_edits import DRIFTS, METHODS, OF_FEATURES, Edits
+from benchmarks.generator import draw_many, generator_rows
+from benchmarks.steering_edits import DRIFTS, METHODS, OF_FEATURES, Edits, turned
 from benchmarks.steering_plot import plot
 from benchmarks.steering_references import Reference, TrainingEmbeddings, World
 from features.files import write_whole
@@ -135,11 +135,7 @@ class Bench:
 
     def draw(self, embeddings: Tensor, seeds: Sequence[int]) -> list[Image.Image]:
         """Drawings of many raw embeddings."""
-        images: list[Image.Image] = []
-        for start in range(0, len(embeddings), DRAW_BATCH):
-            part = slice(start, start + DRAW_BATCH)
-            images += self.drawer.draw(embeddings[part], seeds[part], guidance=self.guidance)
-        return images
+        return draw_many(self.drawer, embeddings, seeds, self.guidance)
 
     def averages(self, images: list[Image.Image], times: int) -> Probabilities:
         """The evaluator's probabilities by attribute, averaged over each `times` drawings that
@@ -334,11 +330,9 @@ def class_rows(bench: Bench, count: int) -> list[Result]:
         others = torch.randperm(len(bench.space), generator=generator)[: len(group)]
         control = torch.zeros_like(now)
         control[:, others] = (towards - now)[:, others]
-        step = control @ directions
-        across = F.normalize(step - (step * unit).sum(1, keepdim=True) * unit, dim=1)
-        cosine = (blended * unit).sum(1, keepdim=True).clamp(-1, 1)
-        turned = cosine * unit + (1 - cosine.square()).sqrt() * across
-        for label, moved in ((modality_class, blended), (f"random_as_{modality_class}", turned)):
+        same = turned(unit, control @ directions, blended)
+        drift = F.cosine_similarity(blended, unit).clamp(-1, 1).arccos().rad2deg().numpy()
+        for label, moved in ((modality_class, blended), (f"random_as_{modality_class}", same)):
             raw = torch.cat([m[None] * p.raw.norm() for m, p in zip(moved, plains, strict=True)])
             drawn = bench.draw(
                 raw.repeat_interleave(SEEDS, 0), [s for p in plains for s in p.seeds]
@@ -356,7 +350,6 @@ def class_rows(bench: Bench, count: int) -> list[Result]:
             distance = bench.evaluator.distance(before, drawn).view(-1, SEEDS).mean(1)
             values = (distance / bench.unrelated).numpy()
             found.append(mean_row(f"class/{label}/appearance", values, "share", bench.seed))
-            drift = cosine[:, 0].arccos().rad2deg().numpy()
             found.append(mean_row(f"class/{label}/drift", drift, "degrees", bench.seed))
     return found
 

@@ -101,10 +101,8 @@ class Edits:
 
     def _turned(self, unit: Tensor, task: Task, direction: Tensor) -> Tensor:
         """The reference turned towards a direction, by as much as features turn it."""
-        across = F.normalize(direction[None] - (direction @ unit[0]) * unit, dim=1)
         features = [self._at(unit, task, "features", s) for s in self.strengths(task, "features")]
-        cosine = (torch.cat(features) * unit).sum(1, keepdim=True).clamp(-1, 1)  # [drifts, 1]
-        return cosine * unit + (1 - cosine.square()).sqrt() * across
+        return turned(unit, direction[None], torch.cat(features))
 
     def _of_prompts(self, before: str, after: str) -> Tensor:
         """How the prior's unit embedding of a prompt moves: `[1, dim]`."""
@@ -113,6 +111,22 @@ class Edits:
         texts = self.space.encoder.encode_texts([before, after])
         first, second = prior.mean(texts)
         return ((second - first) / first.norm())[None]
+
+
+def turned(unit: Tensor, direction: Tensor, by: Tensor) -> Tensor:
+    """Unit embeddings turned towards directions, each by as much as others are turned from them.
+
+    Args:
+        unit: `[n, dim]` or `[1, dim]`.
+        direction: likewise.
+        by: unit embeddings `[n, dim]`.
+
+    Returns:
+        `[n, dim]`.
+    """
+    across = F.normalize(direction - (direction * unit).sum(1, keepdim=True) * unit, dim=1)
+    cosine = (by * unit).sum(1, keepdim=True).clamp(-1, 1)  # [n, 1]
+    return cosine * unit + (1 - cosine.square()).sqrt() * across
 
 
 def _reaching(unit: Tensor, step: Tensor) -> list[float]:
