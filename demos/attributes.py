@@ -24,6 +24,7 @@ from demos.common import (
     picture_gallery,
     picture_html,
     picture_input,
+    run_in_words,
 )
 from features.reports.page import CLASS_NAMES, MODALITY_CLASSES
 from features.space.space import FeatureSpace
@@ -45,6 +46,11 @@ CAUTION = """
 **What this is not.** The labels are the catalogue's own words for its drawings. A prediction says
 which of these words a picture resembles; it does not say who a person is. Gender is not something
 that can be seen in a picture of somebody: don't use this to sort, judge or serve people.
+"""
+OF_YOURS = """
+The labels are those of your pairs. A prediction says which of these words a picture resembles to
+the model. Where they are words for people, it does not say who a person is: don't use this to sort,
+judge or serve people.
 """
 OF_GARMENTS = """
 The labels are those that the people gave who photographed their clothes. Features and model are
@@ -106,12 +112,15 @@ CSS = """
 """
 
 
-def fill(workbench: Workbench, shown: Any, world: World = EMOJI) -> None:
+def fill(
+    workbench: Workbench, shown: Any, title: str = EMOJI.title, first_words: str = OF_YOURS
+) -> None:
     """Put the app on the page that is being built.
 
     Args:
         shown: the event by which it first runs.
-        world: whose title and words stand on the page.
+        title: of the app; the endpoints of another than EMOJI's end in it.
+        first_words: what a reader should know first, in Markdown.
     """
     methods = [(METHOD_NAMES[method].capitalize(), method) for method in METHODS]
     classes = [(CLASS_NAMES[name], name) for name in MODALITY_CLASSES]
@@ -144,9 +153,10 @@ def fill(workbench: Workbench, shown: Any, world: World = EMOJI) -> None:
             found = workbench.audit(attribute, method, group)
         return audit_text(found), group_figure(found), class_figure(found), lean_figure(found)
 
-    slug = world.title.lower()
-    gr.Markdown(f"# {world.title}: predict, see why, switch features off")
-    gr.Markdown(world.said)
+    slug = title.lower()
+    ending = "" if title == EMOJI.title else f"_{slug}"
+    gr.Markdown(f"# {title}: predict, see why, switch features off")
+    gr.Markdown(first_words)
     with gr.Row():
         attribute = gr.Radio(
             list(workbench.attributes), value=workbench.attributes[0], label="Attribute"
@@ -176,7 +186,7 @@ def fill(workbench: Workbench, shown: Any, world: World = EMOJI) -> None:
             predict,
             inputs,
             outputs,
-            api_name="predict" if world is EMOJI else f"predict_{slug}",
+            api_name=f"predict{ending}",
             trigger_mode="always_last",
             **ONE_AT_A_TIME,
         )
@@ -196,15 +206,15 @@ def fill(workbench: Workbench, shown: Any, world: World = EMOJI) -> None:
             run_audit,
             [attribute, method, group],
             [summary, by_group, by_class, leaning],
-            api_name="audit" if world is EMOJI else f"audit_{slug}",
+            api_name=f"audit{ending}",
             **ONE_AT_A_TIME,
         )
 
 
-def build(workbench: Workbench, world: World = EMOJI) -> gr.Blocks:
+def build(workbench: Workbench, title: str = EMOJI.title, first_words: str = OF_YOURS) -> gr.Blocks:
     """The page."""
-    with page(world.title) as demo:
-        fill(workbench, demo.load, world)
+    with page(title) as demo:
+        fill(workbench, demo.load, title, first_words)
     return demo
 
 
@@ -260,7 +270,7 @@ def main() -> None:
     parser.add_argument("--caption-column", help="column of the captions, which are not needed")
     arguments = parser.parse_args()
     own = WORLDS.get(arguments.space, EMOJI)
-    world = replace(own, title=EMOJI.title, said=EMOJI.said) if arguments.train else own
+    world = replace(own, title=EMOJI.title, said=OF_YOURS) if arguments.train else own
     with tempfile.TemporaryDirectory() as work:
         workbench = Workbench(
             FeatureSpace.load(arguments.space, device=arguments.device, encoder=arguments.encoder),
@@ -273,8 +283,8 @@ def main() -> None:
             image_column=arguments.image_column,
             caption_column=arguments.caption_column,
         )
-        launch(build(workbench, world), port=arguments.port, css=CSS)
+        launch(build(workbench, world.title, world.said), port=arguments.port, css=CSS)
 
 
 if __name__ == "__main__":
-    main()
+    run_in_words(main)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import html
 import os
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -128,6 +129,15 @@ def errors_in_words() -> Iterator[None]:
         raise gr.Error(str(error)) from None
 
 
+def run_in_words(main: Callable[[], None]) -> None:
+    """Run a demo's command line; a user's mistake is one line and exit code 2."""
+    try:
+        main()
+    except UserError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
 def options(doc: str) -> argparse.ArgumentParser:
     """The options that all demos take; the help is the first line of `doc`."""
     parser = argparse.ArgumentParser(description=doc.splitlines()[0])
@@ -161,14 +171,23 @@ def theme() -> gr.themes.Base:
 
 
 def launch(demo: gr.Blocks, *, port: int | None = None, css: str = "", **given: Any) -> Any:
-    """Serve a demo on this machine; `css` is added to what all pages have."""
-    return demo.queue(max_size=QUEUE).launch(
-        theme=theme(),
-        css=CSS + css,
-        head=HEAD,
-        server_port=port,
-        max_file_size=UPLOAD,
-        ssr_mode=False,
-        footer_links=[],
-        **given,
-    )
+    """Serve a demo on this machine; `css` is added to what all pages have.
+
+    Raises:
+        UserError: no such port is free.
+    """
+    try:
+        return demo.queue(max_size=QUEUE).launch(
+            theme=theme(),
+            css=CSS + css,
+            head=HEAD,
+            server_port=port,
+            max_file_size=UPLOAD,
+            ssr_mode=False,
+            footer_links=[],
+            **given,
+        )
+    except (OSError, OverflowError) as error:
+        if port is None:
+            raise
+        raise UserError(f"--port {port}: cannot be taken; name another ({error})") from None

@@ -8,7 +8,16 @@ from __future__ import annotations
 import html
 from typing import Any
 
-from demos.common import add_encoder, errors_in_words, gr, launch, options, page, picture_html
+from demos.common import (
+    add_encoder,
+    errors_in_words,
+    gr,
+    launch,
+    options,
+    page,
+    picture_html,
+    run_in_words,
+)
 from features.analysis.compare import FIGURES, Comparison, cell, compare
 from features.analysis.search import (
     Described,
@@ -438,4 +447,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_in_words(main)

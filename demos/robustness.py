@@ -20,6 +20,7 @@ from demos.common import (
     page,
     picture_gallery,
     picture_input,
+    run_in_words,
 )
 from features.reports.page import CLASS_NAMES
 from features.space.space import FeatureSpace
@@ -40,8 +41,12 @@ prediction that the model makes of the clean picture, and stays within eps.
 """
 
 
-def fill(session: Session) -> None:
-    """Put the app on the page that is being built."""
+def fill(session: Session, named: str = LABELS) -> None:
+    """Put the app on the page that is being built.
+
+    Args:
+        named: the labels that it opens with, by commas.
+    """
 
     def attack(
         image: Image.Image | None,
@@ -89,9 +94,9 @@ def fill(session: Session) -> None:
             gallery = picture_gallery(session.pictures, elem_id="robustness-pictures", height=270)
         image = picture_input(session.pictures[0][0], label="Picture", height=250)
     with gr.Row():
-        labels = gr.Textbox(LABELS, label="Labels, by commas", scale=2)
+        labels = gr.Textbox(named, label="Labels, by commas", scale=2)
         kind = gr.Dropdown(
-            session.attacks(LABELS, "Linf"),
+            session.attacks(named, "Linf"),
             value=ATTACK,
             label="Attack",
             allow_custom_value=True,
@@ -228,4 +233,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_in_words(main)

@@ -23,6 +23,7 @@ from demos.common import (
     options,
     page,
     picture_input,
+    run_in_words,
 )
 from features.reports.page import CLASS_NAMES, MODALITY_CLASSES
 from features.space.space import FeatureSpace
@@ -374,4 +375,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_in_words(main)

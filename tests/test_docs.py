@@ -42,6 +42,7 @@ PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 IN_TABLE = re.compile(r"\| `((?:mms|python|make) [^`]+)`")
 COMMANDS = ("mms", "python", "make", "pip", "accelerate", "torchrun", "git", "docker")
 ONLY_PARSED = (
+    "explore",
     "steer",
     "train-encoder",
     "train-generator",
@@ -50,7 +51,7 @@ ONLY_PARSED = (
     "attributes debias",
     "concepts --space garments",
 )
-"""Commands that take minutes or hours, or download; each has tests of its own."""
+"""Commands that take minutes or hours, download, or serve a page; each has tests of its own."""
 NEEDS_NETWORK = ("from_pretrained(", "pipe(")
 OFFLINE = ("embedded", "embedded-ssl", "photos")
 

@@ -145,6 +145,14 @@ def test_the_demos_name_their_extra(tmp_path: Path, without: str) -> None:
     )
 
 
+def test_explore_names_the_extra_of_the_demos(tmp_path: Path, without: str) -> None:
+    done = run(without + MMS, "explore", "embedded", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.strip() == (
+        "Error: gradio is not installed; run: pip install 'mms-apps[demos]'"
+    )
+
+
 @pytest.mark.parametrize("extra", PACKAGES)
 def test_require(extra: str, monkeypatch: pytest.MonkeyPatch) -> None:
     require(extra)

@@ -13,6 +13,7 @@ import torch
 
 from features.analysis.search import exemplars
 from features.errors import UserError
+from features.pairs.base import PairSource
 from features.pairs.open import open_pairs
 from features.space.space import FeatureSpace
 from features.store.credits import credits_of
@@ -58,8 +59,8 @@ class Workbench:
     they are first needed.
 
     Args:
-        train: labelled pairs to fit on.
-        test: pairs to show and to audit on.
+        train: labelled pairs to fit on, or what `open_pairs` takes.
+        test: pairs to show and to audit on, likewise.
         attributes: of both.
         groups: attributes by which to audit, each alone and all together.
         work: folder for the embeddings.
@@ -74,8 +75,8 @@ class Workbench:
     def __init__(
         self,
         space: FeatureSpace,
-        train: str,
-        test: str,
+        train: str | PairSource,
+        test: str | PairSource,
         attributes: Sequence[str],
         groups: Sequence[str],
         work: Path,
@@ -93,7 +94,9 @@ class Workbench:
         self.role = role
         self.seed = seed
         self._train, self._test = (
-            open_pairs(
+            pairs
+            if isinstance(pairs, PairSource)
+            else open_pairs(
                 pairs,
                 image_column=image_column,
                 caption_column=caption_column,

@@ -7,6 +7,7 @@ stages.py            the stages one by one: extract, fit, score, report
 importing.py         import
 converting.py        convert
 comparing.py         compare, drift, concepts
+explore.py           explore
 train_encoder.py     train-encoder
 train_generator.py   train-generator
 steer.py             steer

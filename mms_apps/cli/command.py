@@ -11,6 +11,7 @@ from features.errors import UserError
 from mms_apps.cli.attributes import attributes
 from mms_apps.cli.comparing import compare, concepts, drift
 from mms_apps.cli.converting import convert
+from mms_apps.cli.explore import explore
 from mms_apps.cli.importing import import_store
 from mms_apps.cli.robustness import robustness
 from mms_apps.cli.run import run
@@ -32,7 +33,7 @@ app = typer.Typer(
 
 INTERRUPTED = 130
 
-for command in (run, extract, fit, score, report, compare, drift, concepts):
+for command in (run, extract, fit, score, report, compare, drift, concepts, explore):
     app.command()(command)
 app.command("import")(import_store)
 app.command()(convert)

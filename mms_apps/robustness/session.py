@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
+from itertools import islice
 
 import torch
 from PIL import Image
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from features.embedded.world import EmbeddedPairs
 from features.errors import UserError
+from features.pairs.drawn import DrawnPairs
 from features.space.space import FeatureSpace
 from mms_apps.robustness.attacks.base import AttackConfig, Attacked
 from mms_apps.robustness.attacks.registry import offered, parts, require_offered
@@ -25,6 +27,8 @@ from mms_apps.robustness.report import amplified, picture
 from mms_apps.robustness.tasks import TEMPLATES
 
 SIDE = 256
+LARGEST = 512
+"""Pixels of the longer side of a picture to choose from."""
 GALLERY = 24
 FEATURES = 10
 
@@ -96,6 +100,22 @@ class Session:
         pictures = [
             (pair.image, source.rows[n]["text"]) for pair, n in zip(pairs, chosen, strict=True)
         ]
+        return cls(space, pictures)
+
+    @classmethod
+    def of_pairs(cls, space: FeatureSpace, pairs: DrawnPairs) -> Session:
+        """A FeatureSpace with the first of the pairs whose pictures can be read.
+
+        Raises:
+            UserError: none of them can.
+        """
+        some = {one.location: one for one in pairs.described[: 2 * GALLERY]}
+        pictures = [
+            (_shown(image), some[location].captions[0] if some[location].captions else "")
+            for location, image in islice(pairs.images(some), GALLERY)
+        ]
+        if not pictures:
+            raise UserError(f"{pairs.name}: no picture could be read; check the pairs")
         return cls(space, pictures)
 
     def attacks(self, labels: str, norm: Norm) -> list[str]:
@@ -202,6 +222,12 @@ class Session:
             of_model.gradients(model, pixels, labels, "margin"),
             of_curves.best_kept(int(bool(found.fooled) and not changed), 1),
         ]
+
+
+def _shown(image: Image.Image) -> Image.Image:
+    """A picture no larger than an encoder looks at: whole photographs would fill the memory."""
+    image.thumbnail((LARGEST, LARGEST), Image.Resampling.LANCZOS)
+    return image
 
 
 @cache
