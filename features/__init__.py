@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from features.dictionary import TrainConfig, fit_dictionary, load_dictionary
     from features.encoders.load import load_encoder
     from features.errors import UserError
+    from features.evidence.pictures import picture_evidence
+    from features.evidence.words import word_evidence
     from features.pairs.open import open_pairs
     from features.space.score import score
     from features.space.space import FeatureSpace
@@ -26,7 +28,9 @@ __all__ = [
     "load_dictionary",
     "load_encoder",
     "open_pairs",
+    "picture_evidence",
     "score",
+    "word_evidence",
 ]
 
 _MODULES = {
@@ -38,7 +42,9 @@ _MODULES = {
     "load_dictionary": "features.dictionary",
     "load_encoder": "features.encoders.load",
     "open_pairs": "features.pairs.open",
+    "picture_evidence": "features.evidence.pictures",
     "score": "features.space.score",
+    "word_evidence": "features.evidence.words",
 }
 
 

@@ -22,6 +22,7 @@ STAGES = (
     "dictionary",
     "scores",
     "space",
+    "evidence",
     "analysis",
     "reports",
 )

@@ -104,6 +104,11 @@ class Dictionary(nn.Module, ABC):
         dense = values.new_zeros(len(x), self.config.features)
         return dense.scatter(1, indices, values)  # [n, features]
 
+    def pre_activations(self, x: Tensor, modality: Modality) -> Tensor:
+        """What is known of every feature before the code is made sparse, of unit embeddings
+        `[n, dim]`: `[n, features]`. A kind that makes nothing sparse gives its activations."""
+        return self.encode(x, modality)
+
     def decode(self, z: Tensor, modality: Modality) -> Tensor:
         """Reconstructions of dense activations `[n, features]`: `[n, dim]`, not normalised."""
         return z @ self.directions + self.mean(modality)

@@ -41,9 +41,11 @@ class ReluDictionary(Dictionary):
     def directions(self) -> Tensor:
         return self.decoder
 
+    def pre_activations(self, x: Tensor, modality: Modality) -> Tensor:
+        return (x - self.mean(modality)) @ self.encoder.T + self.encoder_bias  # [n, features]
+
     def encode(self, x: Tensor, modality: Modality) -> Tensor:
-        pre = (x - self.mean(modality)) @ self.encoder.T + self.encoder_bias  # [n, features]
-        return self._activate(pre)
+        return self._activate(self.pre_activations(x, modality))
 
     def encode_sparse(self, x: Tensor, modality: Modality) -> SparseCode:
         dense = self.encode(x, modality)  # [n, features]

@@ -50,6 +50,9 @@ class NCLDictionary(Dictionary):
     def directions(self) -> Tensor:
         return F.normalize(self.decoder, dim=1)
 
+    def pre_activations(self, x: Tensor, modality: Modality) -> Tensor:
+        return (x - self.mean(modality)) @ self.encoder.T + self.encoder_bias  # [n, features]
+
     def encode_sparse(self, x: Tensor, modality: Modality) -> SparseCode:
         outputs = self._outputs(x, modality) * self.decoder.norm(dim=1)  # [n, features]
         return at_least(outputs, outputs.new_zeros(()))
@@ -74,8 +77,7 @@ class NCLDictionary(Dictionary):
     def _outputs(self, x: Tensor, modality: Modality) -> Tensor:
         """Non-negative, of unit length: `[n, features]`. The contrast ties the directions of images
         and texts alone; without the unit length, one modality could outweigh the other."""
-        pre = (x - self.mean(modality)) @ self.encoder.T + self.encoder_bias  # [n, features]
-        return F.normalize(relu_with_gelu_gradient(pre), dim=1)
+        return F.normalize(relu_with_gelu_gradient(self.pre_activations(x, modality)), dim=1)
 
 
 class _ReluWithGeluGradient(torch.autograd.Function):

@@ -47,8 +47,11 @@ class TopKDictionary(Dictionary):
     def directions(self) -> Tensor:
         return self.decoder
 
+    def pre_activations(self, x: Tensor, modality: Modality) -> Tensor:
+        return self._pre_activations(x - self.mean(modality))
+
     def encode_sparse(self, x: Tensor, modality: Modality) -> SparseCode:
-        return self._largest(self._pre_activations(x - self.mean(modality)))
+        return self._largest(self.pre_activations(x, modality))
 
     def decode_sparse(self, code: SparseCode, modality: Modality) -> Tensor:
         return self._gather(code) + self.mean(modality)

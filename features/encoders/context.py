@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -17,6 +18,8 @@ LONG_WORD = 24
 TAIL = 3
 """Places at the end of a row where a tokenizer puts its special tokens."""
 FILLER = -1
+MORE = "a"
+"""A word that is put beside others to see where their tokens end."""
 
 
 class Context:
@@ -65,6 +68,38 @@ class Context:
         if used > self.length:
             return False
         return torch.equal(self._row(text, self.length)[:used], row[:used])
+
+    def token_spans(
+        self, text: str, words: Sequence[tuple[int, int]], length: int
+    ) -> list[tuple[int, int]]:
+        """Of each word of a text the place of its first token in the row that the tokenizer makes
+        of it, and the place after its last; equal ones for a word without tokens of its own.
+
+        The tokens up to a word's end are those in which rows of the text up to there agree, whether
+        or not another word follows. Where rows are filled up on the left, the text from a word on
+        is looked at instead.
+
+        Args:
+            text: as far as the encoder sees it.
+            words: of each the first character and the one after its last, in order.
+            length: of the row.
+        """
+        if self.fills_left:
+            parts = ["", *(text[start:] for start, _ in reversed(words))]
+            longer = [f"{MORE} {part}" for part in parts]
+        else:
+            parts = ["", *(text[:end] for _, end in words)]
+            longer = [f"{part} {MORE}" for part in parts]
+        options: dict[str, Any] = {}
+        if self.empty is not None:  # so that another word has its place
+            options["context_length"] = self.length + 2 * TAIL
+        rows = self._filler_last(torch.as_tensor(self.tokenizer(parts + longer, **options)))
+        own, others = rows.split(len(parts))
+        agree = (own == others).long().cumprod(1).sum(1)  # [words + 1]
+        bounds = agree.cummax(0).values.clamp(max=length).tolist()
+        if self.fills_left:
+            bounds = [length - bound for bound in reversed(bounds)]
+        return list(pairwise(bounds))
 
     def _beginning(self, text: str) -> str:
         """The longest beginning of a text that fits, in whole words where spaces part them."""

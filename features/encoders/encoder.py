@@ -126,17 +126,34 @@ class Encoder:
         """Token ids `[n, context]`; texts that are too long are cut."""
         return self.tokenizer(list(texts))
 
+    @cached_property
+    def dtype(self) -> torch.dtype:
+        """Of the image tower's arithmetic: that of the first convolution, or of the first weight
+        where there is none."""
+        weights = [p for p in self.model.parameters() if p.is_floating_point()]
+        convolutions = [p for p in weights if p.ndim == 4]
+        return (convolutions or weights)[0].dtype
+
+    def embed_image_tensors(self, pixels: Tensor) -> Tensor:
+        """As `encode_image_tensors`; gradients flow back to the pixels."""
+        ready = pixels.to(self.device, self.dtype)
+        embedding = self.model.encode_image(ready)  # type: ignore[operator]
+        return F.normalize(embedding.float(), dim=-1)
+
+    def embed_token_tensors(self, tokens: Tensor) -> Tensor:
+        """As `encode_token_tensors`; gradients flow back to the tokens' embeddings."""
+        embedding = self.model.encode_text(tokens.to(self.device))  # type: ignore[operator]
+        return F.normalize(embedding.float(), dim=-1)
+
     @torch.inference_mode()
     def encode_image_tensors(self, pixels: Tensor) -> Tensor:
         """Preprocessed images `[n, 3, height, width]` -> unit embeddings `[n, dim]` float32."""
-        embedding = self.model.encode_image(pixels.to(self.device))  # type: ignore[operator]
-        return F.normalize(embedding.float(), dim=-1)
+        return self.embed_image_tensors(pixels)
 
     @torch.inference_mode()
     def encode_token_tensors(self, tokens: Tensor) -> Tensor:
         """Token ids `[n, context]` -> unit embeddings `[n, dim]` float32."""
-        embedding = self.model.encode_text(tokens.to(self.device))  # type: ignore[operator]
-        return F.normalize(embedding.float(), dim=-1)
+        return self.embed_token_tensors(tokens)
 
     def encode_images(self, images: Sequence[Image.Image]) -> Tensor:
         """Images of any mode (`features.pairs.images.rgb`) -> unit embeddings `[n, dim]` float32.
