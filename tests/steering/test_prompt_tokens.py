@@ -15,6 +15,7 @@ from PIL import Image
 from features.errors import UserError
 from features.space.space import FeatureSpace
 from mms_apps.steering import Edit, Steering
+from mms_apps.steering.adapters.base import Call
 from mms_apps.steering.adapters.choose import adapter_for
 from mms_apps.steering.adapters.prompt_tokens import PromptTokens
 from tests.steering import pipelines
@@ -109,3 +110,59 @@ def test_another_text_encoder_and_images_get_words(pipe: Any, embedded: FeatureS
     small.text_encoder.config.hidden_size = 32
     with pytest.raises(UserError, match="ViT-L-14/openai"):
         Steering(EDITS).inputs(embedded, small, prompt="cat")
+
+
+@pytest.mark.parametrize(("last_layer", "least"), [(False, 0.97), (True, 0.6)])
+def test_sdxls_moved_states_go_on_to_the_steered_embedding(
+    last_layer: bool, least: float, space: FeatureSpace
+) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        pipe = pipelines.stable_diffusion_xl()
+    if not last_layer:  # it passes on what it is given; of 32 dimensions the norm takes two
+        layer = pipe.text_encoder_2.text_model.encoder.layers[-1]
+        for part in (layer.self_attn.out_proj, layer.mlp.fc2):
+            part.weight.data.zero_()
+            part.bias.data.zero_()
+    adapter = adapter_for(pipe, space)
+    encoder = pipe.text_encoder_2
+    width = encoder.config.hidden_size
+    plain = adapter.embed_prompt(PROMPTS)
+    steered = Steering((Edit(2, 0.03), Edit(5, -0.02))).apply(space, plain, "text").embedding
+    call = Call(PROMPTS)
+    before = adapter.inputs(plain, plain, call)["prompt_embeds"]
+    after = adapter.inputs(steered, plain, call)["prompt_embeds"]
+    torch.testing.assert_close(after[..., :-width], before[..., :-width])
+    tokens = pipe.tokenizer_2(PROMPTS, padding="max_length", return_tensors="pt").input_ids
+    for row, ids in enumerate(tokens.tolist()):
+        end = ids.index(pipe.tokenizer_2.eos_token_id)
+        torch.testing.assert_close(after[row, :end], before[row, :end])
+        assert (after[row, end:, -width:] != before[row, end:, -width:]).any(1).all()
+
+    def through(states: torch.Tensor) -> torch.Tensor:
+        """What the rest of the text encoder makes of states before its last layer."""
+        layer = encoder.text_model.encoder.layers[-1]
+        own = states[..., -width:]
+        handle = layer.register_forward_pre_hook(lambda _, given: (own, *given[1:]))
+        with torch.no_grad():
+            found = encoder(tokens).text_embeds
+        handle.remove()
+        return found
+
+    torch.testing.assert_close(through(before), plain, atol=1e-4, rtol=1e-4)
+    moved, wanted = through(after) - plain, steered - plain
+    assert F.cosine_similarity(moved, wanted).min() > least
+    assert (moved.norm(dim=1) / wanted.norm(dim=1) - 1).abs().max() < 1.5 - least
+
+
+def test_sdxls_schedule_moves_tokens_and_pooled_prompt_together(
+    pipes: dict[str, Any], space: FeatureSpace
+) -> None:
+    pipe, edits = pipes["sdxl-pooled"], (Edit(2, 3.0),)
+    never, negative = Steering(edits, begin=0.9, end=0.95), ["a bird"] * 2
+    with never.scheduled(space, pipe, prompt=PROMPTS):
+        inputs = never.inputs(space, pipe, prompt=PROMPTS, negative_prompt=negative)
+        found = draw(pipe, inputs, 2)
+    plain = draw(pipe, {"prompt": PROMPTS, "negative_prompt": negative}, 2)
+    np.testing.assert_allclose(found, plain, atol=2e-3)
+    assert np.abs(draw(pipe, inputs, 2) - plain).max() > 1e-2

@@ -55,9 +55,9 @@ class Adapter(ABC):
     """One way in, for one pipeline."""
 
     modality: ClassVar[Modality] = "image"
-    path: ClassVar[tuple[str, ...]]
-    """Where the denoiser's keyword arguments hold what stands for embeddings: a name, or the name
-    of a dict and one within it."""
+    paths: ClassVar[tuple[tuple[str, ...], ...]]
+    """Where the denoiser's keyword arguments hold what stands for embeddings: names, or names of
+    dicts and those within them."""
 
     def __init__(self, pipe: Any, space: FeatureSpace) -> None:
         self.pipe = pipe
@@ -137,26 +137,29 @@ class Adapter(ABC):
         Args:
             inputs: the keyword arguments of one call.
         """
-        *outer, name = self.path
-        holder = (inputs.get(outer[0]) or {}) if outer else inputs
-        if holder.get(name) is None:
-            return inputs
-        found = holder[name]
-        moved = [replace(rows) for rows in found] if isinstance(found, list) else replace(found)
-        return inputs | ({outer[0]: holder | {name: moved}} if outer else {name: moved})
+        for *outer, name in self.paths:
+            holder = (inputs.get(outer[0]) or {}) if outer else inputs
+            found = holder.get(name)
+            if found is None:
+                continue
+            moved = [replace(rows) for rows in found] if isinstance(found, list) else replace(found)
+            inputs = inputs | ({outer[0]: holder | {name: moved}} if outer else {name: moved})
+        return inputs
 
     def rows(self, rows: Tensor, given: Tensor, other: Tensor) -> Tensor:
         """Rows `[rows, width]` in which each that holds a given condition `[n, width]` holds the
         other `[n, width]` instead.
 
         By what is in it and not by its place: guidance of whichever kind adds rows before, behind
-        and between, or calls the denoiser once more.
+        and between, or calls the denoiser once more. A row that is no nearer to the given condition
+        than half way to the other holds neither: states of different prompts have much in common.
         """
         distance = torch.cdist(
             rows.float(), given.to(rows.device).float(), compute_mode=EXACT
         )  # [rows, n]
         nearest, which = distance.min(1)
-        same = nearest <= SAME * given.to(nearest).norm(dim=1)[which]
+        length, half = given.float().norm(dim=1), (given.float() - other.float()).norm(dim=1) / 2
+        same = nearest <= torch.minimum(SAME * length, half).to(nearest)[which]
         return torch.where(same[:, None], other.to(rows)[which], rows)
 
     @contextmanager

@@ -15,7 +15,7 @@ from features.space.space import FeatureSpace
 from mms_apps.steering.adapters.base import Adapter
 from mms_apps.steering.adapters.ip_adapter import FluxIPAdapter, IPAdapter
 from mms_apps.steering.adapters.kandinsky import Kandinsky22
-from mms_apps.steering.adapters.pooled_prompt import SD3PooledPrompt, SDXLPooledPrompt
+from mms_apps.steering.adapters.pooled_prompt import SD3PooledPrompt, SDXLPrompt
 from mms_apps.steering.adapters.prompt_tokens import PromptTokens
 from mms_apps.steering.adapters.stable_unclip import StableUnCLIP
 
@@ -25,7 +25,7 @@ ADAPTERS: tuple[type[Adapter], ...] = (
     IPAdapter,
     FluxIPAdapter,
     SD3PooledPrompt,
-    SDXLPooledPrompt,
+    SDXLPrompt,
     PromptTokens,
 )
 SAME_EMBEDDING = 0.98

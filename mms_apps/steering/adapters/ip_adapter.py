@@ -16,7 +16,7 @@ from mms_apps.steering.adapters.base import Adapter, Call, denoiser_of, project_
 class IPAdapter(Adapter):
     """An IP-Adapter on SD 1.5 or SDXL, of one image."""
 
-    path = ("added_cond_kwargs", "image_embeds")
+    paths = (("added_cond_kwargs", "image_embeds"),)
 
     @classmethod
     def fits(cls, pipe: Any) -> bool:
@@ -40,7 +40,7 @@ class IPAdapter(Adapter):
 class FluxIPAdapter(Adapter):
     """An IP-Adapter on FLUX; with true guidance, a second call holds the negative embedding."""
 
-    path = ("joint_attention_kwargs", "ip_adapter_image_embeds")
+    paths = (("joint_attention_kwargs", "ip_adapter_image_embeds"),)
 
     @classmethod
     def fits(cls, pipe: Any) -> bool:

@@ -16,7 +16,7 @@ from mms_apps.steering.adapters.base import Adapter, Call, denoiser_of, project_
 class Kandinsky22(Adapter):
     """The decoders of Kandinsky 2.2, which read no words."""
 
-    path = ("added_cond_kwargs", "image_embeds")
+    paths = (("added_cond_kwargs", "image_embeds"),)
 
     @classmethod
     def fits(cls, pipe: Any) -> bool:

@@ -1,9 +1,10 @@
-"""Pooled prompts of SDXL and of Stable Diffusion 3."""
+"""Prompts of SDXL and of Stable Diffusion 3, which are pooled."""
 
 from __future__ import annotations
 
 import inspect
 from abc import abstractmethod
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -50,10 +51,15 @@ class PooledPrompt(TextAdapter):
         return [self.put(self.ready(steered), whole)]
 
 
-class SDXLPooledPrompt(PooledPrompt):
-    """The pooled embedding of SDXL's second text encoder."""
+class SDXLPrompt(PooledPrompt):
+    """The pooled embedding of SDXL's second text encoder, and its states.
 
-    path = ("added_cond_kwargs", "text_embeds")
+    The states are those before the encoder's last layer. A move of the embedding reaches them
+    through the pseudo-inverse of the projection and through the last norm, to first order: the
+    last layer adds to what it is given.
+    """
+
+    paths = (("added_cond_kwargs", "text_embeds"), ("encoder_hidden_states",))
 
     @classmethod
     def fits(cls, pipe: Any) -> bool:
@@ -77,12 +83,50 @@ class SDXLPooledPrompt(PooledPrompt):
     def put(self, embedding: Tensor, whole: Tensor) -> Tensor:
         return embedding
 
+    def inputs(self, steered: Tensor, plain: Tensor, call: Call) -> dict[str, Any]:
+        found = super().inputs(steered, plain, call)
+        states = self._moved(found["prompt_embeds"], steered - plain, call)
+        return found | {"prompt_embeds": states}
+
+    def conditions(self, steered: Tensor, plain: Tensor, call: Call) -> list[Tensor]:
+        states = self._moved(self.encoded(call, len(steered))[0], steered - plain, call)
+        return [self.ready(steered), self.ready(states.flatten(1))]
+
+    @cached_property
+    def _back(self) -> Tensor:
+        """From moves of the embedding to moves of a state of spread 1: `[dim, width]`."""
+        from accelerate.utils import align_module_device
+
+        parts: Any = self.encoder
+        norm, projection = parts.text_model.final_layer_norm, parts.text_projection
+        with align_module_device(norm), align_module_device(projection):  # which may be offloaded
+            return torch.linalg.pinv(projection.weight.float().T) / norm.weight.float()
+
+    def _moved(self, states: Tensor, move: Tensor, call: Call) -> Tensor:
+        """Both encoders' states side by side `[n, tokens, width]`, those of the second moved from
+        the end of the text on by what moves the embedding by `[n, dim]`."""
+        tokenizer, width = self.pipe.tokenizer_2, self.pipe.text_encoder_2.config.hidden_size
+        ids = tokenizer(
+            call.words(len(states))["prompt"],
+            padding="max_length",
+            max_length=states.shape[1],
+            truncation=True,
+            return_tensors="pt",
+        ).input_ids  # [n, tokens]
+        end = (ids == tokenizer.eos_token_id).int().argmax(1)
+        own = states[..., -width:].float()
+        spread = own[torch.arange(len(own)), end.to(own.device)].std(1, unbiased=False)  # [n]
+        step = move.to(own) @ self._back.to(own.device)
+        after = (torch.arange(ids.shape[1]) >= end[:, None]).to(own)  # [n, tokens]
+        own = own + after[..., None] * (spread[:, None] * step)[:, None]
+        return torch.cat([states[..., :-width], own.to(states)], dim=-1)
+
 
 class SD3PooledPrompt(PooledPrompt):
     """The pooled embedding of one of Stable Diffusion 3's two CLIP text encoders, which stand side
     by side: that of the FeatureSpace's encoder."""
 
-    path = ("pooled_projections",)
+    paths = (("pooled_projections",),)
 
     @classmethod
     def fits(cls, pipe: Any) -> bool:

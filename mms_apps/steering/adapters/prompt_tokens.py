@@ -27,7 +27,7 @@ class PromptTokens(TextAdapter):
     from the end of the text on, which the padding repeats, moves by it.
     """
 
-    path = ("encoder_hidden_states",)
+    paths = (("encoder_hidden_states",),)
 
     @classmethod
     def fits(cls, pipe: Any) -> bool:

@@ -13,7 +13,7 @@ from mms_apps.steering.adapters.base import Adapter, Call, refuse_negative, take
 class StableUnCLIP(Adapter):
     """Stable unCLIP."""
 
-    path = ("class_labels",)
+    paths = (("class_labels",),)
 
     @classmethod
     def fits(cls, pipe: Any) -> bool:
