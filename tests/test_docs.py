@@ -25,6 +25,7 @@ import numpy as np
 import pytest
 import typer
 
+from benchmarks import write_pages
 from features.analysis.compare import FIGURES, cell
 from features.bootstrap import Estimate
 from features.dictionary import TrainConfig
@@ -38,7 +39,11 @@ from mms_apps.cli.common import train_config
 from tests.conftest import Mms, draw_imagefolder, save_tiny_clip
 
 ROOT = Path(__file__).parents[1]
-PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+PAGES = (
+    ROOT / "README.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "docs" / "results").glob("*.md")),
+)
 IN_TABLE = re.compile(r"\| `((?:mms|python|make) [^`]+)`")
 COMMANDS = ("mms", "python", "make", "pip", "accelerate", "torchrun", "git", "docker")
 ONLY_PARSED = (
@@ -305,37 +310,18 @@ def test_the_readme_has_the_figures_of_three_trainings() -> None:
         assert f"| {space['label']} | {' | '.join(cells)} |" in text
 
 
-def test_the_steering_page_has_its_figures() -> None:
-    record = json.loads(text_of("results/steering.json"))
-    found = {row["name"]: row for row in record["results"]}
-    lines = text_of("results/steering.md").splitlines()
+@pytest.mark.parametrize("name", write_pages.names())
+def test_pages_of_results_have_the_figures_of_their_json(name: str) -> None:
+    template = (write_pages.TEMPLATES / f"{name}.md").read_text(encoding="utf-8")
+    assert write_pages.FIGURE.search(template) and "In short:" in template
+    assert text_of(f"results/{name}.md") == write_pages.rendered(name)
 
-    def written(name: str, digits: int) -> str:
-        figures = (f"{found[name][key]:.{digits}f}" for key in ("value", "ci_low", "ci_high"))
-        return "{} ({} to {})".format(*figures)
 
-    attributes = {n.split("/")[1] for n in found if n.startswith("success/")}
-    assert {"gender", "skin_tone"} <= attributes
-    for attribute in attributes:
-        start = lines.index(f"## {attribute.replace('_', ' ').capitalize()}")
-        later = [n for n, line in enumerate(lines) if line.startswith("## ") and n > start]
-        section = lines[start : later[0]]
-        for name in (n for n in found if n.startswith(f"success/{attribute}/")):
-            method = name.split("/")[2]
-            (row,) = (
-                line
-                for line in section
-                if line.startswith(f"| {method.replace('_', ' ')} |") and "degrees" not in line
-                if line.count("|") == 8
-            )
-            for measure, digits in (
-                ("success", 2),
-                ("gain", 2),
-                ("excess", 3),
-                ("preservation", 2),
-            ):
-                assert f"| {written(f'{measure}/{attribute}/{method}', digits)} |" in row
-        for name in (n for n in found if n.startswith(f"less/{attribute}/")):
-            assert any(written(name, 3) in line for line in section)
-    for name in ("reference", "real"):
-        assert f"{found[f'frechet/{name}']['value']:.1f}" in "\n".join(lines)
+def test_figures_are_written_with_their_intervals() -> None:
+    row = {"value": 0.5, "ci_low": -0.0001, "ci_high": 0.75, "n": 8}
+    assert write_pages.written(row, 2, []) == "0.50 (0.00 to 0.75)"
+    assert write_pages.written(row, 1, ["points"]) == "50.0 (0.0 to 75.0)"
+    assert write_pages.written(row, 2, ["value"]) == "0.50"
+    assert write_pages.written(row, 2, ["range"]) == "0.00 to 0.75"
+    certain = {"value": 1.0, "ci_low": 1.0, "ci_high": 1.0, "n": 8}
+    assert write_pages.written(certain, 2, []) == "1.00 (8 of 8)"
