@@ -191,3 +191,13 @@ def has_bf16(device: torch.device) -> bool:
     if device.type != "cuda":
         return False
     return torch.cuda.get_device_capability(device)[0] >= BF16_CAPABILITY
+
+
+def has_bf16_products(device: torch.device) -> bool:
+    """Whether a device multiplies matrices faster in bf16 than in fp32: GPUs as `has_bf16` says,
+    and processors with AMX or AVX-512 for bf16."""
+    import torch
+
+    if device.type == "cpu":
+        return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+    return has_bf16(device)

@@ -72,6 +72,10 @@ class Dictionary(nn.Module, ABC):
     default_modality_bias: ClassVar[bool]
     trained_here: ClassVar[bool] = True
     """Whether `fit_dictionary` makes one; others are converted."""
+    selects_by_bf16: ClassVar[bool] = False
+    """Whether training can choose candidates by bf16 products (`features.dictionary.selection`)."""
+    exact_selection: bool = True
+    """Whether training does without."""
     means: Tensor
 
     def __init__(self, config: DictionaryConfig) -> None:

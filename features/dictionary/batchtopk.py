@@ -20,6 +20,7 @@ class BatchTopKDictionary(TopKDictionary):
     """
 
     kind = "batchtopk"
+    selects_by_bf16 = False
     threshold: Tensor
 
     def __init__(self, config: DictionaryConfig) -> None:

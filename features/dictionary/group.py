@@ -7,6 +7,7 @@ from torch import Tensor
 
 from features.dictionary.base import SparseCode, register
 from features.dictionary.matryoshka import nested_fvu
+from features.dictionary.selection import largest
 from features.dictionary.sparse import ActivePlaces
 from features.dictionary.topk import TopKDictionary
 
@@ -27,11 +28,12 @@ class GroupDictionary(TopKDictionary):
     """
 
     kind = "group"
+    selects_by_bf16 = False
 
     def _selected_in_training(self, x: Tensor) -> SparseCode:
         pre = self._pre_activations(x)  # [2n, features]
         norms = group_norms(pre)  # [n, features]
-        indices = norms.topk(self.config.k, dim=1, sorted=False).indices.repeat(2, 1)  # [2n, k]
+        indices = largest(norms, self.config.k).repeat(2, 1)  # [2n, k]
         return SparseCode(pre.gather(1, indices).relu(), indices)
 
     def reconstruction_loss(

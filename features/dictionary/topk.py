@@ -13,13 +13,12 @@ from features.dictionary.base import (
     TrainingStep,
     register,
 )
+from features.dictionary.selection import candidate_places, exact_places, largest
 from features.dictionary.sparse import ActivePlaces, active_outputs, weighted_rows
 from features.modality import Modality
 
 AUX_WEIGHT = 1 / 32
 """Weight of the auxiliary loss (their appendix A.2)."""
-CHUNK = 1024
-"""Samples of which all pre-activations are held at once."""
 
 
 @register
@@ -32,6 +31,7 @@ class TopKDictionary(Dictionary):
 
     kind = "topk"
     default_modality_bias = True
+    selects_by_bf16 = True
 
     def __init__(self, config: DictionaryConfig) -> None:
         if not 1 <= config.k <= config.features:
@@ -64,12 +64,12 @@ class TopKDictionary(Dictionary):
         places = ActivePlaces(selected.indices, self.config.features)
         values = active_outputs(x, self.encoder, self.encoder_bias, selected.values, places)
         values = torch.where(selected.values > 0, values, 0.0)  # [2n, k]
-        residual = x - weighted_rows(values, self.decoder, places)  # [2n, dim]
-        fvu = residual.square().sum() / x.square().sum().clamp(min=1e-12)
+        estimate = weighted_rows(values, self.decoder, places)  # [2n, dim]
+        fvu = F.mse_loss(estimate, x, reduction="sum") / x.square().sum().clamp(min=1e-12)
         active = torch.zeros_like(dead)
         active[selected.indices[selected.values > 0]] = True
         loss = self.reconstruction_loss(x, values, places, fvu)
-        loss = loss + AUX_WEIGHT * self.auxiliary_loss(x, residual, dead)
+        loss = loss + AUX_WEIGHT * self.auxiliary_loss(x, x - estimate, dead)
         return TrainingStep(loss, fvu.detach(), active)
 
     def reconstruction_loss(
@@ -104,9 +104,11 @@ class TopKDictionary(Dictionary):
             return x.new_zeros(())
         target = residual.detach()
         pre = x @ self.encoder[candidates].T + self.encoder_bias[candidates]  # [n, dead features]
-        values, places = pre.topk(k, dim=1, sorted=False)  # [n, k]
+        places = largest(pre, k)  # [n, k]
         estimate = weighted_rows(
-            values.relu(), self.decoder[candidates], ActivePlaces(places, len(candidates))
+            pre.gather(1, places).relu(),
+            self.decoder[candidates],
+            ActivePlaces(places, len(candidates)),
         )
         error = (estimate - target).square().sum() / target.square().sum().clamp(min=1e-12)
         return error * (k / wanted)
@@ -128,15 +130,17 @@ class TopKDictionary(Dictionary):
         return centred @ self.encoder.T + self.encoder_bias  # [n, features]
 
     def _largest(self, pre: Tensor) -> SparseCode:
-        values, indices = pre.topk(self.config.k, dim=1, sorted=False)
-        return SparseCode(values.relu(), indices)
+        indices = largest(pre, self.config.k)
+        return SparseCode(pre.gather(1, indices).relu(), indices)
 
     def _selected_in_training(self, x: Tensor) -> SparseCode:
         """The code of a training batch `[2n, dim]`, centred; no gradient is asked of it."""
-        codes = [self._largest(self._pre_activations(chunk)) for chunk in x.split(CHUNK)]
-        return SparseCode(
-            torch.cat([code.values for code in codes]), torch.cat([code.indices for code in codes])
-        )
+        layer = (self.encoder, self.encoder_bias)
+        if self.exact_selection:
+            values, indices = exact_places(x, *layer, self.config.k)
+        else:
+            values, indices = candidate_places(x, *layer, self.config.k)
+        return SparseCode(values.relu(), indices)
 
     def _gather(self, code: SparseCode) -> Tensor:
         """Weighted sums `[n, dim]` of k decoder rows a sample; no dense `[n, features]`."""

@@ -9,6 +9,7 @@ from features.errors import UserError
 
 STEPS = 3000
 DECAY_SHARE = 0.2
+SELECTIONS = ("auto", "exact", "bf16")
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,9 @@ class TrainConfig:
     """Stop after so many measurements that found no better FVU on held-out pairs, and keep the best
     weights; None goes on to the end and keeps the last."""
     checkpoint_steps: int = 500
+    selection: str = "auto"
+    """How the k features of a sample are found: "exact", by fp32 products; "bf16", where bf16
+    products choose a few more candidates, whose fp32 products decide; "auto" takes the faster."""
     seed: int = 0
 
     def total_steps(self, pairs: int) -> int:
@@ -68,6 +72,9 @@ class TrainConfig:
                 )
         if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
             raise UserError(f"learning_rate {self.learning_rate}: must be above 0")
+        if self.selection not in SELECTIONS:
+            known = ", ".join(SELECTIONS)
+            raise UserError(f"selection {self.selection}: unknown; use one of {known}")
         given = [name for name in ("steps", "samples", "epochs") if counts[name] is not None]
         if len(given) > 1:
             raise UserError(f"{' and '.join(given)}: give one of them, how long to train")

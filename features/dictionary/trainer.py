@@ -24,6 +24,7 @@ from features.dictionary.base import (
 )
 from features.dictionary.history import History, require_tracker
 from features.dictionary.reconstruction import fvu_within, reconstruction_figures
+from features.dictionary.selection import resolve_selection
 from features.dictionary.train_config import TrainConfig
 from features.distributed import (
     broadcast,
@@ -44,6 +45,8 @@ EVALUATED_PAIRS = 4096
 SHOW_EVERY = 20
 SHOWN_PAIRS = 64
 CHECKPOINT = "checkpoint.safetensors"
+ADDED_SETTINGS = {"selection": "auto"}
+"""Settings that are younger than some dictionaries, and what they count as there."""
 
 
 def fit_dictionary(
@@ -235,7 +238,7 @@ def _train(
     """The training loop; the dictionary is changed in place.
 
     Returns:
-        How it ended: the steps that it took, and accelerate's mixed precision.
+        How it ended: the steps that it took, accelerate's mixed precision, and the selection.
     """
     from accelerate import Accelerator
     from rich.progress import (
@@ -254,6 +257,8 @@ def _train(
     )
     target = resolve_device(device)
     dictionary.to(target)
+    selection = resolve_selection(config.selection, dictionary, target)
+    dictionary.exact_selection = selection == "exact"
     activity = _Activity(dictionary.config.features).to(target)
     model, optimizer = accelerator.prepare(
         dictionary, torch.optim.Adam(dictionary.parameters(), lr=config.learning_rate, fused=True)
@@ -328,7 +333,11 @@ def _train(
     if best is not None and torch.isfinite(best.fvu):
         dictionary.load_state_dict(best.kept.state_dict())
     accelerator.wait_for_everyone()
-    return {"steps_taken": finished, "mixed_precision": accelerator.mixed_precision}
+    return {
+        "steps_taken": finished,
+        "mixed_precision": accelerator.mixed_precision,
+        "selection": selection,
+    }
 
 
 @torch.no_grad()
@@ -388,7 +397,7 @@ def _finished(out: Path, made_from: dict[str, Any]) -> bool:
     """
     if not (out / "config.json").is_file():
         return False
-    training = load_dictionary(out).config.training or {}
+    training = ADDED_SETTINGS | (load_dictionary(out).config.training or {})
     if any(key not in training or training[key] != made_from[key] for key in made_from):
         raise UserError(
             f"{out}: holds a dictionary of other settings; name another folder or remove it"

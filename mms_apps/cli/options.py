@@ -78,6 +78,13 @@ Patience = Annotated[
         "held-out pairs, and keep the best weights [default: go on to the end]."
     ),
 ]
+Selection = Annotated[
+    str | None,
+    typer.Option(
+        help="How a sample's features are found in training: exact, bf16 (products in bf16 choose "
+        "candidates) or auto [default: auto, the faster]."
+    ),
+]
 Tracker = Annotated[
     str | None,
     typer.Option(help="tensorboard, wandb or trackio; metrics.jsonl is written anyhow."),

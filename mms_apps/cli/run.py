@@ -32,6 +32,7 @@ from mms_apps.cli.options import (
     Patience,
     Samples,
     Seed,
+    Selection,
     Steps,
     Strict,
     Tracker,
@@ -78,6 +79,7 @@ def run(
     learning_rate: LearningRate = None,
     dead_samples: DeadSamples = None,
     patience: Patience = None,
+    selection: Selection = None,
     tracker: Tracker = None,
     vocabulary: Vocabulary = None,
     device: Device = "auto",
@@ -114,6 +116,7 @@ def run(
         "learning_rate": learning_rate,
         "dead_samples": dead_samples,
         "patience": patience,
+        "selection": selection,
     }
     config = train_config(seed, training)
     fixed = f"--space {space}" if space is not None else f"--dictionary {folder}"

@@ -27,6 +27,7 @@ from mms_apps.cli.options import (
     Sample,
     Samples,
     Seed,
+    Selection,
     Steps,
     Strict,
     Tracker,
@@ -78,6 +79,7 @@ def fit(
     learning_rate: LearningRate = None,
     dead_samples: DeadSamples = None,
     patience: Patience = None,
+    selection: Selection = None,
     tracker: Tracker = None,
     sample: Sample = None,
     device: Device = "auto",
@@ -100,6 +102,7 @@ def fit(
         "learning_rate": learning_rate,
         "dead_samples": dead_samples,
         "patience": patience,
+        "selection": selection,
     }
     config = train_config(seed, settings)
     opened = ActivationStore.open(store)
