@@ -336,7 +336,7 @@ def _train(
     return {
         "steps_taken": finished,
         "mixed_precision": accelerator.mixed_precision,
-        "selection": selection,
+        "selected": selection,
     }
 
 
