@@ -4,8 +4,10 @@
 
 `benchmarks/pages/NAME.md` becomes `docs/results/NAME.md`: `{{gap/none .3}}` stands for the row
 `gap/none` of `docs/results/NAME.json` with three digits, its interval in brackets. `{{... value}}`
-gives the value alone, `{{... range}}` the interval alone, `{{... points}}` hundredths;
-`{{SOURCE:gap/none .3}}` takes the row from elsewhere (`SOURCES`, or `docs/results/SOURCE.json`).
+gives the value alone, `{{... range}}` the interval alone, `{{... points}}` hundredths, and
+`{{... percent}}` these with their sign. `{{SOURCE:gap/none .3}}` takes the row from elsewhere
+(`SOURCES`, or `docs/results/SOURCE.json`). A comparison's spaces have rows such as
+`embedded,topk/agreement`.
 """
 
 from __future__ import annotations
@@ -49,6 +51,17 @@ def rendered(name: str) -> str:
 def rows(source: str) -> dict[str, dict[str, Any]]:
     """A source's rows by name."""
     record = json.loads(SOURCES.get(source, RESULTS / f"{source}.json").read_text())
+    if "spaces" in record:
+        return {
+            f"{space['label'].replace(' ', '')}/{key}": {
+                "value": estimate["value"],
+                "ci_low": estimate["low"],
+                "ci_high": estimate["high"],
+                "n": space["features"],
+            }
+            for space in record["spaces"]
+            for key, estimate in space["estimates"].items()
+        }
     if "results" not in record:
         return record
     return {row["name"]: row for row in record["results"]}
@@ -56,16 +69,17 @@ def rows(source: str) -> dict[str, dict[str, Any]]:
 
 def written(row: dict[str, Any], digits: int, how: list[str]) -> str:
     """A value with its interval in brackets, or with the counts where all or none did it."""
-    scale = 100 if "points" in how else 1
+    scale = 100 if {"points", "percent"} & set(how) else 1
+    sign = "%" if "percent" in how else ""
     value, low, high = (row[key] for key in ("value", "ci_low", "ci_high"))
     if "value" in how or low is None:
-        return number(scale * value, digits)
-    ends = f"{number(scale * low, digits)} to {number(scale * high, digits)}"
+        return number(scale * value, digits) + sign
+    ends = f"{number(scale * low, digits)}{sign} to {number(scale * high, digits)}{sign}"
     if "range" in how:
         return ends
     if low == high and value in (0, 1) and scale == 1:
         ends = f"{round(value * row['n'])} of {row['n']}"
-    return f"{number(scale * value, digits)} ({ends})"
+    return f"{number(scale * value, digits)}{sign} ({ends})"
 
 
 def number(value: float, digits: int) -> str:

@@ -26,8 +26,6 @@ import pytest
 import typer
 
 from benchmarks import write_pages
-from features.analysis.compare import FIGURES, cell
-from features.bootstrap import Estimate
 from features.dictionary import TrainConfig
 from features.embedded.photos import PhotoPairs
 from features.embedded.world import EmbeddedPairs
@@ -300,14 +298,39 @@ def test_the_method_page_has_the_intervals_figures() -> None:
         assert f"{row['value']:.2f} ({row['ci_low']:.2f} to {row['ci_high']:.2f})" in text
 
 
-def test_the_readme_has_the_figures_of_three_trainings() -> None:
-    record = json.loads((ROOT / "docs" / "results" / "dictionaries-topk.json").read_text())
+def test_the_readmes_table_has_the_figures_of_their_json() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    for space in record["spaces"]:
-        assert space["seeds"] == 3
-        estimates = {name: Estimate(**found) for name, found in space["estimates"].items()}
-        cells = [cell(estimates[figure.key], figure.percent) for figure in FIGURES]
-        assert f"| {space['label']} | {' | '.join(cells)} |" in text
+    table = text[text.index("| claim | measured |") :].split("\n\n")[0].splitlines()
+
+    def line(start: str) -> str:
+        (found,) = (row for row in table if row.startswith(f"| {start}"))
+        return found
+
+    def short(source: str, name: str, digits: int) -> str:
+        return f"{write_pages.rows(source)[name]['value']:.{digits}f}".removeprefix("0")
+
+    covered = [
+        row["value"]
+        for name, row in write_pages.rows("intervals").items()
+        if name.startswith("coverage/")
+    ]
+    ends = (f"{value:.3f}".removeprefix("0") for value in (min(covered), max(covered)))
+    assert " to ".join(ends) in line("its intervals")
+    compared = json.loads(text_of("results/dictionaries-topk.json"))["differences"][0]
+    assert any(
+        "modality-specific" in said and said.replace("0.", ".").endswith("by .215 (.195 to .236).")
+        for said in compared
+    )
+    assert "+.215 (.195 to .236)" in line("self-supervision")
+    assert not any("monosemantic" in said for said in compared)
+    for name in ("none", "features"):
+        figure = short("attributes", f"fresh/worst_group/{name}", 2)
+        assert figure in line("taking features out")
+    for method in ("features", "image_direction"):
+        figure = short("steering", f"excess/gender/{method}", 3)
+        assert f"{method.replace('_', ' ').removeprefix('features')} {figure}".strip() in line(
+            "edits"
+        )
 
 
 @pytest.mark.parametrize("name", write_pages.names())
