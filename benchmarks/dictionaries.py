@@ -24,11 +24,11 @@ from features.analysis.matching import match_features
 from features.analysis.seeds import NORMAL, SeedFigure, mean_figure, over_seeds
 from features.bootstrap import Estimate
 from features.dictionary import (
-    DICTIONARIES,
     Dictionary,
     TrainConfig,
     fit_dictionary,
     reconstruction_figures,
+    trained_kinds,
 )
 from features.embedded import ENCODER_NAMES
 from features.embedded.world import EmbeddedPairs
@@ -103,9 +103,7 @@ def main() -> None:
     parser = options(__doc__)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--seeds", type=int, default=3, help="trainings of each dictionary")
-    parser.add_argument(
-        "--kinds", nargs="+", choices=list(DICTIONARIES), default=list(DICTIONARIES)
-    )
+    parser.add_argument("--kinds", nargs="+", choices=trained_kinds(), default=trained_kinds())
     arguments = parser.parse_args()
     out, seed = arguments.out, arguments.seed
     stores = make_stores(out, arguments.device)

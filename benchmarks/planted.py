@@ -19,7 +19,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.common import Result, mean_row
-from features.dictionary import DICTIONARIES, Dictionary, TrainConfig, fit_dictionary
+from features.dictionary import (
+    DICTIONARIES,
+    Dictionary,
+    TrainConfig,
+    fit_dictionary,
+    trained_kinds,
+)
 from features.embedded.evaluate import embed_pairs
 from features.embedded.world import PLANTED_IMAGE, PLANTED_TEXT, EmbeddedPairs
 from features.encoders.encoder import Encoder
@@ -79,7 +85,7 @@ def planted_rows(encoder: Encoder, work: Path, seed: int) -> list[Result]:
     store = extract(EmbeddedPairs("train"), encoder, work / "train", progress=False)
     draws = held_out_draws(encoder)
     rows = []
-    for kind in DICTIONARIES:
+    for kind in trained_kinds():
         for bias in (True, False):
             config = TrainConfig(kind=kind, modality_bias=bias, seed=seed)
             folder = work / f"{kind}-{bias}"

@@ -18,6 +18,7 @@ from features.dictionary import (
     TopKDictionary,
     fit_dictionary,
     load_dictionary,
+    trained_kinds,
 )
 from features.dictionary.batchtopk import at_least
 from features.dictionary.group import PENALTY, group_norms
@@ -27,7 +28,7 @@ from features.dictionary.sparse import ActivePlaces
 from features.store.store import ActivationStore
 from tests.test_dictionary import DIM, SMALL, make_store, unit
 
-TRAINED = [kind for kind, cls in DICTIONARIES.items() if cls.trained_here and kind != "identity"]
+TRAINED = [kind for kind in trained_kinds() if kind != "identity"]
 AUTOENCODERS = [kind for kind in TRAINED if issubclass(DICTIONARIES[kind], TopKDictionary)]
 
 

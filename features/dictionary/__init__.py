@@ -7,6 +7,7 @@ from features.dictionary.base import (
     SparseCode,
     load_dictionary,
     register,
+    trained_kinds,
 )
 from features.dictionary.batchtopk import BatchTopKDictionary
 from features.dictionary.group import GroupDictionary
@@ -44,4 +45,5 @@ __all__ = [
     "load_dictionary",
     "reconstruction_figures",
     "register",
+    "trained_kinds",
 ]

@@ -236,6 +236,11 @@ def dictionary_class(kind: str) -> type[Dictionary]:
     return DICTIONARIES[kind]
 
 
+def trained_kinds() -> list[str]:
+    """The kinds that are trained here."""
+    return [name for name, cls in DICTIONARIES.items() if cls.trained_here]
+
+
 def load_dictionary(folder: str | Path) -> Dictionary:
     """Load what `Dictionary.save` wrote, or the dictionary of a FeatureSpace's folder.
 

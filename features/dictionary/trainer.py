@@ -16,11 +16,11 @@ from torch import Tensor, nn
 
 from features.checkpoint import load_checkpoint, save_checkpoint
 from features.dictionary.base import (
-    DICTIONARIES,
     Dictionary,
     DictionaryConfig,
     dictionary_class,
     load_dictionary,
+    trained_kinds,
 )
 from features.dictionary.history import History, require_tracker
 from features.dictionary.reconstruction import fvu_within, reconstruction_figures
@@ -114,8 +114,10 @@ def new_dictionary(store: ActivationStore, config: TrainConfig) -> Dictionary:
     """
     cls = dictionary_class(config.kind)
     if not cls.trained_here:
-        kinds = ", ".join(name for name, kind in DICTIONARIES.items() if kind.trained_here)
-        raise UserError(f"{config.kind}: not trained here; fit one of {kinds}, or use mms convert")
+        raise UserError(
+            f"{config.kind}: not trained here; fit one of {', '.join(trained_kinds())}, or use mms "
+            "convert"
+        )
     config.total_steps(len(store))
     if config.kind == "identity":
         features = k = store.dim

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from features.dictionary import DICTIONARIES
+from features.dictionary import trained_kinds
 from mms_apps.cli.options import KINDS
 from tests.conftest import Mms
 
@@ -41,4 +41,4 @@ def test_the_installed_command_lists_its_steps() -> None:
 
 
 def test_the_help_names_every_kind_of_dictionary() -> None:
-    assert set(KINDS) == {kind for kind, cls in DICTIONARIES.items() if cls.trained_here}
+    assert set(KINDS) == set(trained_kinds())
