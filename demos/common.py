@@ -110,12 +110,12 @@ def picture_gallery(value: Any = None, **options: Any) -> gr.Gallery:
     )
 
 
-def picture_html(thumbnail: bytes, caption: str, credit: str = "") -> str:
-    """An exemplar's thumbnail within a page; its caption is the text for those who do not see it,
-    and with its credit what a pointer over it shows."""
+def picture_html(thumbnail: bytes, caption: str, credit: str = "", said: str = "") -> str:
+    """An exemplar's thumbnail within a page; its caption, and what is `said` of it beside, is the
+    text for those who do not see it, the caption with its credit what a pointer over it shows."""
     title = f"{caption} ({credit})" if credit else caption
     return (
-        f'<img alt="{html.escape(caption)}" title="{html.escape(title)}" '
+        f'<img class="picture" alt="{html.escape(caption + said)}" title="{html.escape(title)}" '
         f'src="{picture_url(thumbnail)}">'
     )
 

@@ -6,9 +6,12 @@ python -m demos.explorer
 from __future__ import annotations
 
 import html
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from demos.common import (
+    ONE_AT_A_TIME,
     add_encoder,
     errors_in_words,
     gr,
@@ -29,7 +32,10 @@ from features.analysis.search import (
     similarities,
 )
 from features.embedded import SPACE_NAMES
+from features.errors import UserError
 from features.modality import CROSS_MODAL, UNSCORED
+from features.reports.layers import CSS as LAYERS_CSS
+from features.reports.layers import SWITCH, Layer, Marked, marked_captions, picture_layers
 from features.reports.page import (
     CLASS_NAMES,
     MODALITY_CLASSES,
@@ -126,6 +132,7 @@ CSS = """
 #explorer-charts .two { display: grid; gap: 1.5rem;
   grid-template-columns: repeat(auto-fit, minmax(min(100%, 300px), 1fr)); }
 """
+CSS += LAYERS_CSS
 PICK = """
 element.addEventListener('click', (event) => {
   const chosen = event.target.closest('[data-feature]');
@@ -218,6 +225,7 @@ def fill(spaces: dict[str, FeatureSpace]) -> None:
                 cards = gr.HTML(start[2], elem_id="explorer-cards", js_on_load=PICK)
                 more = gr.Button(size="sm", **what_is_left(start[3], CARDS))
             with gr.Column(scale=3):
+                gr.HTML(SWITCH)
                 detail = gr.HTML(
                     picked_html(spaces, opened, None), elem_id="explorer-picked", js_on_load=PICK
                 )
@@ -244,17 +252,18 @@ def fill(spaces: dict[str, FeatureSpace]) -> None:
         **latest,
     )
     hidden: dict[str, Any] = {"api_visibility": "private", **latest}
+    modelled: dict[str, Any] = {**hidden, **ONE_AT_A_TIME}
     again: dict[str, Any] = {"fn": search, "inputs": filters, "outputs": results, **hidden}
     chart.select(zone, None, [low, high], **hidden).then(**again)
     reset.click(
         lambda: ("", "", 0.0, 0.0, 1.0), None, [words, modality_class, least, low, high], **hidden
     ).then(**again)
-    space.input(first_of, [space, order], [detail, picked, kept, drop], **hidden).then(**again)
+    space.input(first_of, [space, order], [detail, picked, kept, drop], **modelled).then(**again)
     more.click(show_more, [space, found, count], [cards, count, more], **hidden)
     for offered in (cards, detail):
-        offered.select(pick, [space, kept], [detail, picked], **hidden)
-    hold.click(keep, picked, [detail, kept, drop], **hidden)
-    drop.click(let_go, picked, [detail, kept, drop], **hidden)
+        offered.select(pick, [space, kept], [detail, picked], **modelled)
+    hold.click(keep, picked, [detail, kept, drop], **modelled)
+    drop.click(let_go, picked, [detail, kept, drop], **modelled)
     if len(spaces) > 1:
         with gr.Tab("Two spaces"):
             compare_page(spaces)
@@ -388,9 +397,11 @@ def article_html(space: FeatureSpace, found: Described, name: str) -> str:
         "Space": html.escape(name),
     }
     listed = "".join(f"<dt>{key}</dt><dd>{value}</dd>" for key, value in scores.items())
-    images = "".join(map(figure_html, found.images))
-    captions = list(dict.fromkeys(text["caption"] for text in found.texts))[:CAPTIONS]
-    texts = "".join(f"<li>{html.escape(caption)}</li>" for caption in captions)
+    captions = tuple(dict.fromkeys(text["caption"] for text in found.texts))[:CAPTIONS]
+    rests = rests_on(space, row["feature"], tuple(r["thumbnail"] for r in found.images), captions)
+    unknown = f"<p>{html.escape(rests.unknown)}</p>" if rests.unknown else ""
+    images = "".join(map(figure_html, found.images, rests.layers))
+    texts = "".join(f'<li class="marked">{one.html}{aside(one.said)}</li>' for one in rests.marked)
     others = rows_of(space, [n for n, _ in found.alike])
     alike = "".join(
         f'<button type="button" data-feature="{other["feature"]}">{title(other)} ({cosine:.2f})'
@@ -399,10 +410,36 @@ def article_html(space: FeatureSpace, found: Described, name: str) -> str:
     )
     return (
         f"<article><h2>{title(row)}</h2><dl>{listed}</dl>"
-        f'<h3>Top images</h3><div class="images">{images or "none"}</div>'
+        f'{unknown}<h3>Top images</h3><div class="images">{images or "none"}</div>'
         f"<h3>Top texts</h3>{f'<ul>{texts}</ul>' if texts else 'none'}"
         f'<h3>Most similar directions</h3><div class="alike">{alike}</div></article>'
     )
+
+
+@dataclass(frozen=True)
+class RestsOn:
+    """What a feature rests on in its exemplars: a layer for each image, marks for each caption; or
+    why neither can be found."""
+
+    layers: tuple[Layer | None, ...]
+    marked: tuple[Marked, ...]
+    unknown: str = ""
+
+
+@lru_cache(maxsize=512)
+def rests_on(
+    space: FeatureSpace, feature: int, thumbnails: tuple[bytes, ...], captions: tuple[str, ...]
+) -> RestsOn:
+    """What a feature rests on in exemplars, found once."""
+    try:
+        return RestsOn(
+            tuple(picture_layers(space, [feature], thumbnails)),
+            tuple(marked_captions(space, [feature], captions)),
+        )
+    except UserError as error:  # the encoder is not at hand
+        bare = tuple(Marked(html.escape(caption), "") for caption in captions)
+        unknown = f"What it rests on cannot be shown: {error}"
+        return RestsOn((None,) * len(thumbnails), bare, unknown)
 
 
 def small_html(row: dict[str, Any]) -> str:
@@ -410,14 +447,24 @@ def small_html(row: dict[str, Any]) -> str:
     return picture_html(row["thumbnail"], row["caption"], credit_line(row))
 
 
-def figure_html(row: dict[str, Any]) -> str:
-    """An exemplar with its caption, and whose it is."""
+def figure_html(row: dict[str, Any], layer: Layer | None) -> str:
+    """An exemplar with what the feature rests on in it, its caption, and whose it is."""
     credit = credit_line(row)
     said = f"<span>{html.escape(row['caption'])}</span>"
     if credit:
         said += f"<small>Image: {html.escape(credit)}</small>"
-    picture = picture_html(row["thumbnail"], row["caption"])
+    said, drawn = "", ""
+    if layer is not None:
+        said = f"; the feature {layer.said}"
+        drawn = f'<img class="layer" alt="" src="{layer.url}">'
+    shown = picture_html(row["thumbnail"], row["caption"], said=said)
+    picture = f'<span class="stack">{shown}{drawn}</span>'
     return f"<figure>{picture}<figcaption>{said}</figcaption></figure>"
+
+
+def aside(said: str) -> str:
+    """What marks show, for those who do not see them."""
+    return f'<span class="sr-only"> The feature {html.escape(said)}.</span>' if said else ""
 
 
 def title(row: dict[str, Any]) -> str:

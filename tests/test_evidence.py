@@ -246,6 +246,18 @@ def test_pre_activations_are_the_activations_where_a_feature_is_active(
     assert torch.allclose(pre[active != 0], active[active != 0])
 
 
+def test_evidence_is_found_in_inference_mode_too(clip_folder: Path) -> None:
+    with torch.inference_mode():
+        encoder = load_encoder(f"local-dir:{clip_folder}", device="cpu")
+        inside = picture_evidence(encoder, [picture()], first_three, "fast", grid=4)
+        said = word_evidence(encoder, [CAPTION], first_three, "fast")
+    [outside] = picture_evidence(encoder, [picture()], first_three, "fast", grid=4)
+    assert torch.equal(inside[0].cells, outside.cells)
+    assert torch.equal(
+        said[0].words, word_evidence(encoder, [CAPTION], first_three, "fast")[0].words
+    )
+
+
 def test_an_encoder_in_half_precision_keeps_it(clip_folder: Path) -> None:
     encoder = load_encoder(f"local-dir:{clip_folder}", device="cpu")
     encoder.model.bfloat16()

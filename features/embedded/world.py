@@ -104,11 +104,24 @@ def render(drawing: Image.Image, factors: PlantedFactors) -> Image.Image:
     """Lay an RGBA drawing on the planted background: RGB, SIZE x SIZE."""
     colour = np.add(BACKGROUNDS[factors.background], factors.tint).clip(0, 255)
     canvas = Image.fromarray((_SHADES[factors.pattern] * colour).astype(np.uint8))
-    side = round(SIZE * factors.scale)
-    scaled = drawing.resize((side, side), Image.Resampling.BILINEAR)
-    corner = (round((SIZE - side) * factors.left), round((SIZE - side) * factors.top))
+    scaled, corner = _placed(drawing, factors)
     canvas.paste(scaled, corner, scaled)
     return canvas
+
+
+def drawn_mask(drawing: Image.Image, factors: PlantedFactors) -> np.ndarray:
+    """Where `render` shows the drawing rather than the background: bool `[SIZE, SIZE]`."""
+    canvas = Image.new("L", (SIZE, SIZE))
+    scaled, corner = _placed(drawing, factors)
+    canvas.paste(scaled.getchannel("A"), corner)
+    return np.asarray(canvas) >= 128
+
+
+def _placed(drawing: Image.Image, factors: PlantedFactors) -> tuple[Image.Image, tuple[int, int]]:
+    """The drawing in its planted size, and its upper left corner."""
+    side = round(SIZE * factors.scale)
+    scaled = drawing.resize((side, side), Image.Resampling.BILINEAR)
+    return scaled, (round((SIZE - side) * factors.left), round((SIZE - side) * factors.top))
 
 
 def caption(name: str, factors: PlantedFactors) -> str:

@@ -24,6 +24,7 @@ CHECKPOINTS = (".pt", ".pth", ".bin", ".ckpt", ".safetensors")
 HUB_FILES = ["*.json", "*.txt", "*.model", "open_clip_*"]
 
 
+@torch.inference_mode(mode=False)  # else its weights never take part in a gradient
 def load_encoder(encoder_id: str, device: str | torch.device = "auto") -> Encoder:
     """Load an encoder.
 

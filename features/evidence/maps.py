@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from threading import get_ident
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -65,8 +66,11 @@ def watched(encoder: Encoder, maps: Sequence[InnerMap]) -> Iterator[list[Tensor]
     """What the modules of maps give while the context lasts, in the order in which they run;
     gradients begin at the first."""
     seen: list[Tensor] = []
+    thread = get_ident()
 
     def hook(module: nn.Module, inputs: Any, output: Any) -> Any:
+        if get_ident() != thread:  # another one that uses the model meanwhile
+            return None
         tensor = _tensor(output)
         seen.append(tensor if tensor.requires_grad else tensor.detach().requires_grad_())
         return _with_tensor(output, seen[-1].clone())  # what follows may change it in place
@@ -150,10 +154,12 @@ def _shapes(encoder: Encoder, pixels: Tensor) -> dict[str, tuple[int, ...]]:
     """By name the shape of what each module of the image tower gives, in the order in which they
     run."""
     shapes: dict[str, tuple[int, ...]] = {}
+    thread = get_ident()
 
     def keep(name: str) -> Callable[[nn.Module, Any, Any], None]:
         def hook(module: nn.Module, inputs: Any, output: Any) -> None:
-            if (tensor := _tensor(output)) is not None and len(tensor) == len(pixels):
+            tensor = _tensor(output)
+            if get_ident() == thread and tensor is not None and len(tensor) == len(pixels):
                 shapes.pop(name, None)
                 shapes[name] = tuple(tensor.shape)
 
@@ -176,8 +182,11 @@ def _carries_all(encoder: Encoder, pixels: Tensor, found: InnerMap, patches: int
     """Whether the embedding takes all that it has of the pixels from a module's output, and takes
     something from the places of patches."""
     seen: list[Tensor] = []
+    thread = get_ident()
 
     def hook(module: nn.Module, inputs: Any, output: Any) -> Any:
+        if get_ident() != thread:
+            return None
         seen.append(_tensor(output).detach().requires_grad_())
         return _with_tensor(output, seen[-1].clone())
 

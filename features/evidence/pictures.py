@@ -61,6 +61,7 @@ class PictureEvidence:
         return drawn * inside
 
 
+@torch.inference_mode(mode=False)
 def picture_evidence(
     source: Source,
     images: Sequence[Image.Image],

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from threading import get_ident
 from typing import Any
 
 import regex
@@ -46,6 +47,7 @@ class WordEvidence:
         return self.caption[start:end]
 
 
+@torch.inference_mode(mode=False)
 def word_evidence(
     source: Source,
     captions: Sequence[str],
@@ -179,9 +181,10 @@ def _watched_tokens(encoder: Encoder) -> Iterator[list[Tensor]]:
     """The embeddings of the tokens `[n, length, width]` of the first text that is encoded while the
     context lasts; gradients begin there."""
     watched: list[Tensor] = []
+    thread = get_ident()
 
     def hook(module: nn.Module, inputs: Any, output: Tensor) -> Tensor | None:
-        if watched or output.ndim != 3:
+        if get_ident() != thread or watched or output.ndim != 3:
             return None
         watched.append(output.detach().requires_grad_())
         return watched[0].clone()

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from features.analysis.search import telling_first
+from features.errors import UserError
 from features.files import write_whole
-from features.modality import CROSS_MODAL
+from features.modality import CROSS_MODAL, IMAGE_DOMINANT, TEXT_DOMINANT
+from features.reports.layers import CSS, SWITCH, add_layers, marked_captions
 from features.reports.page import (
     CLASS_NAMES,
     MODALITY_CLASSES,
@@ -41,14 +43,21 @@ HELD_OUT_NAMES = {
 }
 
 
-def write_report(space: FeatureSpace, out: str | Path) -> Path:
-    """Write the report of a FeatureSpace to the HTML file `out`."""
+def write_report(space: FeatureSpace, out: str | Path, *, evidence: bool = True) -> Path:
+    """Write the report of a FeatureSpace to the HTML file `out`.
+
+    Args:
+        evidence: show what the features rest on with which the report opens, where the space's
+            encoder can be loaded.
+    """
     features = space.features.to_pylist()
     scored = [f for f in features if f["class"] in MODALITY_CLASSES]
     peak, ticks = count_axis(features)
     held_out = space.config.dictionary.get("held_out") or {}
     gallery, thumbnails = _gallery(space, features)
     means = _monosemanticity_rows(space)
+    opening = _opening(gallery)
+    shown, missing = _add_evidence(space, opening) if evidence and opening else (False, "")
     page = (
         templates()
         .get_template("report.html.j2")
@@ -73,7 +82,11 @@ def write_report(space: FeatureSpace, out: str | Path) -> Path:
                 (label, held_out[key]) for key, label in HELD_OUT_NAMES.items() if key in held_out
             ],
             sparsity=sparsity_in_words(space),
-            opening=_opening(gallery),
+            opening=opening,
+            evidence=shown,
+            evidence_missing=missing,
+            layers_css=CSS,
+            layers_switch=SWITCH,
             opening_images=OPENING_IMAGES,
             opening_texts=OPENING_TEXTS,
             gallery=gallery,
@@ -175,6 +188,28 @@ def _opening(gallery: list[dict[str, Any]]) -> list[dict[str, Any]]:
             features = list(by_name.values())[:OPENING_EACH]
             found.append({"key": name, "name": CLASS_NAMES[name], "features": features})
     return found
+
+
+def _add_evidence(space: FeatureSpace, opening: list[dict[str, Any]]) -> tuple[bool, str]:
+    """Give the opening's features what they rest on: their images a `layer`, their texts `marked`.
+
+    Returns:
+        Whether there is any, and why not.
+    """
+    try:
+        for group in opening:
+            for feature in group["features"]:
+                target = [feature["feature"]]
+                if group["key"] != TEXT_DOMINANT:
+                    add_layers(space, target, feature["images"][:OPENING_IMAGES])
+                if group["key"] != IMAGE_DOMINANT:
+                    texts = feature["texts"][
+                        : OPENING_TEXTS if group["key"] == TEXT_DOMINANT else 1
+                    ]
+                    feature["marked"] = marked_captions(space, target, texts)
+    except UserError as error:  # most often, the encoder is not at hand
+        return False, str(error)
+    return True, ""
 
 
 def _credits(gallery: list[dict[str, Any]]) -> list[tuple[str, str]]:

@@ -174,7 +174,8 @@ def run(
         if scored is not scored_before:
             scored.save(out / "space")
             write_json(out / RUN_SETTINGS, settings)
-        write_report(scored, out / "report.html")
+        parts = (scored.config, scored.dictionary, scored.features, scored.exemplars)
+        write_report(FeatureSpace(*parts, encoder=model), out / "report.html")
         _summarise(scored, store, out)
 
     from_main_process(finish)

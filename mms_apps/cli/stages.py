@@ -21,6 +21,7 @@ from mms_apps.cli.options import (
     Kind,
     LearningRate,
     ModalityBias,
+    MovedEncoder,
     Out,
     Pairs,
     Patience,
@@ -163,10 +164,19 @@ def score(
 def report(
     space: Annotated[str, typer.Argument(help="Folder or hub id of a FeatureSpace, or embedded.")],
     out: Annotated[Path, typer.Option(help="The HTML file to write.")],
+    evidence: Annotated[
+        bool,
+        typer.Option(
+            help="Show which parts of pictures and which words the features rest on with which "
+            "the report opens; needs the space's encoder."
+        ),
+    ] = True,
+    encoder: MovedEncoder = None,
 ) -> None:
     """Write a FeatureSpace's report, one HTML file."""
     from features.reports.report import write_report
     from features.space.space import FeatureSpace
 
-    write_report(FeatureSpace.load(space, device="cpu"), out)
+    loaded = FeatureSpace.load(space, device="cpu", encoder=encoder)
+    write_report(loaded, out, evidence=evidence)
     typer.echo(f"report -> {out}")
