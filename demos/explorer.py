@@ -6,8 +6,6 @@ python -m demos.explorer
 from __future__ import annotations
 
 import html
-from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 from demos.common import (
@@ -18,44 +16,29 @@ from demos.common import (
     launch,
     options,
     page,
-    picture_html,
     run_in_words,
 )
+from demos.features_html import Key, cards_html, picked_html
 from features.analysis.compare import FIGURES, Comparison, cell, compare
-from features.analysis.search import (
-    Described,
-    Filter,
-    describe,
-    exemplars,
-    find,
-    rows_of,
-    similarities,
-)
+from features.analysis.search import Filter, find, rows_of
 from features.embedded import SPACE_NAMES
-from features.errors import UserError
 from features.modality import CROSS_MODAL, UNSCORED
 from features.reports.layers import CSS as LAYERS_CSS
-from features.reports.layers import SWITCH, Layer, Marked, marked_captions, picture_layers
+from features.reports.layers import SWITCH
 from features.reports.page import (
     CLASS_NAMES,
     MODALITY_CLASSES,
     NOT_SHARED,
     SHARED,
-    class_in_words,
-    figure,
     histogram,
 )
 from features.space.several import load_spaces
 from features.space.space import FeatureSpace
-from features.store.credits import credit_line
 
 ZONES = 10
 """Parts of the histogram that can be clicked."""
 CARDS = 24
 """Features that are shown at once."""
-CARD_IMAGES = 4
-IMAGES = 8
-CAPTIONS = 5
 ORDERS = [
     ("Best named first", "telling"),
     ("Most monosemantic first", "monosemanticity"),
@@ -66,8 +49,6 @@ ORDERS = [
 ]
 SHARINGS = {"CrossD/shared": True, "CrossD/not shared": False}
 """Parts of the cross-modal class, by what the choice of the class gives."""
-Key = tuple[str, int]
-"""A space's name and the number of a feature in it."""
 INTRO = """
 # Explorer: what does each feature stand for?
 The **Modality Dominance Score (MDS)** is 0 where only texts drive a feature and 1 where only images
@@ -346,130 +327,6 @@ def chart_html(space: FeatureSpace, numbers: list[int], zones: str = "") -> str:
         "<span>MDS</span><span>1: only images</span></div></div>"
         f'<div class="mds-legend">{legend}</div>'
     )
-
-
-def cards_html(space: FeatureSpace, numbers: list[int]) -> str:
-    """Features to pick from."""
-    if not numbers:
-        return "<p>No feature is like this. Loosen a filter, or try another word.</p>"
-    rows = rows_of(space, numbers)
-    images = exemplars(space, numbers, CARD_IMAGES)
-    cards = "".join(
-        f'<button type="button" data-feature="{row["feature"]}"><strong>{title(row)}</strong>'
-        f'<small class="{row["class"]}">{class_in_words(row)}, MDS {figure(row["mds"])}'
-        '</small><span class="thumbs">'
-        f"{''.join(map(small_html, images[row['feature']]))}"
-        "</span></button>"
-        for row in rows
-    )
-    return f'<div class="cards">{cards}</div>'
-
-
-def picked_html(spaces: dict[str, FeatureSpace], picked: Key, kept: Key | None) -> str:
-    """The picked feature, and beside it the one that is kept to compare it with."""
-    shown = [picked] if kept is None else [kept, picked]
-    articles = "".join(
-        article_html(spaces[name], describe(spaces[name], number, shown=IMAGES), name)
-        for name, number in shown
-    )
-    said = ""
-    if kept is not None and kept != picked and kept[0] == picked[0]:
-        cosine = similarities(spaces[kept[0]], kept[1])[picked[1]]
-        said = f"<p>Cosine of the two directions: {cosine:.2f}</p>"
-    elif kept == picked:
-        said = "<p>Now pick another feature.</p>"
-    return f'{said}<div class="side-by-side">{articles}</div>'
-
-
-def article_html(space: FeatureSpace, found: Described, name: str) -> str:
-    """One feature."""
-    row = found.row
-    scores = {
-        "Class": f'<span class="{row["class"]}">{class_in_words(row)}</span>'
-        + (" (uncertain)" if row["uncertain"] else ""),
-        "MDS": f"{figure(row['mds'])} ({figure(row['mds_low'])} to {figure(row['mds_high'])})",
-        "Agreement": f"{figure(row['agreement'])} ({figure(row['agreement_low'])} to "
-        f"{figure(row['agreement_high'])}), other pairs reach {figure(row['agreement_floor'])}",
-        "Monosemanticity": f"{figure(row['ms_image'])} on images, "
-        f"{figure(row['ms_text'])} on texts",
-        "Active on": f"{row['image_density']:.1%} of the images, {row['text_density']:.1%} of the "
-        "texts",
-        "Space": html.escape(name),
-    }
-    listed = "".join(f"<dt>{key}</dt><dd>{value}</dd>" for key, value in scores.items())
-    captions = tuple(dict.fromkeys(text["caption"] for text in found.texts))[:CAPTIONS]
-    rests = rests_on(space, row["feature"], tuple(r["thumbnail"] for r in found.images), captions)
-    unknown = f"<p>{html.escape(rests.unknown)}</p>" if rests.unknown else ""
-    images = "".join(map(figure_html, found.images, rests.layers))
-    texts = "".join(f'<li class="marked">{one.html}{aside(one.said)}</li>' for one in rests.marked)
-    others = rows_of(space, [n for n, _ in found.alike])
-    alike = "".join(
-        f'<button type="button" data-feature="{other["feature"]}">{title(other)} ({cosine:.2f})'
-        "</button>"
-        for other, (_, cosine) in zip(others, found.alike, strict=True)
-    )
-    return (
-        f"<article><h2>{title(row)}</h2><dl>{listed}</dl>"
-        f'{unknown}<h3>Top images</h3><div class="images">{images or "none"}</div>'
-        f"<h3>Top texts</h3>{f'<ul>{texts}</ul>' if texts else 'none'}"
-        f'<h3>Most similar directions</h3><div class="alike">{alike}</div></article>'
-    )
-
-
-@dataclass(frozen=True)
-class RestsOn:
-    """What a feature rests on in its exemplars: a layer for each image, marks for each caption; or
-    why neither can be found."""
-
-    layers: tuple[Layer | None, ...]
-    marked: tuple[Marked, ...]
-    unknown: str = ""
-
-
-@lru_cache(maxsize=512)
-def rests_on(
-    space: FeatureSpace, feature: int, thumbnails: tuple[bytes, ...], captions: tuple[str, ...]
-) -> RestsOn:
-    """What a feature rests on in exemplars, found once."""
-    try:
-        return RestsOn(
-            tuple(picture_layers(space, [feature], thumbnails)),
-            tuple(marked_captions(space, [feature], captions)),
-        )
-    except UserError as error:  # the encoder is not at hand
-        bare = tuple(Marked(html.escape(caption), "") for caption in captions)
-        unknown = f"What it rests on cannot be shown: {error}"
-        return RestsOn((None,) * len(thumbnails), bare, unknown)
-
-
-def small_html(row: dict[str, Any]) -> str:
-    """An exemplar among others."""
-    return picture_html(row["thumbnail"], row["caption"], credit_line(row))
-
-
-def figure_html(row: dict[str, Any], layer: Layer | None) -> str:
-    """An exemplar with what the feature rests on in it, its caption, and whose it is."""
-    credit = credit_line(row)
-    said = f"<span>{html.escape(row['caption'])}</span>"
-    if credit:
-        said += f"<small>Image: {html.escape(credit)}</small>"
-    said, drawn = "", ""
-    if layer is not None:
-        said = f"; the feature {layer.said}"
-        drawn = f'<img class="layer" alt="" src="{layer.url}">'
-    shown = picture_html(row["thumbnail"], row["caption"], said=said)
-    picture = f'<span class="stack">{shown}{drawn}</span>'
-    return f"<figure>{picture}<figcaption>{said}</figcaption></figure>"
-
-
-def aside(said: str) -> str:
-    """What marks show, for those who do not see them."""
-    return f'<span class="sr-only"> The feature {html.escape(said)}.</span>' if said else ""
-
-
-def title(row: dict[str, Any]) -> str:
-    """A feature's name and number."""
-    return f"{html.escape(row['name'] or 'unnamed')} · {row['feature']}"
 
 
 def build(spaces: dict[str, FeatureSpace]) -> gr.Blocks:

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 import pytest
 
 from demos.common import launch
-from demos.explorer import CSS, build, picked_html
+from demos.explorer import CSS, build
+from demos.features_html import picked_html
 from features.space.space import FeatureSpace
 from features.store.credits import credit_line
 from tests.browser import assert_accessible, keep_picture, needs_chromium, opened
