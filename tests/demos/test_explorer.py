@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -16,9 +17,14 @@ from tests.browser import assert_accessible, keep_picture, needs_chromium, opene
 
 
 @pytest.fixture(scope="module")
-def address() -> Iterator[str]:
+def spaces() -> dict[str, FeatureSpace]:
     names = ("embedded", "embedded-ssl")
-    demo = build({name: FeatureSpace.load(name, device="cpu") for name in names})
+    return {name: FeatureSpace.load(name, device="cpu") for name in names}
+
+
+@pytest.fixture(scope="module")
+def address(spaces: dict[str, FeatureSpace]) -> Iterator[str]:
+    demo = build(spaces)
     _, url, _ = launch(demo, css=CSS, prevent_thread_lock=True, quiet=True)
     yield url
     demo.close()
@@ -67,6 +73,12 @@ def test_search_click_in_the_histogram_and_compare_in_a_browser(address: str) ->
         first = cards.nth(2).locator("strong").inner_text()
         expect(picked.get_by_role("heading", name=first)).to_be_visible()
         assert all(image.get_attribute("alt") for image in picked.locator("img").all())
+        layer = picked.locator(".layer").first
+        assert layer.evaluate("e => getComputedStyle(e).opacity") == "0"
+        page.get_by_label("Show what each feature rests on").check()
+        assert layer.evaluate("e => getComputedStyle(e).opacity") == "1"
+        boxes = [picked.locator(f".{name}").first.bounding_box() for name in ("picture", "layer")]
+        assert boxes[0] == boxes[1]
         page.get_by_role("button", name="Compare with the next one picked").click()
         expect(picked).to_contain_text("Now pick another feature")
         cards.nth(5).click()
@@ -96,6 +108,25 @@ def test_photographs_are_shown_with_their_credits() -> None:
     for row in shown:
         assert html.escape(credit_line(row)) in page
     assert page.count("data:image/webp;base64,") == 8
+
+
+def test_what_a_feature_rests_on_is_drawn_and_said(spaces: dict[str, FeatureSpace]) -> None:
+    space = spaces["embedded"]
+    feature = space.select("CrossD", shared=True).tolist()[0]
+    page = picked_html(spaces, ("embedded", feature), None)
+    pictures = page.count('class="picture"')
+    assert pictures == page.count('class="layer"') == page.count("; the feature rests most on") > 0
+    captions = page.count('<li class="marked">')
+    assert captions == page.count("The feature rests most on") > 0
+    assert "cannot be shown" not in page
+
+
+def test_without_its_encoder_a_feature_is_shown_without_layers(space_folder: Path) -> None:
+    moved = {"mine": FeatureSpace.load(space_folder, device="cpu")}
+    feature = moved["mine"].exemplars["feature"][0].as_py()
+    page = picked_html(moved, ("mine", feature), None)
+    assert "What it rests on cannot be shown: " in page and "local-dir:tiny" in page
+    assert 'class="picture"' in page and 'class="layer"' not in page
 
 
 @needs_chromium
