@@ -124,16 +124,16 @@ def small_html(row: dict[str, Any]) -> str:
 def figure_html(row: dict[str, Any], layer: Layer | None) -> str:
     """An exemplar with what the feature rests on in it, its caption, and whose it is."""
     credit = credit_line(row)
-    said = f"<span>{html.escape(row['caption'])}</span>"
+    under = f"<span>{html.escape(row['caption'])}</span>"
     if credit:
-        said += f"<small>Image: {html.escape(credit)}</small>"
+        under += f"<small>Image: {html.escape(credit)}</small>"
     said, drawn = "", ""
     if layer is not None:
         said = f"; the feature {layer.said}"
         drawn = f'<img class="layer" alt="" src="{layer.url}">'
     shown = picture_html(row["thumbnail"], row["caption"], said=said)
     picture = f'<span class="stack">{shown}{drawn}</span>'
-    return f"<figure>{picture}<figcaption>{said}</figcaption></figure>"
+    return f"<figure>{picture}<figcaption>{under}</figcaption></figure>"
 
 
 def aside(said: str) -> str:
