@@ -168,7 +168,7 @@ def fill(spaces: dict[str, FeatureSpace]) -> None:
 
     def pick(name: str, kept: Key | None, event: gr.EventData) -> tuple[str, Key]:
         picked = (name, event.feature)
-        return picked_html(spaces, picked, kept), picked
+        return picked_html(spaces, picked, kept, evidence=False), picked
 
     def keep(picked: Key) -> tuple[str, Key, Any]:
         return picked_html(spaces, picked, picked), picked, gr.update(interactive=True)
@@ -178,7 +178,11 @@ def fill(spaces: dict[str, FeatureSpace]) -> None:
 
     def first_of(name: str, order: Any) -> tuple[str, Key, None, Any]:
         picked = (name, find(spaces[name], Filter(), order)[0])
-        return picked_html(spaces, picked, None), picked, None, gr.update(interactive=False)
+        shown = picked_html(spaces, picked, None, evidence=False)
+        return shown, picked, None, gr.update(interactive=False)
+
+    def with_evidence(picked: Key, kept: Key | None) -> str:
+        return picked_html(spaces, picked, kept)
 
     start = search(names[0], "", "", 0.0, ORDERS[0][1], 0.0, 1.0)
     opened = (names[0], start[3][0])
@@ -239,10 +243,18 @@ def fill(spaces: dict[str, FeatureSpace]) -> None:
     reset.click(
         lambda: ("", "", 0.0, 0.0, 1.0), None, [words, modality_class, least, low, high], **hidden
     ).then(**again)
-    space.input(first_of, [space, order], [detail, picked, kept, drop], **modelled).then(**again)
+    evidence: dict[str, Any] = {
+        "fn": with_evidence,
+        "inputs": [picked, kept],
+        "outputs": detail,
+        **modelled,
+    }
+    chosen = space.input(first_of, [space, order], [detail, picked, kept, drop], **hidden)
+    chosen.then(**again).then(**evidence)
     more.click(show_more, [space, found, count], [cards, count, more], **hidden)
     for offered in (cards, detail):
-        offered.select(pick, [space, kept], [detail, picked], **modelled)
+        shown = offered.select(pick, [space, kept], [detail, picked], **hidden)
+        shown.then(**evidence)
     hold.click(keep, picked, [detail, kept, drop], **modelled)
     drop.click(let_go, picked, [detail, kept, drop], **modelled)
     if len(spaces) > 1:

@@ -39,11 +39,19 @@ def cards_html(space: FeatureSpace, numbers: list[int]) -> str:
     return f'<div class="cards">{cards}</div>'
 
 
-def picked_html(spaces: dict[str, FeatureSpace], picked: Key, kept: Key | None) -> str:
-    """The picked feature, and beside it the one that is kept to compare it with."""
+def picked_html(
+    spaces: dict[str, FeatureSpace], picked: Key, kept: Key | None, *, evidence: bool = True
+) -> str:
+    """The picked feature, and beside it the one that is kept to compare it with.
+
+    Args:
+        evidence: find what they rest on, which runs the encoder.
+    """
     shown = [picked] if kept is None else [kept, picked]
     articles = "".join(
-        article_html(spaces[name], describe(spaces[name], number, shown=IMAGES), name)
+        article_html(
+            spaces[name], describe(spaces[name], number, shown=IMAGES), name, evidence=evidence
+        )
         for name, number in shown
     )
     said = ""
@@ -55,7 +63,7 @@ def picked_html(spaces: dict[str, FeatureSpace], picked: Key, kept: Key | None) 
     return f'{said}<div class="side-by-side">{articles}</div>'
 
 
-def article_html(space: FeatureSpace, found: Described, name: str) -> str:
+def article_html(space: FeatureSpace, found: Described, name: str, *, evidence: bool = True) -> str:
     """One feature."""
     row = found.row
     scores = {
@@ -72,7 +80,12 @@ def article_html(space: FeatureSpace, found: Described, name: str) -> str:
     }
     listed = "".join(f"<dt>{key}</dt><dd>{value}</dd>" for key, value in scores.items())
     captions = tuple(dict.fromkeys(text["caption"] for text in found.texts))[:CAPTIONS]
-    rests = rests_on(space, row["feature"], tuple(r["thumbnail"] for r in found.images), captions)
+    thumbnails = tuple(image["thumbnail"] for image in found.images)
+    rests = (
+        rests_on(space, row["feature"], thumbnails, captions)
+        if evidence
+        else nothing_known(thumbnails, captions)
+    )
     unknown = f"<p>{html.escape(rests.unknown)}</p>" if rests.unknown else ""
     images = "".join(map(figure_html, found.images, rests.layers))
     texts = "".join(f'<li class="marked">{one.html}{aside(one.said)}</li>' for one in rests.marked)
@@ -111,9 +124,15 @@ def rests_on(
             tuple(marked_captions(space, [feature], captions)),
         )
     except UserError as error:  # the encoder is not at hand
-        bare = tuple(Marked(html.escape(caption), "") for caption in captions)
-        unknown = f"What it rests on cannot be shown: {error}"
-        return RestsOn((None,) * len(thumbnails), bare, unknown)
+        return nothing_known(thumbnails, captions, f"What it rests on cannot be shown: {error}")
+
+
+def nothing_known(
+    thumbnails: tuple[bytes, ...], captions: tuple[str, ...], why: str = ""
+) -> RestsOn:
+    """Exemplars as they are."""
+    bare = tuple(Marked(html.escape(caption), "") for caption in captions)
+    return RestsOn((None,) * len(thumbnails), bare, why)
 
 
 def small_html(row: dict[str, Any]) -> str:

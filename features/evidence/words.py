@@ -19,7 +19,7 @@ from features.evidence.pictures import Method
 from features.evidence.targets import Scores, Source, Target, encoder_of, scores_of
 from features.scores.words import SPACELESS
 
-BATCH = 256
+BATCH = 64
 """Texts that go through the encoder at once."""
 WORD = regex.compile(rf"(?V1)[{SPACELESS}]\p{{M}}*|[^\s{SPACELESS}]+")
 """What spaces part; of scripts that put none between words, each character."""
@@ -119,17 +119,13 @@ def _by_leaving_out(
     texts = list(seen)
     for text, own in zip(seen, spans, strict=True):
         texts += [" ".join((text[:start] + text[end:]).split()) for start, end in own]
-    found = torch.cat(
-        [
-            scores(
-                encoder.embed_token_tensors(
-                    _trimmed(encoder, encoder.tokenize(texts[start : start + batch_size]))
-                )
-            )
-            for start in range(0, len(texts), batch_size)
-        ]
-    )
-    values, without = found.float().cpu().split([len(seen), len(texts) - len(seen)])
+    order = sorted(range(len(texts)), key=lambda place: len(texts[place]))  # little to fill up
+    encoded = []
+    for start in range(0, len(texts), batch_size):
+        tokens = encoder.tokenize([texts[place] for place in order[start : start + batch_size]])
+        encoded.append(scores(encoder.embed_token_tensors(_trimmed(encoder, tokens))))
+    found = torch.cat(encoded).float().cpu()[torch.tensor(order).argsort()]
+    values, without = found.split([len(seen), len(texts) - len(seen)])
     parts = without.split([len(own) for own in spans])  # of each caption [words, targets]
     return [(value - part).T for value, part in zip(values, parts, strict=True)], values
 
