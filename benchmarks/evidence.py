@@ -30,7 +30,7 @@ STEPS = 16
 """In which a picture is covered, or uncovered."""
 CURVE_GRID = 8
 """Cells a side that are covered one after the other."""
-PHOTOGRAPHS = 60
+PHOTOGRAPHS = 40
 REPEATS = 5
 BATCH = 64
 """Pictures of whom the seconds of the fast method are taken."""
@@ -141,7 +141,7 @@ def main() -> None:
     seed = arguments.seed
     spaces = {name: FeatureSpace.load(name, device="cpu") for name in (*WORLDS, "photos")}
     held = held_out()
-    drawings = [held[1].image(row) for row in range(held[1].total())]
+    drawings = [held[1].image(row) for row in range(0, held[1].total(), 3)]
 
     def photographs(count: int) -> list[Image.Image]:
         source = PhotoPairs("heldout")

@@ -26,7 +26,7 @@ from features.embedded.build_pairs import GENDER_WORDS, SKIN_TONES, TONE_WORDS
 from features.embedded.evaluate import GENDERS
 from features.embedded.world import BACKGROUNDS, REGISTERS, SIZE, EmbeddedPairs, drawn_mask
 from features.evidence.pictures import Method, picture_evidence
-from features.evidence.targets import Target
+from features.evidence.targets import Target, scores_of
 from features.evidence.windows import GRID
 from features.evidence.words import WordEvidence, word_evidence
 from features.modality import Modality
@@ -46,7 +46,7 @@ CAPTIONS: dict[str, tuple[str, ...]] = {
 }
 """Factors that words say."""
 MAIN = "embedded-ssl"
-MOST = 40
+MOST = 30
 """Pictures or captions for one feature, the first draws first."""
 PROBE_STRENGTH = 100.0
 """Inverse regularisation of the probes."""
@@ -155,7 +155,7 @@ def probe_carriers(train: Encoded, factors: dict[str, tuple[str, ...]]) -> list[
 
 
 def cases(held: dict[int, Encoded], carriers: Sequence[Carrier]) -> list[Case]:
-    """The held-out pairs on which each carrier is judged, at most MOST of them."""
+    """The held-out pairs on which each carrier is judged, at most MOST of each."""
     found = []
     for number, carrier in enumerate(carriers):
         own = [
@@ -188,15 +188,21 @@ def picture_rows(space: FeatureSpace, world: str, held: Held, seed: int) -> list
     `pointing_probe/...` of probes."""
     train = encoded(space, EmbeddedPairs("train"), "image")
     seen = {draw: encoded(space, source, "image") for draw, source in held.items()}
+    carriers = [*feature_carriers(train, PICTURES), *probe_carriers(train, PICTURES)]
+    judged = cases(seen, carriers)
+    cells = {
+        "exact": _exact_cells(space, held, judged, carriers),
+        "fast": _fast_cells(space, held, judged, carriers),
+    }
     rows = []
-    for kind, carriers in (
-        ("", feature_carriers(train, PICTURES)),
-        ("_probe", probe_carriers(train, PICTURES)),
-    ):
-        judged = cases(seen, carriers)
-        cells = {method: _cells(space, held, judged, carriers, method) for method in METHODS}
+    for kind, probes in (("", False), ("_probe", True)):
+        of_kind = [
+            number
+            for number, case in enumerate(judged)
+            if (carriers[case.carrier].feature is None) == probes
+        ]
         for factor in PICTURES:
-            own = [n for n, case in enumerate(judged) if carriers[case.carrier].factor == factor]
+            own = [n for n in of_kind if carriers[judged[n].carrier].factor == factor]
             if not own:
                 continue
             groups = _groups(held, [judged[number] for number in own])
@@ -211,7 +217,7 @@ def picture_rows(space: FeatureSpace, world: str, held: Held, seed: int) -> list
                     rows.append(share_row(f"{start}/{method}", hits, groups, seed))
                 chance = [float(region.mean()) for region in on]
                 rows.append(share_row(f"{start}/chance", chance, groups, seed))
-        agree = [rank_correlation(*both) for both in zip(*(cells[m] for m in METHODS), strict=True)]
+        agree = [rank_correlation(cells["exact"][n], cells["fast"][n]) for n in of_kind]
         name = f"agreement{kind}/{world}/pictures"
         rows.append(mean_row(name, np.array(agree), "Spearman", seed))
     return rows
@@ -297,23 +303,34 @@ def rank_correlation(one: np.ndarray, other: np.ndarray) -> float:
     return float(spearmanr(one, other).statistic)
 
 
-def _cells(
-    space: FeatureSpace,
-    held: Held,
-    judged: Sequence[Case],
-    carriers: Sequence[Carrier],
-    method: Method,
+def _exact_cells(
+    space: FeatureSpace, held: Held, judged: Sequence[Case], carriers: Sequence[Carrier]
 ) -> list[np.ndarray]:
-    """Each case's cells for its own carrier, `[GRID * GRID]`."""
+    """Each case's cells for its own carrier, `[GRID * GRID]`; a picture is covered once for all."""
+    scores = [scores_of(space, carrier.target, "image") for carrier in carriers]
+
+    def all_carriers(embedding: Tensor) -> Tensor:
+        return torch.cat([score(embedding) for score in scores], 1)
+
+    shown = sorted({(case.draw, case.row) for case in judged})
+    images = [held[draw].image(row) for draw, row in shown]
+    evidence = picture_evidence(space, images, all_carriers, "exact")
+    cells = {where: one.cells for where, one in zip(shown, evidence, strict=True)}
+    return [cells[case.draw, case.row][case.carrier].flatten().numpy() for case in judged]
+
+
+def _fast_cells(
+    space: FeatureSpace, held: Held, judged: Sequence[Case], carriers: Sequence[Carrier]
+) -> list[np.ndarray]:
+    """As `_exact_cells`."""
     found: dict[int, np.ndarray] = {}
-    for carrier, one in enumerate(carriers):
-        own = [number for number, case in enumerate(judged) if case.carrier == carrier]
-        images = [held[judged[n].draw].image(judged[n].row) for n in own]
-        for number, evidence in zip(
-            own, picture_evidence(space, images, one.target, method), strict=True
-        ):
-            found[number] = evidence.cells[0].flatten().numpy()
-    return [found[number] for number in range(len(judged))]
+    for number, carrier in enumerate(carriers):
+        own = [place for place, case in enumerate(judged) if case.carrier == number]
+        images = [held[judged[place].draw].image(judged[place].row) for place in own]
+        evidence = picture_evidence(space, images, carrier.target, "fast")
+        for place, one in zip(own, evidence, strict=True):
+            found[place] = one.cells[0].flatten().numpy()
+    return [found[place] for place in range(len(judged))]
 
 
 def _on(held: Held, case: Case, factor: str, *, tolerance: bool) -> np.ndarray:
