@@ -37,9 +37,9 @@ from mms_apps.attributes.audit import class_effects, wilson
 from mms_apps.attributes.debias.baselines import FactorPrompts
 from mms_apps.attributes.debias.choosing import ChosenFeatures
 from mms_apps.attributes.debias.comparison import MethodRow
-from mms_apps.attributes.debias.debiasing import VALIDATION, every_method, split_samples
+from mms_apps.attributes.debias.debiasing import VALIDATION, every_method
 from mms_apps.attributes.explain import explain
-from mms_apps.attributes.labels import Samples, cells
+from mms_apps.attributes.labels import Samples, cells, split_samples
 from mms_apps.attributes.measures import (
     bootstrap_weights,
     estimate,

@@ -12,6 +12,7 @@ from features.encoders.fingerprint import same_encoder
 from features.errors import UserError
 from features.pairs.drawn import DrawnPairs, draw_pairs, halves
 from features.pairs.open import open_pairs
+from features.pairs.records import SEPARATOR
 from features.space.space import FeatureSpace
 
 if TYPE_CHECKING:
@@ -106,7 +107,7 @@ def open_front_door(
             workbench = f"The attributes app needs labels. {error}."
         else:
             workbench = _workbench(first, drawn, tuple(values), work)
-            labels = ", ".join(next(iter(values.values())))
+            labels = ", ".join(v for v in next(iter(values.values())) if "," not in v)
     if encoder is not None or pairs is not None:
         first.encoder  # noqa: B018  (else the page would say only later that it is none of theirs)
     drawer: SteeredGenerator | str = NEEDS_GENERATOR
@@ -150,8 +151,10 @@ def labelled_attributes(described: Sequence[Described], pairs: str) -> dict[str,
     for name in names:
         counts = Counter(value for one in described if (value := one.attributes.get(name)))
         common = [value for value, count in counts.most_common() if count >= LEAST]
-        if name.lower() not in NO_LABELS and len(common) >= 2 and len(counts) <= MOST_VALUES:
-            found[name] = common
+        lists = any(SEPARATOR in value for value in counts)
+        if name.lower() in NO_LABELS or lists or len(common) < 2 or len(counts) > MOST_VALUES:
+            continue
+        found[name] = common
     if not found:
         have = f"has {', '.join(names)}" if names else "has no attribute at all"
         raise UserError(

@@ -48,6 +48,7 @@ class RemoveFeatures(EmbeddingEdit):
         what the features add and keeps the error; "project" takes away the embedding's part, from
         the modality's mean, in the span of the directions that the features read (`readings`).
     readings: `[features, dim]`, for "project".
+    share: of it that is taken away, in [0, 1].
     """
 
     space: FeatureSpace
@@ -55,6 +56,7 @@ class RemoveFeatures(EmbeddingEdit):
     modality: Modality
     how: How
     readings: Tensor | None = None
+    share: float = 1.0
 
     def apply(self, embeddings: Tensor) -> Tensor:
         return torch.cat([self._apply(part) for part in embeddings.split(BATCH)])
@@ -66,11 +68,11 @@ class RemoveFeatures(EmbeddingEdit):
             assert self.readings is not None
             basis = torch.linalg.qr(self.readings.T.to(x.device)).Q  # [dim, features]
             centred = x - dictionary.mean(self.modality).to(x.device)
-            return x - centred @ basis @ basis.T
+            return x - self.share * (centred @ basis @ basis.T)
         encode = self.space.encode_images if self.modality == "image" else self.space.encode_texts
         activations = encode(x)  # [n, features]
         weights = torch.ones(len(self.space), device=activations.device)
-        weights[self.features] = 0
+        weights[self.features] = 1 - self.share
         edited = dictionary.reweighted(
             x.to(activations.device),
             activations,

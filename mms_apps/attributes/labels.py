@@ -29,12 +29,14 @@ class Samples:
     ids: `[n]`.
     columns: by attribute, `[n]` of str or None.
     contents: `[n]`, the keys of the pairs' content; None where the store has none.
+    rows: `[n]`, their places in the store; None where they come from none.
     """
 
     embeddings: Tensor
     ids: np.ndarray
     columns: dict[str, np.ndarray]
     contents: np.ndarray | None = None
+    rows: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -54,6 +56,7 @@ class Samples:
             self.ids[rows],
             {name: column[rows] for name, column in self.columns.items()},
             None if self.contents is None else self.contents[rows],
+            None if self.rows is None else self.rows[rows],
         )
 
     def with_crossed(self, attributes: Sequence[str]) -> Samples:
@@ -140,6 +143,7 @@ def read_samples(
         np.array(table["id"].to_pylist(), dtype=object),
         columns,
         np.array(table["content"].to_pylist(), dtype=object) if store.has_content else None,
+        rows,
     )
 
 
@@ -170,6 +174,16 @@ def classes_of(
             f"({', '.join(chosen) or 'none is common enough'}); give an attribute with at least two"
         )
     return chosen
+
+
+def split_samples(samples: Samples, share: float, seed: int) -> tuple[Samples, Samples]:
+    """The others, and about `share` of the samples; those of one content, or of one id where the
+    contents are not known, fall on one side."""
+    keys = (samples.ids if samples.contents is None else samples.contents).astype(str)
+    known = np.unique(keys)
+    chosen = np.random.default_rng(seed).permutation(known)[: round(share * len(known))]
+    inside = np.isin(keys, chosen)
+    return samples.take(~inside), samples.take(inside)
 
 
 def cells(attribute: np.ndarray, factor: np.ndarray) -> np.ndarray:

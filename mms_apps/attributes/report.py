@@ -90,7 +90,7 @@ def write_predictions_report(
         ]
         for feature, rows in exemplars(space, features, SHOWN_EXEMPLARS).items()
     }
-    return _write(
+    return write_page(
         "predictions.html.j2",
         out,
         config=config,
@@ -102,7 +102,7 @@ def write_predictions_report(
 
 def write_audit_report(audit: Audit, config: ModelConfig, out: Path) -> Path:
     """Write the page of an audit."""
-    return _write("audit.html.j2", out, audit=audit, config=config, shown_roles=SHOWN_ROLES)
+    return write_page("audit.html.j2", out, audit=audit, config=config, shown_roles=SHOWN_ROLES)
 
 
 def write_debias_report(
@@ -127,7 +127,7 @@ def write_debias_report(
         for feature, rows in exemplars(space, choice.features, SHOWN_EXEMPLARS).items()
     }
     others = [row for row in methods if row.method not in ("none", "features", "random")]
-    return _write(
+    return write_page(
         "debias.html.j2",
         out,
         methods=methods,
@@ -157,7 +157,8 @@ def _environment() -> Environment:
     return environment
 
 
-def _write(template: str, out: Path, **context: Any) -> Path:
+def write_page(template: str, out: Path, **context: Any) -> Path:
+    """Write one of this package's templates as a page."""
     out.parent.mkdir(parents=True, exist_ok=True)
     write_whole(out, _environment().get_template(template).render(**context).encode())
     return out

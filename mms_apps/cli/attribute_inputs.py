@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from features.pairs.base import PairSource
     from features.space.space import FeatureSpace
     from features.store.store import ActivationStore
+    from mms_apps.attributes.correction.correcting import Correction
+    from mms_apps.attributes.correction.files import MadeFrom
     from mms_apps.attributes.edits import EmbeddingEdit
     from mms_apps.attributes.explain import Explanation
     from mms_apps.attributes.labels import Samples
@@ -128,12 +130,33 @@ def not_fitted_on(samples: Samples, train: Path | None, model: AttributeModel) -
     return without(samples, fitted.having(attribute, model.classes))
 
 
-def without(samples: Samples, fitted: Samples) -> Samples:
-    """The samples without those on which a model is fitted; their number is said."""
-    seen = samples.shared_with(fitted)
+def without(
+    samples: Samples, others: Samples, why: str = "the model was fitted on them"
+) -> Samples:
+    """The samples without those that are among others; their number is said, and why."""
+    seen = samples.shared_with(others)
     if seen.any():
-        typer.echo(f"{int(seen.sum())} pairs left out: the model was fitted on them", err=True)
+        typer.echo(f"{int(seen.sum())} pairs left out: {why}", err=True)
     return samples.take(~seen)
+
+
+def save_accepted(found: Correction, made_from: MadeFrom, out: Path) -> list[str | None]:
+    """Save each accepted edit in `out`, in place of those that an earlier run left there; where
+    each group's lies within, None where it does not."""
+    import shutil
+
+    from mms_apps.attributes.correction.files import is_correction, save_correction
+
+    for earlier in (out / "edits").glob("*"):
+        if is_correction(earlier):
+            shutil.rmtree(earlier)
+    places: list[str | None] = []
+    for number, one in enumerate(found.groups, start=1):
+        place = f"edits/{number}" if one.advice.accept else None
+        if place is not None:
+            save_correction(one, found, made_from, out / place)
+        places.append(place)
+    return places
 
 
 def read_method(name: str) -> MethodName:
@@ -175,12 +198,20 @@ def read_prompts(path: Path | None) -> dict[str, list[str]] | None:
     return found
 
 
-def read_edit(
-    space: FeatureSpace, folder: Path | None, modality: ModalityName
-) -> EmbeddingEdit | None:
+def edited(
+    model: AttributeModel, folder: Path | None
+) -> tuple[AttributeModel, EmbeddingEdit | None]:
+    """The model behind an edit that `debias` or `correct` left in a folder, and the edit; the model
+    alone where no folder is given."""
+    from mms_apps.attributes.correction.files import correction_of, is_correction
     from mms_apps.attributes.debias.files import load_edit
 
-    return None if folder is None else load_edit(folder, space, modality)
+    if folder is None:
+        return model, None
+    if is_correction(folder):
+        found = correction_of(folder, model)
+        return found.model, found.edit
+    return model, load_edit(folder, model.space, model.config.modality)
 
 
 def explain_some(

@@ -9,15 +9,16 @@ import typer
 
 from mms_apps.cli.attribute_inputs import (
     Columns,
+    edited,
     explain_some,
     load_or_fit,
     load_space,
     not_fitted_on,
     open_store,
-    read_edit,
     read_method,
     read_modality,
     read_prompts,
+    save_accepted,
     without,
 )
 from mms_apps.cli.options import CaptionColumn, ImageColumn
@@ -53,7 +54,8 @@ ModelFolder = Annotated[
     Path | None, typer.Option("--model", help="Model that an earlier run left in OUT/model.")
 ]
 EditFolder = Annotated[
-    Path | None, typer.Option("--edit", help="Edit that `debias` left in OUT/edit.")
+    Path | None,
+    typer.Option("--edit", help="Edit that `debias` left in OUT/edit, or `correct` in OUT/edits."),
 ]
 Modality = Annotated[str, typer.Option(help="image or text.")]
 MaxFeatures = Annotated[int, typer.Option(min=1, help="Features of a sparse probe at most.")]
@@ -97,11 +99,11 @@ def predict(
         max_features, seed,
     )  # fmt: skip
     source, store = open_store(loaded, pairs, out / "store", columns, used.config.modality)
-    taken = read_edit(loaded, edit, used.config.modality)
-    summary = write_predictions(used, store, out / "predictions.csv", edit=taken)
+    behind, taken = edited(used, edit)
+    summary = write_predictions(behind, store, out / "predictions.csv", edit=taken)
     used.save(out / "model")
     write_json(out / "summary.json", dataclasses.asdict(summary))
-    shown = explain_some(used, source, store, taken, explain)
+    shown = explain_some(behind, source, store, taken, explain)
     page = write_predictions_report(used.config, summary, shown, loaded, out / "predictions.html")
     counts = ", ".join(f"{count} {name}" for name, count in summary.predicted.items())
     typer.echo(f"{summary.pairs} predictions: {counts} -> {out / 'predictions.csv'}")
@@ -166,9 +168,9 @@ def audit(
     samples = read_samples(store, names, used.config.modality, seed=seed)
     samples = not_fitted_on(samples, out / "train-store" if train else None, used)
     require_groups(samples, group)
-    taken = read_edit(loaded, edit, used.config.modality)
+    behind, taken = edited(used, edit)
     found = audit_model(
-        used, samples, group, role=role, unspecified=unspecified, edit=taken, seed=seed
+        behind, samples, group, role=role, unspecified=unspecified, edit=taken, seed=seed
     )
     write_audit_tables(found, out)
     used.save(out / "model")
@@ -249,4 +251,80 @@ def debias(
             f"{row.worst_group.value:.1%}, gap {against_chance(row.gap)}"
             f"{'; ' + row.setting if row.setting else ''}"
         )
+    typer.echo(f"report: {page}")
+
+
+@attributes.command()
+def correct(
+    pairs: Annotated[
+        str, typer.Option(help="Labelled pairs, not among TRAIN: halved, to find and to check.")
+    ],
+    attribute: Attribute,
+    out: Out,
+    held_out: Annotated[
+        str | None, typer.Option(help="Other labelled pairs, for a further check.")
+    ] = None,
+    group: Annotated[
+        str | None,
+        typer.Option(
+            help="Attribute of the pairs whose values are groups to protect [default: the label]."
+        ),
+    ] = None,
+    space: Space = "embedded",
+    method: Method = "sparse_probe",
+    train: Train = None,
+    value: Values = None,
+    prompts: Prompts = None,
+    model: ModelFolder = None,
+    modality: Modality = "image",
+    max_features: MaxFeatures = 20,
+    image_column: ImageColumn = None,
+    caption_column: CaptionColumn = None,
+    encoder: EncoderId = None,
+    device: Device = "auto",
+    seed: Seed = 0,
+) -> None:
+    """Group wrong predictions by what made them wrong; propose edits, and check them elsewhere."""
+    from mms_apps.attributes.correction.correcting import correct as correct_model
+    from mms_apps.attributes.correction.files import MadeFrom
+    from mms_apps.attributes.correction.report import mistakes_of, write_correction_report
+    from mms_apps.attributes.labels import read_samples
+    from mms_apps.attributes.tables import write_correction_tables
+
+    loaded = load_space(space, encoder, device)
+    columns = Columns(image_column, caption_column)
+    used = load_or_fit(
+        loaded, out, model, attribute, method, train, pairs, columns, value, prompts, modality,
+        max_features, seed,
+    )  # fmt: skip
+    kind = used.config.modality
+    names = [attribute, *([group] if group else [])]
+    fitted_on = out / "train-store" if train else None
+    source, store = open_store(loaded, pairs, out / "store", columns, kind)
+    samples = not_fitted_on(read_samples(store, names, kind, seed=seed), fitted_on, used)
+    made_from, checked = MadeFrom(store.config.pairs, store.config.pairs_fingerprint), None
+    if held_out is not None:
+        _, other = open_store(loaded, held_out, out / "held-out-store", columns, kind)
+        checked = not_fitted_on(read_samples(other, names, kind, seed=seed), fitted_on, used)
+        checked = without(checked, samples, "they are among --pairs")
+        made_from = MadeFrom(
+            made_from.pairs,
+            made_from.pairs_fingerprint,
+            other.config.pairs,
+            other.config.pairs_fingerprint,
+        )
+    found = correct_model(used, samples, checked, group=group, seed=seed)
+    edits = save_accepted(found, made_from, out)
+    used.save(out / "model")
+    write_correction_tables(found, edits, out)
+    shown = [mistakes_of(found, one, source, store) for one in found.groups]
+    page = write_correction_report(found, shown, edits, out / "correction.html")
+    typer.echo(f"{found.wrong} of {len(found.half)} predictions on the half searched are wrong")
+    for place, (one, edit) in enumerate(zip(found.groups, edits, strict=True), start=1):
+        name = loaded.features["name"][one.mistakes.feature].as_py()
+        typer.echo(f"{place}: {one.mistakes.size} by feature {one.mistakes.feature} ({name})")
+        if one.proposal is not None:
+            typer.echo(f"   {one.proposal.in_words()}")
+        advice = f"accept -> {out / edit}" if edit else "advised against"
+        typer.echo(f"   {advice}: {one.advice.why}")
     typer.echo(f"report: {page}")

@@ -14,11 +14,11 @@ from features.errors import UserError
 from features.space.space import FeatureSpace
 from mms_apps.attributes.audit import audit, class_effects, lean, require_groups
 from mms_apps.attributes.debias.choosing import association, choose_edit
-from mms_apps.attributes.debias.debiasing import debias, split_samples
+from mms_apps.attributes.debias.debiasing import debias
 from mms_apps.attributes.debias.files import load_edit, save_edit
 from mms_apps.attributes.debias.retraining import last_layer_outcomes
 from mms_apps.attributes.debias.validation import Validation
-from mms_apps.attributes.labels import Samples, cells
+from mms_apps.attributes.labels import Samples, cells, split_samples
 from mms_apps.attributes.leakage import group_leakage, leakage_hits
 from mms_apps.attributes.model import Method, fit_model
 

@@ -86,6 +86,7 @@ def test_attributes_that_are_labels_are_found_among_others() -> None:
         "number": [str(n) for n in range(40)],
         "split": ["train", "test"] * 20,
         "always": ["one"] * 40,
+        "tags": ["cat|small", "dog"] * 20,
         "rarely": ["one"] * 31 + ["two"] * 9,
         "size": ["small"] * 10 + [None] * 20 + ["large"] * 10,
         "kind": ["cat"] * 12 + ["dog"] * 27 + ["emu"],
@@ -93,7 +94,9 @@ def test_attributes_that_are_labels_are_found_among_others() -> None:
     found = labelled_attributes(described(columns), "pairs")
     assert found == {"size": ["small", "large"], "kind": ["dog", "cat"]}
     del columns["size"], columns["kind"]
-    with pytest.raises(UserError, match="pairs has number, split, always, rarely; give pairs"):
+    with pytest.raises(
+        UserError, match="pairs has number, split, always, tags, rarely; give pairs"
+    ):
         labelled_attributes(described(columns), "pairs")
     with pytest.raises(UserError, match="has no attribute at all"):
         labelled_attributes([Described("0", ("",), {}, "0")], "pairs")

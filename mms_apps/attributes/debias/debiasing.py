@@ -17,7 +17,7 @@ from mms_apps.attributes.debias.comparison import Debiased, MethodRow, compare_m
 from mms_apps.attributes.debias.validation import Validation
 from mms_apps.attributes.edits import WAY_NAMES, RemoveFeatures
 from mms_apps.attributes.estimators import TEMPLATES
-from mms_apps.attributes.labels import Samples, cells, classes_of
+from mms_apps.attributes.labels import Samples, cells, classes_of, split_samples
 from mms_apps.attributes.model import AttributeModel, Method, fit_model
 
 VALIDATION = 0.3
@@ -181,11 +181,3 @@ def every_method(
         seed=seed,
     )
     return choice, edit, rows
-
-
-def split_samples(samples: Samples, share: float, seed: int) -> tuple[Samples, Samples]:
-    """The others, and about `share` of the samples; those of one id fall on one side."""
-    ids = np.unique(samples.ids.astype(str))
-    chosen = np.random.default_rng(seed).permutation(ids)[: round(share * len(ids))]
-    inside = np.isin(samples.ids.astype(str), chosen)
-    return samples.take(~inside), samples.take(inside)
