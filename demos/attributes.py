@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
+from demos import correction
 from demos.common import (
     ONE_AT_A_TIME,
     add_encoder,
@@ -110,6 +111,7 @@ CSS = """
 .exemplars figcaption { flex: 1 1 11rem; font-size: .9rem; }
 .exemplars img { width: 64px; height: 64px; object-fit: contain; border-radius: 6px; margin: 0; }
 """
+CSS += correction.CSS
 
 
 def fill(

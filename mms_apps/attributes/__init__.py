@@ -11,5 +11,6 @@ leakage.py     what embeddings give away of a factor
 permutation.py the gaps and differences that chance alone gives
 audit.py       measures by group, leakage, modality classes, and where a model leans
 debias/        choosing what to take out on a validation split, and comparing with baselines
+correction/    wrong predictions by what made them wrong, edits of that, checked elsewhere and saved
 report.py      the HTML reports
 """

@@ -19,6 +19,8 @@ from features.space.space import FeatureSpace
 from features.store.credits import credits_of
 from features.store.extract import extract
 from mms_apps.attributes.audit import UNSPECIFIED, Audit, audit, require_groups
+from mms_apps.attributes.correction.correcting import Correction, GroupCorrection, correct
+from mms_apps.attributes.correction.report import Mistake, mistakes_of
 from mms_apps.attributes.explain import Explanation, explain, probabilities_without
 from mms_apps.attributes.labels import Samples, classes_of, crossed_name, read_samples
 from mms_apps.attributes.measures import MIN_GROUP
@@ -192,6 +194,20 @@ class Workbench:
         model, groups = self.model(attribute, method), self.groupings[grouping]
         samples = self._audited(attribute, groups)
         return audit(model, samples, groups, role=self.role, seed=self.seed)
+
+    def correct(self, attribute: str, method: Method, group: str) -> Correction:
+        """Group the wrong predictions on one half of the test pairs by what made them wrong, and
+        check an edit for each group on the other half.
+
+        Args:
+            group: one of `groups`, to protect.
+        """
+        model = self.model(attribute, method)
+        return correct(model, self._test_samples, group=group, seed=self.seed)
+
+    def mistakes(self, found: Correction, group: GroupCorrection, count: int) -> list[Mistake]:
+        """Wrong predictions of a group that `correct` found, to show."""
+        return mistakes_of(found, group, self._test, self._test_store, count)
 
     def _audited(self, attribute: str, groups: Sequence[str]) -> Samples:
         """The test samples, and those training samples on which no model was fitted since their

@@ -12,7 +12,7 @@ train_encoder.py     train-encoder
 train_generator.py   train-generator
 steer.py             steer
 robustness.py        robustness
-attributes.py        attributes predict, audit, debias
+attributes.py        attributes predict, audit, debias, correct
 attribute_inputs.py  what those read
 command.py           all of them together
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from features.errors import UserError
-from features.files import write_json
+from features.files import jsonable, write_json
 from mms_apps.cli.common import require_pairs
 from mms_apps.cli.options import CaptionColumn, Device, Encoders, ImageColumn, Out, Pairs, Seed
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from features.pairs.base import PairSource
     from features.space.space import FeatureSpace
     from features.store.store import ActivationStore
+    from mms_apps.attributes.correction.standing import Standing
 
 
 def compare(
@@ -85,6 +86,13 @@ def drift(
             "or the dictionary changed."
         ),
     ] = None,
+    edit: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Accepted edit of `attributes correct`, once each: exit with 1 if on PAIRS, which "
+            "have its attribute as labels, it no longer does what it did."
+        ),
+    ] = None,
     threshold: Annotated[
         float,
         typer.Option(
@@ -103,15 +111,22 @@ def drift(
     from features.pairs.open import open_pairs
     from features.space.several import load_spaces
 
+    if edit and pairs is None:
+        raise UserError("--edit: needs --pairs, labelled pairs to try the edit on")
     before, after = load_spaces([old, new], encoder, device)
-    matching = None
-    if pairs is not None and not same_dictionary(before, after):
+    matching, edits = None, []
+    if pairs is not None and (edit or not same_dictionary(before, after)):
         source = open_pairs(pairs, image_column=image_column, caption_column=caption_column)
-        stores = [_store_for(space, source, out) for space in (before, after)]
-        matching = match_features(before, stores[0], after, stores[1], seed=seed)
+        if not same_dictionary(before, after):
+            stores = [_store_for(space, source, out) for space in (before, after)]
+            matching = match_features(before, stores[0], after, stores[1], seed=seed)
+        edits = [_standing_of(folder, after, source, out, seed) for folder in edit or []]
     found = find_drift(before, after, matching)
     out.mkdir(parents=True, exist_ok=True)
     record = found.record() | {"threshold": threshold, "exceeded": found.share > threshold}
+    record["edits"] = [
+        jsonable(one) | {"edit": str(f)} for f, one in zip(edit or [], edits, strict=True)
+    ]
     write_json(out / "drift.json", record)
     for change in found.changes:
         number = change.old if change.old is not None else change.new
@@ -123,8 +138,13 @@ def drift(
     )
     if found.judges_differ:
         typer.echo("The judges differ, so monosemanticity was not compared.", err=True)
+    for folder, one in zip(edit or [], edits, strict=True):
+        typer.echo(f"{folder} ({one.words}) {one.in_words()}")
+        if one.due:
+            typer.echo(f"{folder} was to be looked at again on {one.look_again}.", err=True)
     if found.share > threshold:
         typer.echo(f"That is more than the threshold of {threshold:.1%}.", err=True)
+    if found.share > threshold or not all(one.holds for one in edits):
         raise typer.Exit(1)
 
 
@@ -175,6 +195,23 @@ def _store_for(space: FeatureSpace, source: PairSource, out: Path) -> Activation
 
     folder = out / f"store-{space.config.encoder_fingerprint[-12:]}"
     return extract_pairs(source, space.encoder, folder)
+
+
+def _standing_of(
+    folder: Path, space: FeatureSpace, source: PairSource, out: Path, seed: int
+) -> Standing:
+    """How an accepted edit does on the pairs, which are labelled with its attribute."""
+    from mms_apps.attributes.correction.files import load_correction
+    from mms_apps.attributes.correction.standing import standing
+    from mms_apps.attributes.labels import read_samples
+
+    accepted = load_correction(folder, space)
+    store = _store_for(space, source, out)
+    require_pairs(store)
+    samples = read_samples(
+        store, [accepted.saved.attribute], accepted.plain.model.config.modality, seed=seed
+    )
+    return standing(accepted, samples, seed=seed)
 
 
 def _labels(names: list[str], spaces: list[FeatureSpace]) -> list[str]:

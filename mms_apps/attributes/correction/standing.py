@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import date
 from typing import Any
 
 import numpy as np
 
 from features.bootstrap import Estimate, difference_interval
+from features.errors import UserError
 from mms_apps.attributes.correction.checking import Counts, count, mcnemar
 from mms_apps.attributes.correction.correcting import OTHER_HALF
 from mms_apps.attributes.correction.files import Accepted, SavedEdit
@@ -38,6 +40,11 @@ class Standing:
     def holds(self) -> bool:
         return self.verdict in (HOLDS, OPEN)
 
+    @property
+    def due(self) -> bool:
+        """Whether the day has come to look at it again."""
+        return date.today() >= date.fromisoformat(self.look_again)
+
     def in_words(self) -> str:
         said = {
             HOLDS: "does what it did",
@@ -62,9 +69,18 @@ def standing(accepted: Accepted, samples: Samples, *, seed: int = 0) -> Standing
 
     Args:
         samples: labelled with the model's attribute; those of other labels are left out.
+
+    Raises:
+        UserError: none is left.
     """
     plain, edited = accepted.plain, accepted.edited
-    labelled = samples.having(accepted.saved.attribute, plain.model.classes)
+    attribute = accepted.saved.attribute
+    labelled = samples.having(attribute, plain.model.classes)
+    if not len(labelled):
+        raise UserError(
+            f"{attribute}: none of the pairs has one of the labels "
+            f"{', '.join(plain.model.classes)}; give pairs that are labelled"
+        )
     now = count(plain.right(labelled), edited.right(labelled))
     return compared(accepted.saved, now, seed=seed)
 
@@ -73,8 +89,8 @@ def compared(saved: SavedEdit, now: Counts, *, seed: int = 0) -> Standing:
     """The saved counts beside new ones."""
     then = counts_of(saved.figures[OTHER_HALF]["counts"])
     changes = [_changes(then), _changes(now)]
-    value = changes[1].mean() - changes[0].mean() if now.samples else float("nan")
-    change = Estimate(float(value), *difference_interval(*changes, seed=seed))
+    value = float(changes[1].mean() - changes[0].mean())
+    change = Estimate(value, *difference_interval(*changes, seed=seed))
     verdict = HOLDS
     if now.mended + now.broken < FEW and not change.high < 0:
         verdict = OPEN
