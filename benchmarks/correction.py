@@ -198,10 +198,11 @@ def each_row(name: str, outcomes: Sequence[Outcome], replicates: int = 1000) -> 
 def main() -> None:
     parser = options(__doc__)
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--only", nargs="+", choices=CASES, default=CASES)
     arguments = parser.parse_args()
     space = FeatureSpace.load("embedded-ssl", device=arguments.device)
     run_sections(
-        [lambda name=name: case_rows(name, space) for name in CASES],  # type: ignore[misc]
+        [lambda name=name: case_rows(name, space) for name in arguments.only],  # type: ignore[misc]
         arguments.out,
         seed=arguments.seed,
     )

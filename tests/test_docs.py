@@ -52,6 +52,9 @@ ONLY_PARSED = (
     "robustness",
     "attributes audit",
     "attributes debias",
+    "attributes correct",
+    "attributes predict --pairs photos/ --attribute shape --model runs/correct",
+    "drift runs/old/space runs/this-week/space --pairs photos/ --edit",
     "concepts --space garments",
 )
 """Commands that take minutes or hours, download, or serve a page; each has tests of its own."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -59,6 +60,36 @@ def test_predict_and_audit_through_the_api(address: str, imagefolder: Path) -> N
     summary, *figures = client.predict("shape", "linear_probe", "colour", api_name="/audit")
     assert "in the worst group" in summary
     assert len(figures) == 3
+
+
+def test_wrong_predictions_are_grouped_through_the_api(address: str) -> None:
+    from gradio_client import Client
+
+    said = Client(address, verbose=False).predict(
+        "colour", "linear_probe", "shape", api_name="/correct"
+    )
+    assert "predictions on the half searched are wrong" in said
+    assert "wrong by" in said and "taken for" in said
+    assert "data:image/webp;base64," in said
+
+
+@needs_chromium
+@pytest.mark.parametrize(("width", "scheme"), [(375, "dark"), (1600, "light")])
+def test_the_tab_of_corrections_in_a_browser(address: str, width: int, scheme: Any) -> None:
+    from playwright.sync_api import expect
+
+    with opened(address, width=width, height=900, scheme=scheme) as page:
+        page.wait_for_selector(".js-plotly-plot", timeout=60_000)
+        page.get_by_label("colour", exact=True).first.check()
+        page.get_by_role("tab", name="Correct").focus()
+        page.keyboard.press("Enter")
+        start = page.get_by_role("button", name="Find what went wrong")
+        start.focus()
+        page.keyboard.press("Enter")
+        expect(page.locator(".corrections article").first).to_be_visible(timeout=60_000)
+        assert page.evaluate("document.body.scrollWidth") <= width
+        assert_accessible(page)
+        keep_picture(page, f"correct-{width}")
 
 
 def test_a_picture_is_shown_with_its_caption_and_whose_it_is() -> None:
