@@ -211,6 +211,8 @@ def fill(
             api_name=f"audit{ending}",
             **ONE_AT_A_TIME,
         )
+    with gr.Tab("Correct"):
+        correction.fill(workbench, attribute, method, ending)
 
 
 def build(workbench: Workbench, title: str = EMOJI.title, first_words: str = OF_YOURS) -> gr.Blocks:

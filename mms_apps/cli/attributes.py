@@ -98,8 +98,8 @@ def predict(
         loaded, out, model, attribute, method, train, pairs, columns, value, prompts, modality,
         max_features, seed,
     )  # fmt: skip
-    source, store = open_store(loaded, pairs, out / "store", columns, used.config.modality)
     behind, taken = edited(used, edit)
+    source, store = open_store(loaded, pairs, out / "store", columns, used.config.modality)
     summary = write_predictions(behind, store, out / "predictions.csv", edit=taken)
     used.save(out / "model")
     write_json(out / "summary.json", dataclasses.asdict(summary))
@@ -163,12 +163,12 @@ def audit(
         loaded, out, model, attribute, method, train, pairs, columns, value, prompts, modality,
         max_features, seed,
     )  # fmt: skip
+    behind, taken = edited(used, edit)
     _, store = open_store(loaded, pairs, out / "store", columns, used.config.modality)
     names = [used.config.attribute, *group, *([role] if role else [])]
     samples = read_samples(store, names, used.config.modality, seed=seed)
     samples = not_fitted_on(samples, out / "train-store" if train else None, used)
     require_groups(samples, group)
-    behind, taken = edited(used, edit)
     found = audit_model(
         behind, samples, group, role=role, unspecified=unspecified, edit=taken, seed=seed
     )

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from features.pairs.base import PairSource
     from features.space.space import FeatureSpace
     from features.store.store import ActivationStore
+    from mms_apps.attributes.correction.files import Accepted
     from mms_apps.attributes.correction.standing import Standing
 
 
@@ -110,17 +111,19 @@ def drift(
     from features.analysis.matching import match_features
     from features.pairs.open import open_pairs
     from features.space.several import load_spaces
+    from mms_apps.attributes.correction.files import load_correction
 
     if edit and pairs is None:
         raise UserError("--edit: needs --pairs, labelled pairs to try the edit on")
     before, after = load_spaces([old, new], encoder, device)
+    accepted = [load_correction(folder, after) for folder in edit or []]
     matching, edits = None, []
     if pairs is not None and (edit or not same_dictionary(before, after)):
         source = open_pairs(pairs, image_column=image_column, caption_column=caption_column)
         if not same_dictionary(before, after):
             stores = [_store_for(space, source, out) for space in (before, after)]
             matching = match_features(before, stores[0], after, stores[1], seed=seed)
-        edits = [_standing_of(folder, after, source, out, seed) for folder in edit or []]
+        edits = [_standing_of(one, after, source, out, seed) for one in accepted]
     found = find_drift(before, after, matching)
     out.mkdir(parents=True, exist_ok=True)
     record = found.record() | {"threshold": threshold, "exceeded": found.share > threshold}
@@ -198,14 +201,12 @@ def _store_for(space: FeatureSpace, source: PairSource, out: Path) -> Activation
 
 
 def _standing_of(
-    folder: Path, space: FeatureSpace, source: PairSource, out: Path, seed: int
+    accepted: Accepted, space: FeatureSpace, source: PairSource, out: Path, seed: int
 ) -> Standing:
     """How an accepted edit does on the pairs, which are labelled with its attribute."""
-    from mms_apps.attributes.correction.files import load_correction
     from mms_apps.attributes.correction.standing import standing
     from mms_apps.attributes.labels import read_samples
 
-    accepted = load_correction(folder, space)
     store = _store_for(space, source, out)
     require_pairs(store)
     samples = read_samples(

@@ -157,9 +157,9 @@ def test_an_edit_for_another_model_space_or_of_other_files_is_refused(
 
 def test_mistakes_are_one_line(folders: list[Path], tmp_path: Path, attributes: Mms) -> None:
     train, pairs, *_ = folders
-    fit = ("--train", train, "--out", tmp_path / "out")
+    fit = ("--train", train)
     kinds = ("--attribute", "shape", "--value", "circle", "--value", "square")
-    for arguments, expected in (
+    cases = (
         ((*SHAPE, *fit, "--pairs", train), r"0 pairs have one of the labels"),
         ((*SHAPE, *fit, "--pairs", pairs, "--group", "age"), "age: .*no such attribute"),
         ((*SHAPE, *fit, "--pairs", pairs, "--held-out", pairs), "none of the held-out pairs"),
@@ -167,8 +167,9 @@ def test_mistakes_are_one_line(folders: list[Path], tmp_path: Path, attributes: 
         (("--attribute", "only", *fit, "--pairs", pairs), "only: 1 value to tell apart"),
         (("--attribute", "weight", *fit, "--pairs", pairs), "weight: .*no such attribute"),
         (("--attribute", "size", *fit, "--pairs", pairs), r"size: 15 pairs .*20 are needed"),
-        ((*kinds, "--pairs", pairs, "--out", tmp_path / "out"), "needs --train"),
-    ):
-        code, _, err = attributes("correct", *arguments)
+        ((*kinds, "--pairs", pairs), "needs --train"),
+    )
+    for number, (arguments, expected) in enumerate(cases):
+        code, _, err = attributes("correct", *arguments, "--out", tmp_path / str(number))
         assert code == 2
         assert re.search(expected, one_error_line(err)), err
