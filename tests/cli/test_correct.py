@@ -85,6 +85,8 @@ def test_accepted_edits_are_saved_used_watched_and_left_out(
     assert page.startswith("<!doctype html>")
     assert not re.search(r"(src|href)=\"(?!data:)", page)
     assert page.count('<section class="group"') == len(edits)
+    assert page.count('class="layer"') == page.count('class="picture"') > 0
+    assert "; the feature rests most on" in page and "layers-switch" in page
     with (tmp_path / "c" / "edits.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 2 * len(edits) and {"mended", "broken", "p", "gain.low"} <= set(rows[0])

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from features.analysis.search import exemplars
+from features.errors import UserError
+from features.reports.layers import CSS, SWITCH, Layer, picture_layers
 from features.reports.page import picture_url
 from features.space.tables import thumbnail
 from features.store.credits import credits_of
@@ -94,7 +96,11 @@ def write_correction_report(
     """
     space = correction.model.space
     table = space.features.select(["name", "class", "mds"]).to_pylist()
-    parts = list(zip(correction.groups, shown, edits, strict=True))
+    parts = list(zip(correction.groups, edits, strict=True))
+    drawn = [
+        list(zip(mistakes, *_pictures(correction, found.mistakes.feature, mistakes), strict=True))
+        for found, mistakes in zip(correction.groups, shown, strict=True)
+    ]
     used = {f for found in correction.groups for f in _features(found)}
     pictures = {
         feature: [
@@ -108,15 +114,11 @@ def write_correction_report(
             "confusion": confusion(correction.model, correction.half, found.mistakes.rows),
             "features": [{"feature": f, **table[f]} for f in _features(found)],
             "mistakes": [
-                {
-                    "image": None if one.image is None else picture_url(thumbnail(one.image)),
-                    "mistake": one,
-                }
-                for one in mistakes
+                dict(zip(("mistake", "image", "layer"), row, strict=True)) for row in rows
             ],
             "edit": edit,
         }
-        for found, mistakes, edit in parts
+        for (found, edit), rows in zip(parts, drawn, strict=True)
     ]
     grouped = sum(found.mistakes.size for found in correction.groups)
     return write_page(
@@ -127,7 +129,30 @@ def write_correction_report(
         groups=groups,
         others=correction.wrong - grouped,
         pictures=pictures,
+        layers=any(layer for rows in drawn for _, _, layer in rows),
+        layers_css=CSS,
+        layers_switch=SWITCH,
     )
+
+
+def _pictures(
+    correction: Correction, feature: int, mistakes: Sequence[Mistake]
+) -> tuple[list[str | None], list[Layer | None]]:
+    """Each mistake's picture as a URL, and on it what the feature rests on; None where there is no
+    picture, or the encoder's tower has no map to look at."""
+    small = [None if one.image is None else thumbnail(one.image) for one in mistakes]
+    urls = [None if one is None else picture_url(one) for one in small]
+    known = [place for place, one in enumerate(small) if one is not None]
+    layers: list[Layer | None] = [None] * len(small)
+    if known and correction.model.config.modality == "image":
+        thumbnails = [one for one in small if one is not None]
+        try:
+            found = picture_layers(correction.model.space, [feature], thumbnails)
+        except UserError:
+            return urls, layers
+        for place, layer in zip(known, found, strict=True):
+            layers[place] = layer
+    return urls, layers
 
 
 def _features(found: GroupCorrection) -> list[int]:
