@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.common import Result, mean_row, median_row, options, run_sections
-from benchmarks.peers import speed_rows
+from benchmarks.peers import LARGE, PEERS, speed_rows
 from benchmarks.planted import planted_rows
 from benchmarks.scale import scale_rows
 from features.embedded import ENCODER_NAMES
@@ -30,7 +30,7 @@ from features.encoders.load import load_encoder
 from features.pairs.open import open_pairs
 from features.store.extract import extract
 
-SECTIONS = ("encoders", "extraction", "scale", "planted", "speed", "cli")
+SECTIONS = ("encoders", "extraction", "scale", "planted", "speed", "speed_16k", "cli")
 
 
 def encoder_rows(encoders: dict[str, Encoder], seed: int) -> list[Result]:
@@ -95,6 +95,7 @@ def main() -> None:
     parser = options(__doc__)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--peers", help="Python of an environment that holds the other libraries")
+    parser.add_argument("--libraries", nargs="+", choices=PEERS, default=PEERS)
     parser.add_argument("--only", nargs="+", choices=SECTIONS, default=SECTIONS)
     arguments = parser.parse_args()
     encoders = {name: load_encoder(name, device=arguments.device) for name in ENCODER_NAMES}
@@ -106,7 +107,12 @@ def main() -> None:
             "extraction": lambda: [extraction_row(encoders["embedded"], work / "extraction")],
             "scale": lambda: scale_rows(work / "scale", seed),
             "planted": lambda: planted_rows(encoders["embedded-ssl"], work / "planted", seed),
-            "speed": lambda: speed_rows(arguments.peers, work / "speed", seed),
+            "speed": lambda: speed_rows(
+                arguments.peers, work / "speed", seed, names=arguments.libraries
+            ),
+            "speed_16k": lambda: speed_rows(
+                arguments.peers, work / "speed_16k", seed, LARGE, names=arguments.libraries
+            ),
             "cli": lambda: [help_row()],
         }
         run_sections([sections[name] for name in arguments.only], arguments.out, seed=seed)

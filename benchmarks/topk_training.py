@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +21,6 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-K = 32
 LEARNING_RATE = 1e-3
 EVERY = 5
 """Steps between two measurements of FVU."""
@@ -29,11 +29,16 @@ Step = Callable[[Tensor], Any]
 Reconstruct = Callable[[Tensor], Tensor]
 
 
-def ours(weights: Tensor, mean: Tensor) -> tuple[Step, Reconstruct]:
+def ours(
+    weights: Tensor, mean: Tensor, k: int, selection: str = "auto"
+) -> tuple[Step, Reconstruct]:
     from features.dictionary import DictionaryConfig, TopKDictionary
+    from features.dictionary.selection import resolve_selection
 
     features, dim = weights.shape
-    dictionary = TopKDictionary(DictionaryConfig("topk", dim, features, K, modality_bias=False))
+    dictionary = TopKDictionary(DictionaryConfig("topk", dim, features, k, modality_bias=False))
+    selected = resolve_selection(selection, dictionary, torch.device("cpu"))
+    dictionary.exact_selection = selected == "exact"
     dictionary.decoder.data.copy_(weights)
     dictionary.encoder.data.copy_(weights)
     dictionary.set_means(mean, mean)
@@ -54,13 +59,17 @@ def ours(weights: Tensor, mean: Tensor) -> tuple[Step, Reconstruct]:
     return step, reconstruct
 
 
-def ours_trained_offset(weights: Tensor, mean: Tensor) -> tuple[Step, Reconstruct]:
+def ours_exact(weights: Tensor, mean: Tensor, k: int) -> tuple[Step, Reconstruct]:
+    return ours(weights, mean, k, "exact")
+
+
+def ours_trained_offset(weights: Tensor, mean: Tensor, k: int) -> tuple[Step, Reconstruct]:
     """As `ours`, but for the vector that is subtracted, which is trained too, as the others do."""
     from features.dictionary import DictionaryConfig, TopKDictionary
     from features.dictionary.sparse import ActivePlaces, active_outputs, weighted_rows
 
     features, dim = weights.shape
-    dictionary = TopKDictionary(DictionaryConfig("topk", dim, features, K, modality_bias=False))
+    dictionary = TopKDictionary(DictionaryConfig("topk", dim, features, k, modality_bias=False))
     dictionary.decoder.data.copy_(weights)
     dictionary.encoder.data.copy_(weights)
     offset = torch.nn.Parameter(mean.clone())
@@ -87,12 +96,12 @@ def ours_trained_offset(weights: Tensor, mean: Tensor) -> tuple[Step, Reconstruc
     return step, reconstruct
 
 
-def sparsify(weights: Tensor, mean: Tensor) -> tuple[Step, Reconstruct]:
+def sparsify(weights: Tensor, mean: Tensor, k: int) -> tuple[Step, Reconstruct]:
     os.environ["SPARSIFY_DISABLE_TRITON"] = "1"
     from sparsify import SparseCoder, SparseCoderConfig
 
     features, dim = weights.shape
-    coder = SparseCoder(dim, SparseCoderConfig(num_latents=features, k=K))
+    coder = SparseCoder(dim, SparseCoderConfig(num_latents=features, k=k))
     coder.encoder.weight.data.copy_(weights)
     coder.W_dec.data.copy_(weights)
     coder.b_dec.data.copy_(mean)
@@ -108,7 +117,7 @@ def sparsify(weights: Tensor, mean: Tensor) -> tuple[Step, Reconstruct]:
     return step, lambda x: coder(x).sae_out
 
 
-def overcomplete(weights: Tensor, mean: Tensor) -> tuple[Step, Reconstruct]:
+def overcomplete(weights: Tensor, mean: Tensor, k: int) -> tuple[Step, Reconstruct]:
     from overcomplete.sae import TopKSAE
     from overcomplete.sae.trackers import DeadCodeTracker
 
@@ -127,7 +136,7 @@ def overcomplete(weights: Tensor, mean: Tensor) -> tuple[Step, Reconstruct]:
     sae = TopKSAE(
         dim,
         features,
-        top_k=K,
+        top_k=k,
         encoder_module=Encoder(),
         dictionary_params={"initializer": weights},
     )
@@ -147,7 +156,7 @@ def overcomplete(weights: Tensor, mean: Tensor) -> tuple[Step, Reconstruct]:
     return step, lambda x: sae(x - mean)[2] + mean
 
 
-def dictionary_learning(weights: Tensor, mean: Tensor) -> tuple[Step, Reconstruct]:
+def dictionary_learning(weights: Tensor, mean: Tensor, k: int) -> tuple[Step, Reconstruct]:
     from dictionary_learning.trainers.top_k import TopKTrainer
 
     features, dim = weights.shape
@@ -155,7 +164,7 @@ def dictionary_learning(weights: Tensor, mean: Tensor) -> tuple[Step, Reconstruc
         steps=1_000_000,
         activation_dim=dim,
         dict_size=features,
-        k=K,
+        k=k,
         layer=0,
         lm_name="none",
         lr=LEARNING_RATE,
@@ -170,13 +179,13 @@ def dictionary_learning(weights: Tensor, mean: Tensor) -> tuple[Step, Reconstruc
     return lambda x: trainer.update(next(steps), x), lambda x: trainer.ae(x)
 
 
-def sae_lens(weights: Tensor, mean: Tensor) -> tuple[Step, Reconstruct]:
+def sae_lens(weights: Tensor, mean: Tensor, k: int) -> tuple[Step, Reconstruct]:
     from sae_lens.config import SAETrainerConfig
     from sae_lens.saes.topk_sae import TopKTrainingSAE, TopKTrainingSAEConfig
     from sae_lens.training.sae_trainer import SAETrainer
 
     features, dim = weights.shape
-    sae = TopKTrainingSAE(TopKTrainingSAEConfig(d_in=dim, d_sae=features, k=K))
+    sae = TopKTrainingSAE(TopKTrainingSAEConfig(d_in=dim, d_sae=features, k=k))
     sae.W_enc.data.copy_(weights.T)
     sae.W_dec.data.copy_(weights)
     sae.b_dec.data.copy_(mean)
@@ -190,8 +199,9 @@ def sae_lens(weights: Tensor, mean: Tensor) -> tuple[Step, Reconstruct]:
     return trainer.step, lambda x: sae(x)
 
 
-LIBRARIES: dict[str, Callable[[Tensor, Tensor], tuple[Step, Reconstruct]]] = {
+LIBRARIES: dict[str, Callable[[Tensor, Tensor, int], tuple[Step, Reconstruct]]] = {
     "ours": ours,
+    "ours_exact": ours_exact,
     "ours_trained_offset": ours_trained_offset,
     "sparsify": sparsify,
     "overcomplete": overcomplete,
@@ -207,23 +217,36 @@ def fvu(reconstruct: Reconstruct, x: Tensor) -> float:
     return float(error / (x - x.mean(0)).double().square().sum())
 
 
+def resident_mib(field: str) -> float:
+    """VmRSS, what this process holds in memory, or VmHWM, the most that it held, in MiB."""
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    return int(re.findall(rf"{field}:\s+(\d+) kB", status)[0]) / 1024
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--library", choices=LIBRARIES, required=True)
     parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--k", type=int, required=True)
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
-    data = load_file(arguments.data)
-    step, reconstruct = LIBRARIES[arguments.library](data["weights"], data["train"].mean((0, 1)))
+    data = {name: tensor.clone() for name, tensor in load_file(arguments.data).items()}
+    weights, mean, make = data["weights"], data["train"].mean((0, 1)), LIBRARIES[arguments.library]
+    make(weights[: arguments.k], mean, arguments.k)  # what it imports is no part of its peak
+    before = resident_mib("VmRSS")
+    step, reconstruct = make(weights, mean, arguments.k)
     seconds: list[float] = []
     curve = [(0, fvu(reconstruct, data["held_out"]))]
+    Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts anew
     for batch in data["train"]:
         start = time.perf_counter()
         step(batch)
         seconds.append(time.perf_counter() - start)
-        if len(seconds) % EVERY == 0:
+        if len(curve) == 1:  # measuring FVU takes memory too
+            peak = resident_mib("VmHWM") - before
+        if len(seconds) % EVERY == 0 or len(seconds) == len(data["train"]):
             curve.append((len(seconds), fvu(reconstruct, data["held_out"])))
-    arguments.out.write_text(json.dumps({"seconds": seconds, "fvu": curve}))
+    arguments.out.write_text(json.dumps({"seconds": seconds, "fvu": curve, "peak_mib": peak}))
 
 
 if __name__ == "__main__":
