@@ -18,6 +18,7 @@ from features.errors import UserError, first_line
 if TYPE_CHECKING:
     import torch
     from accelerate import PartialState
+    from torch import Tensor
 
 TIMEOUT = timedelta(days=7)
 """How long a process waits for the others to finish their parts."""
@@ -133,6 +134,29 @@ def broadcast(held: Any, process: int) -> Any:
     from accelerate.utils import broadcast_object_list
 
     return broadcast_object_list([held], from_process=process)[0]
+
+
+def own_run(count: int) -> range:
+    """Of so many numbers, the consecutive ones that fall to this process."""
+    rank, ranks = this_process().process_index, this_process().num_processes
+    return range(count * rank // ranks, count * (rank + 1) // ranks)
+
+
+def summed(held: Tensor) -> Tensor:
+    """The sum of what the processes hold, in every process; they must all call it."""
+    from accelerate.utils import reduce
+
+    state = this_process()
+    if state.num_processes == 1:
+        return held
+    return reduce(held.to(state.device), "sum").to(held.device)
+
+
+def sum_of_earlier(count: int) -> int:
+    """The sum of what the processes of lower rank hold; all must call it."""
+    if this_process().num_processes == 1:
+        return 0
+    return sum(_gather(count)[: this_process().process_index])
 
 
 def _gather(held: Any) -> list[Any]:

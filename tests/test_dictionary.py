@@ -20,6 +20,7 @@ from features.dictionary import (
     TopKDictionary,
     TrainConfig,
     fit_dictionary,
+    held_out,
     load_dictionary,
     reconstruction_figures,
     register,
@@ -217,11 +218,11 @@ def test_figures_without_samples_are_none() -> None:
 
 def test_held_out_pairs_are_about_a_tenth_and_follow_the_image() -> None:
     images = unit(5000)
-    held = trainer.is_held_out(images)
+    held = held_out.is_held_out(images)
     assert 0.08 < held.float().mean() < 0.12
     order = torch.randperm(5000, generator=torch.Generator().manual_seed(3))
-    assert torch.equal(trainer.is_held_out(images[order]), held[order])
-    assert torch.equal(trainer.is_held_out(images.half().float()), held)
+    assert torch.equal(held_out.is_held_out(images[order]), held[order])
+    assert torch.equal(held_out.is_held_out(images.half().float()), held)
 
 
 def test_training_explains_the_planted_causes(store: ActivationStore, tmp_path: Path) -> None:
@@ -230,7 +231,7 @@ def test_training_explains_the_planted_causes(store: ActivationStore, tmp_path: 
     figures = dictionary.config.held_out
     assert figures is not None
     untrained = trainer.new_dictionary(store, config)
-    untrained.set_means(*trainer._training_means(store)[0].float())
+    untrained.set_means(*held_out.training_means(store)[0].float())
     before = reconstruction_figures(untrained, store.batches(100))
     for modality in ("image", "text", "overall"):
         assert figures[modality]["fvu"] < 0.5 * before[modality]["fvu"]  # type: ignore[operator]
@@ -242,9 +243,9 @@ def test_training_explains_the_planted_causes(store: ActivationStore, tmp_path: 
 def test_modality_bias_takes_each_mean_out(store: ActivationStore, tmp_path: Path) -> None:
     apart = trainer.new_dictionary(store, SMALL)
     together = trainer.new_dictionary(store, dataclasses.replace(SMALL, modality_bias=False))
-    means, pairs = trainer._training_means(store)
+    means, pairs = held_out.training_means(store)
     rows = next(store.batches(len(store)))
-    kept = ~trainer.is_held_out(rows[0])
+    kept = ~held_out.is_held_out(rows[0])
     assert pairs == int(kept.sum())
     torch.testing.assert_close(means[1].float(), rows[1][kept].mean(0))
     apart.set_means(*means.float())

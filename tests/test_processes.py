@@ -4,26 +4,35 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 import torch
 
 from features.dictionary import TrainConfig, fit_dictionary, load_dictionary
+from features.dictionary.held_out import evaluated_pairs, held_out_figures, training_means
+from features.dictionary.reconstruction import fvu_within
+from features.dictionary.trainer import new_dictionary
 from features.distributed import from_main_process, this_process
+from features.store.sample import sampled
+from features.store.store import ActivationStore
 from tests.conftest import launch
 from tests.served import SHARDS, serving, write_shards
 from tests.test_dictionary import make_store
+from tests.test_training import metrics
 
 CONFIG = TrainConfig(features=48, k=4, batch_size=128, steps=80, dead_samples=1280)
 SCRIPT = """
 import sys
+from pathlib import Path
 import torch
 from features.dictionary import fit_dictionary
 from features.distributed import broadcast, from_main_process, in_all_processes, this_process
 from features.errors import UserError
+from features.files import write_json
 from features.store import ActivationStore
-from tests.test_processes import CONFIG
+from tests.test_processes import CONFIG, measured
 
 state = this_process()
 assert state.num_processes == 2 and state.device.type == "cpu"
@@ -46,8 +55,36 @@ except ZeroDivisionError:
     assert state.is_main_process
 except RuntimeError as error:
     assert "division by zero" in str(error) and not state.is_main_process
-fit_dictionary(ActivationStore.open(sys.argv[1]), CONFIG, sys.argv[2], progress=False)
+store = ActivationStore.open(sys.argv[1])
+write_json(Path(sys.argv[3]) / f"{state.process_index}.json", measured(store))
+fit_dictionary(store, CONFIG, sys.argv[2], progress=False)
 """
+SAMPLES = (600, 40, 9, 3)
+"""Pairs of which so few are held out that a process has none."""
+
+
+def measured(store: ActivationStore) -> list[Any]:
+    """What processes measure together, of samples of a store."""
+    state, found = this_process(), []
+    for pairs in SAMPLES:
+        sample = sampled(store, pairs, 0)
+        dictionary = new_dictionary(sample, CONFIG).requires_grad_(False)
+        means, count = training_means(sample)
+        dictionary.set_means(*means.float())
+        share = slice(state.process_index, None, state.num_processes)
+        image, text = (side[share] for side in evaluated_pairs(sample))
+        figures = held_out_figures(dictionary, sample)
+        found.append([means.tolist(), count, fvu_within(dictionary, image, text), figures])
+    return found
+
+
+def numbers(found: Any) -> list[float | None]:
+    """All numbers of nested lists and dicts, in order."""
+    if isinstance(found, dict):
+        return numbers(list(found.values()))
+    if isinstance(found, list):
+        return [number for each in found for number in numbers(each)]
+    return [found]
 
 
 def test_alone_a_process_is_the_main_one() -> None:
@@ -59,11 +96,17 @@ def test_alone_a_process_is_the_main_one() -> None:
 def test_two_processes_fit_the_dictionary_of_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Up to what the order of sums and each half batch's own variance make of it."""
+    """The training up to what the order of sums and each half batch's own variance make of it;
+    means and held-out figures of the same pairs and weights are the same."""
     store = make_store(tmp_path / "store")
     (tmp_path / "fit.py").write_text(SCRIPT)
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
-    launch(2, tmp_path / "fit.py", store.path, tmp_path / "two")
+    launch(2, tmp_path / "fit.py", store.path, tmp_path / "two", tmp_path)
+    alone = numbers(measured(store))
+    assert len(alone) > 500 and alone.count(None) > 10
+    for rank in (0, 1):
+        together = numbers(json.loads((tmp_path / f"{rank}.json").read_text()))
+        assert together == pytest.approx(alone, rel=1e-5, abs=1e-12)
     two = load_dictionary(tmp_path / "two")
     one = fit_dictionary(store, CONFIG, tmp_path / "one", progress=False)
     cosines = torch.cosine_similarity(one.directions, two.directions)
@@ -71,6 +114,10 @@ def test_two_processes_fit_the_dictionary_of_one(
     assert one.config.held_out is not None and two.config.held_out is not None
     ours, theirs = (each.config.held_out["overall"]["fvu"] for each in (two, one))
     assert ours == pytest.approx(theirs, abs=0.02)
+    for line, other in zip(*(metrics(tmp_path / name) for name in ("one", "two")), strict=True):
+        assert line.keys() == other.keys()
+        for name in {"fvu", "held_out_fvu"} & line.keys():
+            assert other[name] == pytest.approx(line[name], abs=0.03)
 
 
 def test_the_command_in_two_processes(imagefolder: Path, clip_folder: Path, tmp_path: Path) -> None:

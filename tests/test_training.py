@@ -16,8 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from features.dictionary import TopKDictionary, TrainConfig, fit_dictionary, load_dictionary
+from features.dictionary.held_out import evaluated_pairs, is_held_out
 from features.dictionary.reconstruction import fvu_within, reconstruction_figures
-from features.dictionary.trainer import evaluated_pairs, is_held_out
 from features.errors import UserError
 from features.space.score import score
 from features.space.space import FeatureSpace
@@ -155,7 +155,7 @@ def test_it_is_measured_on_held_out_pairs(
     image, _ = store.rows(range(len(store)))
     every = image[is_held_out(image)]
     assert torch.equal(evaluated_pairs(store)[0], every)
-    monkeypatch.setattr("features.dictionary.trainer.EVALUATED_PAIRS", 5)
+    monkeypatch.setattr("features.dictionary.held_out.EVALUATED_PAIRS", 5)
     assert torch.equal(evaluated_pairs(store)[0], every[:5])
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from features.bootstrap import bootstrap_weights
 from features.dictionary.base import Dictionary, DictionaryConfig
+from features.distributed import in_all_processes, statistics_device, summed
 from features.modality import MODALITIES, Modality
 
 REPLICATES = 200
@@ -29,7 +30,7 @@ RECONSTRUCTION_FIGURES = (
 
 @torch.no_grad()
 def reconstruction_figures(
-    dictionary: Dictionary, batches: Iterable[tuple[Tensor, Tensor]]
+    dictionary: Dictionary, batches: Iterable[tuple[Tensor, Tensor]], first: int = 0
 ) -> dict[str, dict[str, float | None]]:
     """How well a dictionary reconstructs, by "image", "text", "within" and "overall", in one pass.
 
@@ -45,16 +46,24 @@ def reconstruction_figures(
 
     fvu is None where the samples don't vary, and all but `samples` where there are none.
 
+    Of several processes each gives its share of the pairs, and all get the figures of the whole.
+
     Args:
         batches: (image, text), each `[n, dim]`.
+        first: number of the first pair, on which its weights in the bootstrap depend.
     """
-    totals = {m: _Totals.empty(dictionary.config) for m in MODALITIES}
-    for image, text in batches:
-        start = totals["image"].count
-        weights = bootstrap_weights(0, "reconstruction", start, len(image), REPLICATES).double()
-        weights = torch.cat([torch.ones(len(image), 1, dtype=torch.float64), weights], dim=1)
-        totals["image"].add(dictionary, "image", image, weights)
-        totals["text"].add(dictionary, "text", text, weights)
+
+    def own_totals() -> dict[Modality, _Totals]:
+        totals = {m: _Totals.empty(dictionary.config) for m in MODALITIES}
+        for image, text in batches:
+            start = first + totals["image"].count
+            weights = bootstrap_weights(0, "reconstruction", start, len(image), REPLICATES).double()
+            weights = torch.cat([torch.ones(len(image), 1, dtype=torch.float64), weights], dim=1)
+            totals["image"].add(dictionary, "image", image, weights)
+            totals["text"].add(dictionary, "text", text, weights)
+        return totals
+
+    totals = {m: own.of_all_processes() for m, own in in_all_processes(own_totals).items()}
     both = totals["image"].plus(totals["text"])
     variances = {m: totals[m].variance() for m in MODALITIES}
     return {m: totals[m].figures(variances[m]) for m in MODALITIES} | {
@@ -67,18 +76,24 @@ def reconstruction_figures(
 def fvu_within(dictionary: Dictionary, image: Tensor, text: Tensor) -> float | None:
     """FVU "within" of a few pairs, without an interval; None where they don't vary.
 
+    Of several processes each gives its share of the pairs, and all get the figure of the whole.
+
     Args:
         image: `[n, dim]`.
         text: `[n, dim]`.
     """
-    error = variance = 0.0
+    pairs = torch.stack([image, text]).to(statistics_device(image.device))  # [2, n, dim]
+    count = summed(pairs.new_tensor(len(image), dtype=torch.float64))
+    means = summed(pairs.double().sum(1, keepdim=True)) / count.clamp(min=1)  # [2, 1, dim]
+    variance = summed((pairs.double() - means).square().sum())
+    error = torch.zeros_like(variance)
     for modality, x in zip(MODALITIES, (image, text), strict=True):
-        if not len(x):
-            return None
         code = dictionary.encode_sparse(x, modality)
-        error += float((x - dictionary.decode_sparse(code, modality)).double().square().sum())
-        variance += float((x - x.mean(0)).double().square().sum())
-    return error / variance if variance > 0 else None
+        missed = (x - dictionary.decode_sparse(code, modality)).to(pairs.device)  # [n, dim]
+        error += missed.double().square().sum()
+    error = summed(error)
+    varies = variance > 1e-9 * (variance + count * means.square().sum())
+    return float(error / variance) if varies else None
 
 
 @dataclass
@@ -128,6 +143,18 @@ class _Totals:
             self.error + other.error,
             self.nonzero + other.nonzero,
             self.active | other.active,
+        )
+
+    def of_all_processes(self) -> _Totals:
+        """What all processes found."""
+        return _Totals(
+            int(summed(torch.tensor(self.count))),
+            summed(self.weight),
+            summed(self.total),
+            summed(self.squares),
+            summed(self.error),
+            summed(self.nonzero),
+            summed(self.active.int()) > 0,
         )
 
     def variance(self) -> Tensor:

@@ -22,12 +22,17 @@ from features.dictionary.base import (
     load_dictionary,
     trained_kinds,
 )
+from features.dictionary.held_out import (
+    evaluated_pairs,
+    held_out_figures,
+    is_held_out,
+    training_means,
+)
 from features.dictionary.history import History, require_tracker
-from features.dictionary.reconstruction import fvu_within, reconstruction_figures
+from features.dictionary.reconstruction import fvu_within
 from features.dictionary.selection import resolve_selection
 from features.dictionary.train_config import TrainConfig
 from features.distributed import (
-    broadcast,
     from_main_process,
     in_all_processes,
     resolve_device,
@@ -37,11 +42,6 @@ from features.errors import UserError
 from features.modality import FIXED_BOUNDS, MODALITIES
 from features.store.store import ActivationStore
 
-EVALUATION_BATCH = 1024
-HELD_OUT_ONE_IN = 10
-HASHED_DIMS = 16
-EVALUATED_PAIRS = 4096
-"""Held-out pairs on which a running training is measured."""
 SHOW_EVERY = 20
 SHOWN_PAIRS = 64
 CHECKPOINT = "checkpoint.safetensors"
@@ -86,7 +86,7 @@ def fit_dictionary(
     if from_main_process(lambda: _finished(out, made_from)):
         return load_dictionary(out)
     dictionary = new_dictionary(store, config)
-    means, pairs = _training_means(store)
+    means, pairs = training_means(store)
     if pairs < 2:
         raise UserError(f"{store.path}: {pairs} pairs to train on; a dictionary needs at least two")
     dictionary.set_means(*means.float())
@@ -140,49 +140,6 @@ def new_dictionary(store: ActivationStore, config: TrainConfig) -> Dictionary:
             encoder_fingerprint=store.config.encoder_fingerprint,
         )
     )
-
-
-def is_held_out(image: Tensor) -> Tensor:
-    """Which pairs are kept from training: `[n]` bool, about a tenth.
-
-    Decided by a hash of the image's embedding as the store keeps it (fp16), so that pairs with the
-    same image fall on the same side, whatever the order.
-
-    Args:
-        image: `[n, dim]`.
-    """
-    bits = image[:, :HASHED_DIMS].half().contiguous().view(torch.int16).long()  # [n, hashed dims]
-    state = torch.full((len(bits),), 0x2545F491)
-    for column in bits.unbind(1):  # FNV-like; int64 arithmetic wraps
-        state = (state ^ (column & 0xFFFF)) * 0x100000001B3
-        state = state ^ ((state >> 29) & 0x7FFFFFFFF)
-    return (state & 0x7FFFFFFF) % HELD_OUT_ONE_IN == 0
-
-
-def held_out_figures(
-    dictionary: Dictionary, store: ActivationStore
-) -> dict[str, dict[str, float | None]]:
-    """How well a dictionary reconstructs the held-out pairs of its training store."""
-    held_out = (
-        (image[rows], text[rows])
-        for image, text in store.batches(EVALUATION_BATCH)
-        if (rows := is_held_out(image)).any()
-    )
-    return reconstruction_figures(dictionary, held_out)
-
-
-def evaluated_pairs(store: ActivationStore) -> tuple[Tensor, Tensor]:
-    """The first held-out pairs: (image, text), each `[EVALUATED_PAIRS or fewer, dim]`."""
-    found: list[tuple[Tensor, Tensor]] = []
-    count = 0
-    for image, text in store.batches(EVALUATION_BATCH):
-        rows = is_held_out(image)
-        found.append((image[rows], text[rows]))
-        count += int(rows.sum())
-        if count >= EVALUATED_PAIRS:
-            break
-    image, text = (torch.cat(side)[:EVALUATED_PAIRS] for side in zip(*found, strict=True))
-    return image, text
 
 
 class _Activity(nn.Module):
@@ -275,8 +232,8 @@ def _train(
     steps = config.total_steps(len(store))
     finished = load_checkpoint(checkpoint, modules, optimizer, settings)
     history = in_all_processes(lambda: History(out, finished, accelerator, made_from))
-    held_out = [side.to(target) for side in evaluated_pairs(store)]
     share = slice(accelerator.process_index, None, accelerator.num_processes)
+    held_out = [side[share].to(target) for side in evaluated_pairs(store)]
     bar = Progress(
         TextColumn("fitting the dictionary"),
         BarColumn(),
@@ -312,18 +269,21 @@ def _train(
                 if step % SHOW_EVERY == 0:
                     shown = (batch[:SHOWN_PAIRS].to(target) for batch in (image, text))
                     shares = " | ".join(f"{s:.0%}" for s in class_shares(dictionary, *shown))
-                    bar.update(task, fvu=f"{result.fvu.item():.3f}", classes=shares)
+                    loss, fvu_of_batch = accelerator.reduce(
+                        torch.stack([result.loss.detach(), result.fvu]), "mean"
+                    ).tolist()
+                    bar.update(task, fvu=f"{fvu_of_batch:.3f}", classes=shares)
                     measured = {
                         "pairs": (step + 1) * config.batch_size,
-                        "loss": result.loss.item(),
-                        "fvu": result.fvu.item(),
+                        "loss": loss,
+                        "fvu": fvu_of_batch,
                         "dead": dead.float().mean().item(),
                         "learning_rate": rate,
                     }
             finished = step + 1
             bar.update(task, completed=finished)
             if finished % config.evaluate_steps == 0 or finished == steps:
-                fvu = broadcast(fvu_within(dictionary, *held_out), 0)
+                fvu = fvu_within(dictionary, *held_out)
                 measured["held_out_fvu"] = fvu
                 if best is not None and fvu is not None:
                     best.update(fvu, dictionary)
@@ -378,17 +338,6 @@ def _training_batches(
             if step >= first:
                 kept = ~is_held_out(image)
                 yield step, image[kept], text[kept]
-
-
-def _training_means(store: ActivationStore) -> tuple[Tensor, int]:
-    """Mean image and mean text of the training pairs `[2, dim]` float64, and their count."""
-    total = torch.zeros(2, store.dim, dtype=torch.float64)
-    pairs = 0
-    for image, text in store.batches(EVALUATION_BATCH):
-        kept = ~is_held_out(image)
-        total += torch.stack([image[kept].double().sum(0), text[kept].double().sum(0)])
-        pairs += int(kept.sum())
-    return total / max(1, pairs), pairs
 
 
 def _finished(out: Path, made_from: dict[str, Any]) -> bool:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from features.dictionary import Dictionary
 from features.dictionary.base import WEIGHTS, dictionary_from_record
-from features.dictionary.trainer import held_out_figures
+from features.dictionary.held_out import held_out_figures
 from features.embedded import ENCODER_NAMES, SPACES
 from features.embedded.build_photos_space import GARMENTS_SEEN, scored_and_shown, words_of_captions
 from features.embedded.photos import PhotoPairs

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from features.dictionary import Dictionary
-from features.distributed import broadcast, statistics_device, this_process
+from features.distributed import broadcast, own_run, statistics_device, this_process
 from features.scores.agreement import AgreementStatistics
 from features.scores.dominance import DominanceStatistics
 from features.scores.monosemanticity import Moments, MonosemanticityStatistics, TopSamples
@@ -133,7 +133,7 @@ def collect(
     """
     from rich.progress import track
 
-    pairs = _own_pairs(store)
+    pairs = own_run(len(store))
     sums = statistics_device(device)
     found = ScoringStatistics(
         dictionary.config.features,
@@ -184,7 +184,7 @@ def collect_agreement(
     """
     from rich.progress import track
 
-    pairs = _own_pairs(store)
+    pairs = own_run(len(store))
     found = AgreementStatistics(
         means.to(statistics_device(device)),
         seed=seed,
@@ -260,12 +260,6 @@ def to_device(statistics: Made, device: torch.device | str) -> Made:
 
 
 STATISTICS = (DominanceStatistics, MonosemanticityStatistics, Moments, NamingStatistics, TopSamples)
-
-
-def _own_pairs(store: ActivationStore) -> range:
-    """This process's run of consecutive pairs."""
-    rank, ranks = this_process().process_index, this_process().num_processes
-    return range(len(store) * rank // ranks, len(store) * (rank + 1) // ranks)
 
 
 def _own_batches(batches: Iterable[Made]) -> Iterator[Made]:
