@@ -7,6 +7,9 @@ computed anew in fp32, and the largest of those are taken.
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -24,6 +27,8 @@ SPARE = 8
 """Candidates beyond those that are wanted."""
 WORTH_BF16 = 2**18
 """Dimensions times features from which choosing by bf16 products is faster than by fp32 ones."""
+WORTH_THREADS = 2**17
+"""Numbers from which a partition is shared among threads."""
 INTEGERS = {torch.bfloat16: torch.int16, torch.float16: torch.int16, torch.float32: torch.int32}
 """What a positive number's bits are read as, to be compared: the order is the same."""
 
@@ -115,5 +120,8 @@ def _partitioned(keys: Tensor, count: int) -> Tensor:
     if width > 1 << bits:
         return keys.topk(count, dim=1, sorted=False).indices
     packed = (keys.to(wide) << bits) | torch.arange(width, dtype=wide)  # [n, width]
-    packed.numpy().partition(width - count, axis=1)
+    threads = torch.get_num_threads() if packed.numel() >= WORTH_THREADS else 1
+    with ThreadPoolExecutor(threads) as pool:  # numpy's own work is of one thread
+        for part in np.array_split(packed.numpy(), threads):
+            pool.submit(part.partition, width - count, axis=1)
     return (packed[:, width - count :] & ((1 << bits) - 1)).long()
