@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -175,10 +176,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         sections: list[Callable[[], list[Result]]] = [lambda: rates]
         for size in (SMALL, LARGE):
-            sections.append(lambda size=size: limit_rows(size, values))
-            sections.append(
-                lambda size=size: profile_rows(size, python, Path(scratch), arguments.seed)
-            )
+            sections.append(partial(limit_rows, size, values))
+            sections.append(partial(profile_rows, size, python, Path(scratch), arguments.seed))
         run_sections(sections, arguments.out, seed=arguments.seed)
 
 
