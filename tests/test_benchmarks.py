@@ -98,7 +98,7 @@ def test_one_training_is_timed_and_its_fvu_falls(tmp_path: Path) -> None:
     save_file({"train": train, "held_out": train[0].clone(), "weights": weights}, tmp_path / "data")
     found = peers.train("ours", sys.executable, tmp_path / "data", tmp_path / "out.json")
     assert found is not None and len(found["seconds"]) == 6
-    assert [step for step, _ in found["fvu"]] == [0, 5]
+    assert [step for step, _ in found["fvu"]] == [0, 5, 6] and found["peak_mib"] > 0
     assert found["fvu"][1][1] < found["fvu"][0][1]
     assert peers.seconds_to(found["fvu"][1][1], found) == sum(found["seconds"][:5])
 
