@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from mms_apps.attributes.correction.checking import Advice
+from tests.browser import CHROMIUM, assert_accessible, opened
 from tests.cli.conftest import one_error_line
 from tests.conftest import Mms, draw_imagefolder
 
@@ -90,6 +91,13 @@ def test_accepted_edits_are_saved_used_watched_and_left_out(
     with (tmp_path / "c" / "edits.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 2 * len(edits) and {"mended", "broken", "p", "gain.low"} <= set(rows[0])
+
+    if CHROMIUM is not None:
+        for width in (375, 1280):
+            with opened((tmp_path / "c" / "correction.html").as_uri(), width=width) as shown:
+                shown.locator(".layers-switch").check()
+                assert shown.evaluate("document.body.scrollWidth") <= width
+                assert_accessible(shown)
 
     edit, model = tmp_path / "c" / "edits" / "1", ("--model", tmp_path / "c" / "model")
     config = json.loads((edit / "config.json").read_text())
@@ -175,3 +183,13 @@ def test_mistakes_are_one_line(folders: list[Path], tmp_path: Path, attributes: 
         code, _, err = attributes("correct", *arguments, "--out", tmp_path / str(number))
         assert code == 2
         assert re.search(expected, one_error_line(err)), err
+
+
+def test_predictions_from_texts_are_corrected_as_well(
+    folders: list[Path], tmp_path: Path, attributes: Mms
+) -> None:
+    texts = ("--attribute", "colour", "--modality", "text", "--out", tmp_path / "c")
+    code, out, err = attributes("correct", *texts, "--train", folders[0], "--pairs", folders[1])
+    assert code == 0, err
+    assert "predictions on the half searched are wrong" in out
+    assert (tmp_path / "c" / "correction.html").read_text().startswith("<!doctype html>")
