@@ -24,7 +24,7 @@ from features.analysis.search import Filter, find, rows_of
 from features.embedded import SPACE_NAMES
 from features.modality import CROSS_MODAL, UNSCORED
 from features.reports.layers import CSS as LAYERS_CSS
-from features.reports.layers import SWITCH
+from features.reports.layers import switch
 from features.reports.page import (
     CLASS_NAMES,
     MODALITY_CLASSES,
@@ -210,7 +210,7 @@ def fill(spaces: dict[str, FeatureSpace]) -> None:
                 cards = gr.HTML(start[2], elem_id="explorer-cards", js_on_load=PICK)
                 more = gr.Button(size="sm", **what_is_left(start[3], CARDS))
             with gr.Column(scale=3):
-                gr.HTML(SWITCH)
+                gr.HTML(switch())
                 detail = gr.HTML(
                     picked_html(spaces, opened, None), elem_id="explorer-picked", js_on_load=PICK
                 )

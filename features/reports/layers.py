@@ -53,12 +53,16 @@ CSS = """
 .layers-choice label { display:inline-flex; align-items:center; gap:.5rem; cursor:pointer; }
 .layers-choice input { flex:none; width:1.15rem; height:1.15rem; margin:0; }
 """
-SWITCH = (
-    '<div class="layers-choice"><label><input type="checkbox" class="layers-switch"> Show what '
-    'each feature rests on</label><span class="layers-scale"><span>against it</span><i></i>'
-    "<span>for it: it would fall without this. Full colour: the strongest place of each picture, "
-    "the strongest word of each text.</span></span></div>"
-)
+
+
+def switch(what: str = "feature") -> str:
+    """The switch between pictures and layers, with their scale, as HTML."""
+    return (
+        '<div class="layers-choice"><label><input type="checkbox" class="layers-switch"> Show what '
+        f'each {what} rests on</label><span class="layers-scale"><span>against it</span><i></i>'
+        "<span>for it: it would fall without this. Full colour: the strongest place of each "
+        "picture, the strongest word of each text.</span></span></div>"
+    )
 
 
 @dataclass(frozen=True)
@@ -81,10 +85,12 @@ def picture_layers(source: Source, target: Target, thumbnails: Sequence[bytes]) 
     """What one target rests on in exemplars, by the fast method, found on their thumbnails."""
     images = [decode_image(thumbnail) for thumbnail in thumbnails]
     found = picture_evidence(source, images, target, "fast")
-    return [
-        Layer(layer_url(one, image.size), f"rests most on {where(one.cells[0])}")
-        for one, image in zip(found, images, strict=True)
-    ]
+    return [layer_of(one, image.size) for one, image in zip(found, images, strict=True)]
+
+
+def layer_of(found: PictureEvidence, size: tuple[int, int]) -> Layer:
+    """The layer of one target over a picture of a size (width, height)."""
+    return Layer(layer_url(found, size), f"rests most on {where(found.cells[0])}")
 
 
 def marked_captions(source: Source, target: Target, captions: Sequence[str]) -> list[Marked]:

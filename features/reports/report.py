@@ -10,7 +10,7 @@ from features.analysis.search import telling_first
 from features.errors import UserError
 from features.files import write_whole
 from features.modality import CROSS_MODAL, IMAGE_DOMINANT, TEXT_DOMINANT
-from features.reports.layers import CSS, SWITCH, add_layers, marked_captions
+from features.reports.layers import CSS, add_layers, marked_captions, switch
 from features.reports.page import (
     CLASS_NAMES,
     MODALITY_CLASSES,
@@ -86,7 +86,7 @@ def write_report(space: FeatureSpace, out: str | Path, *, evidence: bool = True)
             evidence=shown,
             evidence_missing=missing,
             layers_css=CSS,
-            layers_switch=SWITCH,
+            layers_switch=switch(),
             opening_images=OPENING_IMAGES,
             opening_texts=OPENING_TEXTS,
             gallery=gallery,

@@ -7,14 +7,18 @@ dictionary does not explain. Over features (`sparse_probe`) there is no error.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from mms_apps.attributes.model import AttributeModel
+
+if TYPE_CHECKING:
+    from mms_apps.attributes.edits import EmbeddingEdit
 
 
 @dataclass(frozen=True)
@@ -125,6 +129,29 @@ def explain(
             )
         )
     return found
+
+
+def logit_scores(
+    model: AttributeModel, label: str, edit: EmbeddingEdit | None = None
+) -> Callable[[Tensor], Tensor]:
+    """A class's logit (of two classes, its log-odds) as a function of embeddings `[n, dim]`: `[n]`.
+
+    Args:
+        edit: of the embeddings, before the model sees them; most edits let no gradient through.
+    """
+    weights, intercept = model.estimator.logit_of(label)
+    along = torch.from_numpy(np.asarray(weights)).float()  # [inputs]
+    space = model.space
+    encode = space.encode_images if model.config.modality == "image" else space.encode_texts
+
+    def logits(embeddings: Tensor) -> Tensor:
+        if edit is not None:
+            embeddings = edit.apply(embeddings)
+        if model.estimator.inputs == "activations":
+            embeddings = encode(embeddings)  # [n, features]
+        return embeddings @ along.to(embeddings) + intercept
+
+    return logits
 
 
 def probabilities_without(

@@ -10,7 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from features.analysis.search import exemplars
+from features.errors import UserError
+from features.evidence.pictures import picture_evidence
 from features.files import write_whole
+from features.reports.layers import CSS, Layer, Marked, layer_of, marked_captions, switch
 from features.reports.page import CLASS_NAMES, picture_url, templates
 from features.space.space import FeatureSpace
 from features.space.tables import thumbnail
@@ -18,9 +21,9 @@ from mms_apps.attributes.audit import Audit
 from mms_apps.attributes.debias.choosing import ChosenFeatures
 from mms_apps.attributes.debias.comparison import MethodRow
 from mms_apps.attributes.edits import WAY_NAMES
-from mms_apps.attributes.explain import Explanation
+from mms_apps.attributes.explain import Explanation, logit_scores
 from mms_apps.attributes.measures import SMALL_GROUP
-from mms_apps.attributes.model import ModelConfig
+from mms_apps.attributes.model import AttributeModel, ModelConfig
 from mms_apps.attributes.permutation import Difference
 from mms_apps.attributes.predict import PredictionSummary
 
@@ -28,6 +31,9 @@ if TYPE_CHECKING:
     from jinja2 import Environment
     from PIL import Image
 
+    from mms_apps.attributes.edits import EmbeddingEdit
+
+EDITED_GRID = 8
 SHOWN_FEATURES = 8
 """Contributions of a prediction that are shown."""
 SHOWN_EXEMPLARS = 5
@@ -60,6 +66,39 @@ class Explained:
     explanation: Explanation
     credit: str = ""
     """Whose the image is and under which licence."""
+    layer: Layer | None = None
+    """Of a prediction from images, what it rests on in this one."""
+    marked: Marked | None = None
+    """Of a prediction from texts, the caption with the words that it rests on."""
+
+
+def rests_on(
+    model: AttributeModel,
+    edit: EmbeddingEdit | None,
+    label: str,
+    image: Image.Image | None,
+    caption: str,
+) -> tuple[Layer | None, Marked | None]:
+    """What the prediction of a class rests on in an image, or in a caption, as the model reads
+    these or those; None of the other, of one that is not there, and where the encoder is not at
+    hand.
+
+    Edits let no gradient through: with one, the parts of an image are covered on a coarser grid.
+    """
+    scores = logit_scores(model, label, edit)
+    try:
+        encoder = model.space.encoder
+    except UserError:
+        return None, None
+    if model.config.modality == "text":
+        return None, marked_captions(encoder, scores, [caption])[0] if caption else None
+    if image is None:
+        return None, None
+    if edit is None:
+        [found] = picture_evidence(encoder, [image], scores, "fast")
+    else:
+        [found] = picture_evidence(encoder, [image], scores, "exact", grid=EDITED_GRID)
+    return layer_of(found, image.size), None
 
 
 def write_predictions_report(
@@ -80,6 +119,8 @@ def write_predictions_report(
             "image": None if e.image is None else picture_url(thumbnail(e.image)),
             "credit": e.credit,
             "explanation": e.explanation,
+            "layer": e.layer,
+            "marked": e.marked,
             "bars": _bars(e.explanation),
         }
         for e in explained
@@ -97,6 +138,9 @@ def write_predictions_report(
         summary=summary,
         samples=samples,
         pictures=pictures,
+        rests_on=any(e.layer or e.marked for e in explained),
+        layers_css=CSS,
+        layers_switch=switch("prediction"),
     )
 
 

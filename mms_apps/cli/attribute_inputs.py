@@ -228,7 +228,7 @@ def explain_some(
     from features.store.credits import credits_of
     from features.store.store import ATTRIBUTE
     from mms_apps.attributes.explain import explain
-    from mms_apps.attributes.report import Explained
+    from mms_apps.attributes.report import Explained, rests_on
 
     rows = np.unique(np.linspace(0, len(store) - 1, min(count, len(store)))).astype(int).tolist()
     if not rows:
@@ -243,14 +243,13 @@ def explain_some(
     )
     images = dict(source.images([sample["location"] for sample in samples]))
     owners = credits_of(store, rows)
-    return [
-        Explained(
-            sample["id"],
-            sample["caption"] or "",
-            sample.get(column),
-            images.get(sample["location"]),
-            explanation,
-            credit,
+    explained = []
+    for sample, explanation, credit in zip(samples, found, owners, strict=True):
+        image, caption = images.get(sample["location"]), sample["caption"] or ""
+        layer, marked = rests_on(model, edit, explanation.label, image, caption)
+        explained.append(
+            Explained(
+                sample["id"], caption, sample.get(column), image, explanation, credit, layer, marked
+            )
         )
-        for sample, explanation, credit in zip(samples, found, owners, strict=True)
-    ]
+    return explained

@@ -17,9 +17,11 @@ from features.space.space import FeatureSpace
 from features.store.store import ActivationStore, StoreConfig
 from features.store.write import sample_table, write_store
 from mms_apps.attributes import predict
+from mms_apps.attributes.edits import KeepFeatures
 from mms_apps.attributes.explain import (
     explain,
     feature_contributions,
+    logit_scores,
     probabilities_without,
 )
 from mms_apps.attributes.labels import Samples, classes_of, read_samples, require_columns
@@ -59,6 +61,24 @@ def test_contributions_add_up_to_the_logit(
         assert np.log(odds) == pytest.approx(found.logit, abs=1e-4)
         everything = {c.modality_class for c in found.contributions}
         assert found.without(everything) == pytest.approx(found.constant + found.unexplained)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_logit_as_a_function_of_embeddings(
+    method: Method, space: FeatureSpace, samples: Samples
+) -> None:
+    model = make(space, samples, method)
+    embeddings = samples.embeddings[:10].clone().requires_grad_()
+    for label in model.classes:
+        scores = logit_scores(model, label)(embeddings)
+        expected = [e.logit for e in explain(model, embeddings.detach(), [label] * 10)]
+        assert scores.tolist() == pytest.approx(expected, abs=1e-4)
+        (gradient,) = torch.autograd.grad(scores.sum(), embeddings)
+        assert gradient.abs().sum() > 0
+    keep = KeepFeatures(space, torch.arange(len(space)), "image")
+    edited = logit_scores(model, label, keep)(embeddings.detach())
+    expected = [e.logit for e in explain(model, keep.apply(embeddings.detach()), [label] * 10)]
+    assert edited.tolist() == pytest.approx(expected, abs=1e-4)
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -65,7 +65,10 @@ def test_predict_audit_and_edit(
     assert summary["pairs"] == 60
     assert summary["labelled"] == 45
     assert_needs_no_network(tmp_path / "p" / "predictions.html")
-    assert "say nothing about who a person is" in (tmp_path / "p" / "predictions.html").read_text()
+    page = (tmp_path / "p" / "predictions.html").read_text()
+    assert "say nothing about who a person is" in page
+    assert page.count('class="layer"') == page.count("; the prediction rests most on") == 12
+    assert page.count('class="layers-switch"') == 1
 
     saved = ("--model", tmp_path / "p" / "model")
     code, out, _ = attributes("audit", *shape, *saved, "--group", "place", "--out", tmp_path / "a")
@@ -136,7 +139,8 @@ def test_debias_leaves_an_edit_that_predict_takes(
     assert_needs_no_network(tmp_path / "d" / "debias.html")
     edited = ("--model", tmp_path / "d" / "model", "--edit", tmp_path / "d" / "edit")
     shape = ("--attribute", "shape", "--pairs", test)
-    assert attributes("predict", *shape, *edited, "--out", tmp_path / "p", "--explain", "0")[0] == 0
+    assert attributes("predict", *shape, *edited, "--out", tmp_path / "p", "--explain", "1")[0] == 0
+    assert (tmp_path / "p" / "predictions.html").read_text().count('class="layer"') == 1
 
 
 def test_texts_and_zero_shot_prompts(
@@ -150,6 +154,9 @@ def test_texts_and_zero_shot_prompts(
     config = json.loads((tmp_path / "out" / "model" / "config.json").read_text())
     assert config["prompts"]["square"] == ["a square", "a drawing"]
     assert config["modality"] == "text"
+    page = (tmp_path / "out" / "predictions.html").read_text()
+    assert page.count('class="marked"') == page.count("The prediction rests most on") == 2
+    assert "<mark class=" in page and 'class="layer"' not in page
     prompts.write_text('{"circle": "a circle", "square": []}')
     code, _, err = attributes("predict", *common, *options, "--out", tmp_path / "again")
     assert code == 2
