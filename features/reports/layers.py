@@ -35,7 +35,7 @@ CSS = """
 .stack .layer { position:absolute; top:0; left:0; opacity:0; pointer-events:none;
   background:none !important; border-color:transparent !important; }
 :root:has(.layers-switch:checked) .stack .layer { opacity:1; }
-:root:has(.layers-switch:checked) .stack .picture {
+:root:has(.layers-switch:checked) .stack:has(.layer) .picture {
   filter:grayscale(1) contrast(.7) brightness(1.12); }
 .marked mark { background:none; color:inherit; }
 :root:has(.layers-switch:checked) .marked mark { border-radius:3px; padding:0 .1em;
@@ -49,7 +49,8 @@ CSS = """
 :root:has(.layers-switch:checked) .layers-scale { display:flex; }
 .layers-scale i { width:9rem; height:.8em; border-radius:3px; border:1px solid currentColor;
   background:linear-gradient(to right, rgb(93 58 155), rgb(255 255 255), rgb(230 97 0)); }
-.layers-choice { display:flex; flex-wrap:wrap; align-items:center; gap:.4rem 1.2rem; }
+.layers-choice { display:flex; flex-wrap:wrap; align-items:center; gap:.4rem 1.2rem;
+  margin:.5rem 0 1rem; }
 .layers-choice label { display:inline-flex; align-items:center; gap:.5rem; cursor:pointer; }
 .layers-choice input { flex:none; width:1.15rem; height:1.15rem; margin:0; }
 """
