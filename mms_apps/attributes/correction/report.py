@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from features.analysis.search import exemplars
 from features.errors import UserError
-from features.reports.layers import CSS, SWITCH, Layer, picture_layers
+from features.reports.layers import CSS, Layer, picture_layers, switch
 from features.reports.page import picture_url
 from features.space.tables import thumbnail
 from features.store.credits import credits_of
@@ -131,7 +131,7 @@ def write_correction_report(
         pictures=pictures,
         layers=any(layer for rows in drawn for _, _, layer in rows),
         layers_css=CSS,
-        layers_switch=SWITCH,
+        layers_switch=switch(),
     )
 
 
