@@ -31,6 +31,8 @@ from benchmarks.topk_training import LIBRARIES
 PROFILED = ("ours", "ours_exact", "sparsify")
 WARM, STEPS = 2, 5
 REPEATS = 7
+CHUNK = 1024
+"""Samples of a product, as `features.dictionary.selection` makes it."""
 COPIED_MIB = 512
 KINDS = {
     "dense_products": ("aten::mm", "aten::addmm", "aten::bmm"),
@@ -107,8 +109,8 @@ def profile_rows(size: Size, python: dict[str, str], work: Path, seed: int) -> l
 
 
 def rate_rows() -> list[Result]:
-    """Products in fp32 and bf16, and memory, as fast as they run here."""
-    n, dim, features = BATCH, SMALL.dim, SMALL.features
+    """Products in fp32 and bf16, memory, and what caches hold, as fast as they run here."""
+    n, dim, features = CHUNK, SMALL.dim, SMALL.features
     x, weight = torch.randn(n, dim), torch.randn(features, dim)
     low = x.bfloat16(), weight.bfloat16()
     operations = 2e-9 * n * dim * features
@@ -119,6 +121,7 @@ def rate_rows() -> list[Result]:
         _rate_row("rate/fp32", lambda: F.linear(x, weight), operations, "GFLOP/s"),
         _rate_row("rate/bf16", lambda: F.linear(*low), operations, "GFLOP/s"),
         _rate_row("rate/memory", lambda: target.copy_(source), moved, "GB/s"),
+        _rate_row("rate/cache", lambda: weight.sum(), 4e-9 * weight.numel(), "GB/s"),
     ]
 
 
@@ -133,8 +136,8 @@ def _rate_row(name: str, run: Callable[[], object], amount: float, unit: str) ->
 
 
 def limit_rows(size: Size, rates: dict[str, float]) -> list[Result]:
-    """The least milliseconds of a step: the bf16 product at its rate; each active row that is read
-    and Adam's reads and writes at the memory's.
+    """The least milliseconds of a step: the bf16 product at its rate, each active row that is read
+    at the caches', Adam's reads and writes at the memory's.
 
     Rows are read four times (reconstruction, gradients of the values, the decoder and the encoder),
     those of candidates once more. Adam reads a weight, its gradient and two moments, and writes all
@@ -145,7 +148,7 @@ def limit_rows(size: Size, rates: dict[str, float]) -> list[Result]:
     row = size.dim * 4e-9  # GB
     least = {
         "dense_products": 2e-9 * BATCH * size.dim * size.features / rates["rate/bf16"],
-        "rows": BATCH * (4 * size.k + size.k + SPARE) * row / rates["rate/memory"],
+        "rows": BATCH * (4 * size.k + size.k + SPARE) * row / rates["rate/cache"],
         "adam": 7 * 2 * size.features * row / rates["rate/memory"],
     }
     least["step"] = sum(least.values())

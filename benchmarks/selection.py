@@ -1,6 +1,6 @@
 """What bf16 candidates miss on real embeddings, and what it costs in FVU.
 
-    python -m benchmarks.selection --out runs/selection.json
+    python -m benchmarks.selection --work runs/selection --out runs/selection.json
 
 On the embeddings of the embedded encoders: the share of the true k largest, of those that are
 active, that the candidates hold after a training; and held-out FVU of trainings that select by bf16
@@ -9,7 +9,6 @@ and exactly, over seeds.
 
 from __future__ import annotations
 
-import tempfile
 from functools import partial
 from pathlib import Path
 
@@ -74,16 +73,13 @@ def recall_rows(
 
 
 def main() -> None:
-    arguments = options(__doc__).parse_args()
-    with tempfile.TemporaryDirectory() as scratch:
-        run_sections(
-            [
-                partial(selection_rows, encoder, Path(scratch), arguments.seed)
-                for encoder in ENCODERS
-            ],
-            arguments.out,
-            seed=arguments.seed,
-        )
+    parser = options(__doc__)
+    parser.add_argument("--work", type=Path, required=True, help="folder of stores and trainings")
+    arguments = parser.parse_args()
+    sections = [
+        partial(selection_rows, encoder, arguments.work, arguments.seed) for encoder in ENCODERS
+    ]
+    run_sections(sections, arguments.out, seed=arguments.seed)
 
 
 if __name__ == "__main__":
