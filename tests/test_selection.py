@@ -106,10 +106,10 @@ def dense(code: tuple[Tensor, Tensor], features: int) -> Tensor:
 
 
 def recall(x: Tensor, weight: Tensor, bias: Tensor, k: int) -> float:
-    """Share of the true k largest that are found."""
-    _, true = exact_places(x, weight, bias, k)
+    """Share of the true k largest, of those that are active, that are found."""
+    values, true = exact_places(x, weight, bias, k)
     _, found = candidate_places(x, weight, bias, k)
-    return float((true.unsqueeze(2) == found.unsqueeze(1)).any(2).double().mean())
+    return float((true.unsqueeze(2) == found.unsqueeze(1)).any(2)[values > 0].double().mean())
 
 
 def test_bf16_finds_nearly_all_of_the_largest() -> None:
@@ -119,6 +119,16 @@ def test_bf16_finds_nearly_all_of_the_largest() -> None:
     x = F.normalize(strength @ causes + 0.02 * drawn(1000, 256, seed=6), dim=1)
     weight, bias = layer(256, 2048)
     assert recall(x - x.mean(0), weight, bias, 32) >= 0.9999
+
+
+def test_samples_whose_candidates_may_miss_are_selected_exactly() -> None:
+    """More features than there are candidates differ by less than bf16 tells apart; the last sample
+    has none that is active."""
+    direction = F.normalize(drawn(1, 64), dim=1)
+    near = F.normalize(direction + 1e-3 * drawn(300, 64, seed=1), dim=1)
+    weight = torch.cat([near, F.normalize(drawn(100, 64, seed=2), dim=1)])
+    x = torch.cat([direction + 0.1 * drawn(50, 64, seed=3), -direction])
+    assert recall(x, weight, torch.zeros(400), 8) == 1
 
 
 def test_gradients_with_candidates_are_those_of_a_dense_loop() -> None:

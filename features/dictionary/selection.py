@@ -69,14 +69,29 @@ def exact_places(x: Tensor, weight: Tensor, bias: Tensor, k: int) -> tuple[Tenso
 def candidate_places(
     x: Tensor, weight: Tensor, bias: Tensor, k: int, spare: int = SPARE
 ) -> tuple[Tensor, Tensor]:
-    """As `exact_places`, among the k + spare features whose outputs are the largest in bf16."""
+    """As `exact_places`, among the k + spare features whose outputs are the largest in bf16.
+
+    No other feature's output is above the least candidate's in bf16. Where that, and the greatest
+    error of a candidate of the sample, reach the k-th largest, the sample is selected exactly: so
+    it is where many features have nearly the same output.
+    """
     candidates = min(k + spare, len(weight))
     low, low_bias = weight.bfloat16(), bias.bfloat16()
     chunks = x.bfloat16().split(CHUNK)
-    found = torch.cat([largest(F.linear(c, low, low_bias), candidates) for c in chunks])
-    values = outputs_at(x, weight, found) + bias[found]  # [n, candidates]
-    kept = largest(values, k)
-    return values.gather(1, kept), found.gather(1, kept)
+    found, rough = [], []
+    for chunk in chunks:
+        pre = F.linear(chunk, low, low_bias)  # [chunk, features]
+        found.append(largest(pre, candidates))
+        rough.append(pre.gather(1, found[-1]))
+    places, estimates = torch.cat(found), torch.cat(rough).float()  # [n, candidates]
+    outputs = outputs_at(x, weight, places) + bias[places]  # [n, candidates]
+    kept = largest(outputs, k)
+    values, features = outputs.gather(1, kept), places.gather(1, kept)  # [n, k]
+    others = estimates.amin(1) + (outputs - estimates).abs().amax(1)  # [n]
+    doubtful = (others >= values.amin(1)) & (others > 0)
+    if candidates < len(weight) and doubtful.any():
+        values[doubtful], features[doubtful] = exact_places(x[doubtful], weight, bias, k)
+    return values, features
 
 
 def largest(values: Tensor, count: int) -> Tensor:
