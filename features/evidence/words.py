@@ -1,4 +1,4 @@
-"""Evidence in captions: by leaving each word out in turn, or by one gradient."""
+"""Evidence in captions: by leaving each word out and keeping it alone, or by one gradient."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ class WordEvidence:
 
     caption: as it was given.
     spans: of each word its first character and the one after its last.
-    words: `[targets, words]` float32; positive where the target would fall without the word, in the
-        target's own unit; 0 for words that the encoder's context cuts off.
+    words: `[targets, words]` float32; positive where the word raises the target, in the target's
+        own unit; 0 for words that the encoder's context cuts off.
     values: the targets of the whole caption, `[targets]` float32.
     """
 
@@ -58,8 +58,10 @@ def word_evidence(
 ) -> list[WordEvidence]:
     """Which words of captions a feature, or any function of their embedding, rests on.
 
-    - `exact` leaves each word out, encodes what is left and takes the difference (Li et al. 2016,
-      arXiv 1612.08220, section 3).
+    - `exact` takes the mean of two differences: of the caption from what is left without the word
+      (Li et al. 2016, arXiv 1612.08220, section 3), and of the word alone from an empty text. Where
+      several words say one thing, each can be left out for the others; alone, each says it. The two
+      are the first and the last term of the word's Shapley value.
     - `fast` takes, at the token embeddings, the gradient times what they have beyond those of a
       text without words, summed over a word's tokens. One pass forwards and one backwards for each
       target. It is a poor guess at what `exact` finds, which costs little as texts are short: use
@@ -95,7 +97,7 @@ def word_evidence(
     if not captions:
         return []
     seen, _ = Context(encoder.tokenizer).as_seen(captions, encoder.tokenize(captions))
-    find = _by_leaving_out if method == "exact" else _by_gradient
+    find = _out_and_alone if method == "exact" else _by_gradient
     words, values = find(encoder, seen, spans, scores, batch_size)
     return [
         WordEvidence(caption, own, one, value)
@@ -107,7 +109,7 @@ Spans = Sequence[tuple[tuple[int, int], ...]]
 
 
 @torch.inference_mode()
-def _by_leaving_out(
+def _out_and_alone(
     encoder: Encoder, seen: Sequence[str], spans: Spans, scores: Scores, batch_size: int
 ) -> tuple[list[Tensor], Tensor]:
     """Of each caption `[targets, words]`, and the values `[n, targets]`.
@@ -116,24 +118,28 @@ def _by_leaving_out(
         seen: the captions as far as the encoder sees them.
         spans: of the whole captions' words.
     """
-    texts = list(seen)
+    texts = ["", *seen]
     for text, own in zip(seen, spans, strict=True):
         texts += [" ".join((text[:start] + text[end:]).split()) for start, end in own]
+        texts += [text[start:end] for start, end in own]
     order = sorted(range(len(texts)), key=lambda place: len(texts[place]))  # little to fill up
     encoded = []
     for start in range(0, len(texts), batch_size):
         tokens = encoder.tokenize([texts[place] for place in order[start : start + batch_size]])
         encoded.append(scores(encoder.embed_token_tensors(_trimmed(encoder, tokens))))
     found = torch.cat(encoded).float().cpu()[torch.tensor(order).argsort()]
-    values, without = found.split([len(seen), len(texts) - len(seen)])
-    parts = without.split([len(own) for own in spans])  # of each caption [words, targets]
-    return [(value - part).T for value, part in zip(values, parts, strict=True)], values
+    nothing, values, parts = found.split([1, len(seen), len(texts) - len(seen) - 1])
+    words = []
+    for value, part in zip(values, parts.split([2 * len(own) for own in spans]), strict=True):
+        without, alone = part.chunk(2)  # [words, targets]
+        words.append((((value - without) + (alone - nothing)) / 2).T)
+    return words, values
 
 
 def _by_gradient(
     encoder: Encoder, seen: Sequence[str], spans: Spans, scores: Scores, batch_size: int
 ) -> tuple[list[Tensor], Tensor]:
-    """As `_by_leaving_out`, to the first order."""
+    """The same shapes, to the first order."""
     words, values = [], []
     context = Context(encoder.tokenizer)
     for start in range(0, len(seen), batch_size):
