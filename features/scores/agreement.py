@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from features.bootstrap import FLOOR_QUANTILE, bootstrap_weights, ratio_interval
+from features.scores.active import ActivePairs
 
 PERMUTATIONS = 40
 """Ways in which images get the texts of other pairs, for the floor."""
@@ -89,7 +90,7 @@ class AgreementStatistics:
         self.greatest = zeros.clone()  # sum of max(u, v)
         self.replicate_weight = torch.zeros(replicates, dtype=torch.float64, device=means.device)
         # Over pairs whose lesser is the image, the lesser is the text; all images; all texts.
-        self.replicate_sums = zeros.repeat(4, replicates, 1)  # [4, replicates, features]
+        self.replicate_sums = zeros[:, None].repeat(4, 1, replicates)  # [4, features, replicates]
         self.chance_least = zeros.repeat(PERMUTATIONS, 1)  # [permutations, features]
         self.chance_greatest = zeros.repeat(PERMUTATIONS, 1)  # [permutations, features]
 
@@ -100,18 +101,20 @@ class AgreementStatistics:
             image: activations for the images, `[n, features]`; signs don't matter.
             text: activations for the captions of the same pairs, `[n, features]`.
         """
-        u, v = self._scaled(image, text)
-        weights = bootstrap_weights(self.seed, self.stream, self._next, len(u), self.replicates)
-        weights = weights.to(u).T.contiguous()  # [replicates, n]
-        self.active += ((u > 0) | (v > 0)).sum(0)
-        self.least += torch.minimum(u, v).sum(0)
-        self.greatest += torch.maximum(u, v).sum(0)
+        active = ActivePairs.of(image, text)
+        u, v = self._scaled(active)
+        n = active.pairs
+        weights = bootstrap_weights(self.seed, self.stream, self._next, n, self.replicates)
+        weights = weights.to(u)  # [n, replicates]
+        self.active += active.counts
+        self.least += active.sums(torch.minimum(u, v))
+        self.greatest += active.sums(torch.maximum(u, v))
         image_less = u <= v
         parts = (torch.where(image_less, u, 0.0), torch.where(image_less, 0.0, v), u, v)
         for sums, part in zip(self.replicate_sums, parts, strict=True):
-            sums += weights @ part
-        self.replicate_weight += weights.sum(1)
-        self._next += len(u)
+            sums += active.products(part, weights)
+        self.replicate_weight += weights.sum(0)
+        self._next += n
 
     def update_chance(self, image: Tensor, text: Tensor) -> None:
         """Add pairs to the floor: within them, images are paired with the texts of others.
@@ -121,13 +124,23 @@ class AgreementStatistics:
                 (`ActivationStore.shuffled_batches`): neighbours may be of one kind.
             text: of the same pairs, `[n, features]`.
         """
-        u, v = self._scaled(image, text)
-        if len(u) < 2:  # there is no other pair
+        active = ActivePairs.of(image, text)
+        n, features = active.pairs, active.features
+        if n < 2:  # there is no other pair
             return
+        u, v = self._scaled(active)
+        both = active.sums(u) + active.sums(v)  # of min(u, other) + max(u, other)
+        v = active.dense(v)  # [n, features]
+        furthest = min(PERMUTATIONS, n - 1)
+        before = torch.cat([v[-furthest:], v]).flatten()  # [(furthest + n) * features]
+        images, u = active.where(u > 0), u[u > 0]
+        places = images.pair * features + images.feature
         for permutation in range(PERMUTATIONS):
-            other = v.roll(1 + permutation % (len(v) - 1), dims=0)  # [n, features]
-            self.chance_least[permutation] += torch.minimum(u, other).sum(0)
-            self.chance_greatest[permutation] += torch.maximum(u, other).sum(0)
+            shift = 1 + permutation % (n - 1)
+            other = before[(furthest - shift) * features :][places]  # of the text `shift` before
+            least = images.sums(torch.minimum(u, other))
+            self.chance_least[permutation] += least
+            self.chance_greatest[permutation] += both - least
 
     def merge(self, other: AgreementStatistics) -> None:
         """Add the sums of other pairs.
@@ -155,8 +168,8 @@ class AgreementStatistics:
         """The scores; features with fewer than `min_pairs` active pairs are unscored (NaN)."""
         active = self.active.cpu().numpy()  # [features]
         greatest = self.greatest.cpu().numpy()  # [features]
-        weight = self.replicate_weight[:, None]  # [replicates, 1]
-        image_less, text_less, image, text = self.replicate_sums  # [replicates, features] each
+        weight = self.replicate_weight  # [replicates]
+        image_less, text_less, image, text = self.replicate_sums  # [features, replicates] each
         # Divided by the replicate's own means, which are relative to those of all pairs.
         least = _ratio(image_less * weight, image) + _ratio(text_less * weight, text)
         total = weight * ((image > 0).double() + (text > 0).double())  # of min(u, v) + max(u, v)
@@ -165,17 +178,17 @@ class AgreementStatistics:
             chance = self.chance_least.cpu().numpy() / self.chance_greatest.cpu().numpy()
             unit = greatest / active  # what an active pair adds to the denominator, on average
         low, high = ratio_interval(
-            least.cpu().numpy(), (total - least).cpu().numpy(), unit, seed=self.seed
+            least.T.cpu().numpy(), (total - least).T.cpu().numpy(), unit, seed=self.seed
         )
         floor = np.quantile(chance, FLOOR_QUANTILE, axis=0)
         for values in (agreement, low, high, floor):
             values[active < max(1, min_pairs)] = np.nan
         return Agreement(agreement, low, high, floor)
 
-    def _scaled(self, image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
-        """Activations over their modality's mean, `[n, features]` each; 0 where that is 0."""
-        image_mean, text_mean = self.means
-        return _ratio(image.double().abs(), image_mean), _ratio(text.double().abs(), text_mean)
+    def _scaled(self, active: ActivePairs) -> tuple[Tensor, Tensor]:
+        """Activations over their modality's mean, `[places]` each; 0 where that is 0."""
+        image_mean, text_mean = self.means[:, active.feature]  # [places] each
+        return _ratio(active.image, image_mean), _ratio(active.text, text_mean)
 
 
 def _ratio(part: Tensor, whole: Tensor) -> Tensor:

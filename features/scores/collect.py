@@ -17,6 +17,7 @@ from torch import Tensor
 
 from features.dictionary import Dictionary
 from features.distributed import broadcast, own_run, statistics_device, this_process
+from features.scores.active import ActivePairs
 from features.scores.agreement import AgreementStatistics
 from features.scores.dominance import DominanceStatistics
 from features.scores.monosemanticity import Moments, MonosemanticityStatistics, TopSamples
@@ -86,12 +87,13 @@ class ScoringStatistics:
             judge_text: `[n, judge_dim]`.
             samples: their n rows of the store's samples.
         """
-        self.dominance.update(image, text)
-        self.monosemanticity.update(image, text, judge_image, judge_text)
-        self.naming.update(image, text, samples)
-        self.image_best.update(image, self._next)
-        self.text_best.update(text, self._next)
-        self._next += len(image)
+        active = ActivePairs.of(image, text)
+        self.dominance.add(active)
+        self.monosemanticity.add(active, judge_image, judge_text)
+        self.naming.add(active, samples)
+        self.image_best.add(active, active.image, self._next)
+        self.text_best.add(active, active.text, self._next)
+        self._next += active.pairs
 
     def merge(self, other: ScoringStatistics) -> None:
         """Add what was found in other pairs.

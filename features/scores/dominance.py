@@ -18,6 +18,7 @@ from features.modality import (
     UNSCORED,
     Rule,
 )
+from features.scores.active import ActivePairs
 
 
 @dataclass(frozen=True)
@@ -83,8 +84,8 @@ class DominanceStatistics:
         self.active = zeros.clone()
         self.energy = torch.stack([zeros, zeros])  # [image and text, features]
         self.nonzero = torch.stack([zeros, zeros])  # [image and text, features]
-        self.replicate_ratio = zeros.repeat(replicates, 1)  # [replicates, features]
-        self.replicate_active = zeros.repeat(replicates, 1)  # [replicates, features]
+        self.replicate_ratio = zeros[:, None].repeat(1, replicates)  # [features, replicates]
+        self.replicate_active = zeros[:, None].repeat(1, replicates)  # [features, replicates]
 
     def update(self, image: Tensor, text: Tensor) -> None:
         """Add the stream's next pairs.
@@ -93,20 +94,23 @@ class DominanceStatistics:
             image: activations for the images, `[n, features]`; signs don't matter.
             text: activations for the captions of the same pairs, `[n, features]`.
         """
-        image, text = image.double().abs(), text.double().abs()  # [n, features]
-        total = image + text
-        active = total > 0
-        ratio = torch.where(active, image / total, 0.0)
-        weights = bootstrap_weights(self.seed, self.stream, self._next, len(image), self.replicates)
-        weights = weights.to(ratio).T.contiguous()  # [replicates, n]
-        self.ratio += ratio.sum(0)
-        self.active += active.sum(0)
-        self.energy += torch.stack([image.sum(0), text.sum(0)])
-        self.nonzero += torch.stack([(image > 0).sum(0), (text > 0).sum(0)])
-        self.replicate_ratio += weights @ ratio
-        self.replicate_active += weights @ active.double()
-        self.pairs += len(image)
-        self._next += len(image)
+        self.add(ActivePairs.of(image, text))
+
+    def add(self, active: ActivePairs) -> None:
+        """Add the stream's next pairs."""
+        image, text = active.image, active.text  # [places]
+        ratio = image / (image + text)
+        n = active.pairs
+        weights = bootstrap_weights(self.seed, self.stream, self._next, n, self.replicates)
+        weights = weights.to(ratio)  # [n, replicates]
+        self.ratio += active.sums(ratio)
+        self.active += active.counts
+        self.energy += torch.stack([active.sums(image), active.sums(text)])
+        self.nonzero += torch.stack([active.sums(image > 0), active.sums(text > 0)])
+        self.replicate_ratio += active.products(ratio, weights)
+        self.replicate_active += active.products(torch.ones_like(ratio), weights)
+        self.pairs += n
+        self._next += n
 
     @property
     def means(self) -> Tensor:
@@ -149,8 +153,8 @@ class DominanceStatistics:
             mean_active = energy / nonzero
             density = nonzero / np.float64(self.pairs)
         low, high = ratio_interval(
-            self.replicate_ratio.cpu().numpy(),
-            self.replicate_active.cpu().numpy(),
+            self.replicate_ratio.T.cpu().numpy(),
+            self.replicate_active.T.cpu().numpy(),
             1.0,
             seed=self.seed,
         )

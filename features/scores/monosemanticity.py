@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from features.modality import IMAGE_DOMINANT, TEXT_DOMINANT
+from features.scores.active import ActivePairs
 
 FEATURE_CHUNK = 256
 NO_SAMPLE = -1
@@ -54,18 +55,37 @@ class TopSamples:
             activations: `[n, features]`; signs don't matter.
             start: the first sample's number; numbers stay below 2^32.
         """
-        values = activations.abs().float().T.contiguous()  # [features, n]
-        bits = values.view(torch.int32).long() << 32  # [features, n]
-        numbers = torch.arange(start, start + len(activations), device=values.device)  # [n]
-        self._keep_best(torch.where(values > 0, bits + (NUMBERS - numbers), 0))
+        active = ActivePairs.of(activations, activations)
+        self.add(active, active.image, start)
+
+    def add(self, active: ActivePairs, values: Tensor, start: int) -> None:
+        """Add samples.
+
+        Args:
+            values: |a| of the images or of the texts: `[places]`.
+            start: as `update` takes it.
+        """
+        values = values.float().contiguous()
+        keys = (values.view(torch.int32).long() << 32) + (NUMBERS - start - active.pair)
+        better = (values > 0) & (keys > self._keys[active.feature, -1])  # few, but at first
+        found = active.where(better)
+        changed = found.counts.nonzero().squeeze(1)
+        if len(changed) == 0:
+            return
+        place = torch.arange(len(found.feature), device=keys.device)
+        place -= (found.counts.cumsum(0) - found.counts)[found.feature]  # within its feature
+        row = torch.empty_like(found.counts)
+        row[changed] = torch.arange(len(changed), device=keys.device)
+        waiting = keys.new_zeros(len(changed), int(found.counts.max()))
+        waiting[row[found.feature], place] = keys[better]
+        self._keys[changed] = self._best(self._keys[changed], waiting)
 
     def merge(self, other: TopSamples) -> None:
         """Add the best of other samples, numbered apart from these."""
-        self._keep_best(other._keys.to(self._keys.device))
+        self._keys = self._best(self._keys, other._keys.to(self._keys.device))
 
-    def _keep_best(self, keys: Tensor) -> None:
-        keys = keys.topk(min(self.m, keys.shape[1]), dim=1).values
-        self._keys = torch.cat([self._keys, keys], dim=1).topk(self.m, dim=1).values
+    def _best(self, keys: Tensor, others: Tensor) -> Tensor:
+        return torch.cat([keys, others], dim=1).topk(self.m, dim=1).values
 
 
 @dataclass(frozen=True)
@@ -177,8 +197,12 @@ class MonosemanticityStatistics:
             judge_image: the judge's embeddings `[n, dim]`.
             judge_text: `[n, dim]`.
         """
-        self.image.add(image, judge_image)
-        self.text.add(text, judge_text)
+        self.add(ActivePairs.of(image, text), judge_image, judge_text)
+
+    def add(self, active: ActivePairs, judge_image: Tensor, judge_text: Tensor) -> None:
+        """Add pairs, with the judge's embeddings `[n, dim]` of their images and texts."""
+        self.image.add(active, active.image, judge_image)
+        self.text.add(active, active.text, judge_text)
 
     def merge(self, other: MonosemanticityStatistics) -> None:
         """Add the sums of other pairs."""
@@ -232,15 +256,18 @@ class Moments:
             embedding=torch.zeros(dim, dtype=torch.float64, device=device),
         )
 
-    def add(self, activations: Tensor, embeddings: Tensor) -> None:
-        a = activations.double().abs()  # [n, features]
+    def add(self, active: ActivePairs, a: Tensor, embeddings: Tensor) -> None:
+        """Add samples: their |activations| `[places]` and the judge's embeddings `[n, dim]`."""
         e = F.normalize(embeddings.double(), dim=1)  # [n, dim]
-        self.count += len(a)
-        self.least = torch.minimum(self.least, a.amin(0))
-        self.greatest = torch.maximum(self.greatest, a.amax(0))
-        self.total += a.sum(0)
-        self.squares += a.square().sum(0)
-        self.weighted += a.T @ e
+        self.count += active.pairs
+        least = torch.segment_reduce(a, "min", lengths=active.counts)  # inf without places
+        least = torch.where(active.counts < active.pairs, 0.0, least)
+        self.least = torch.minimum(self.least, least)
+        greatest = torch.segment_reduce(a, "max", lengths=active.counts, initial=0.0)
+        self.greatest = torch.maximum(self.greatest, greatest)
+        self.total += active.sums(a)
+        self.squares += active.sums(a.square())
+        self.weighted += active.products(a, e)
         self.embedding += e.sum(0)
 
     def merge(self, other: Moments) -> None:

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from features.bootstrap import FLOOR_QUANTILE
 from features.errors import UserError
+from features.scores.active import ActivePairs
 from features.scores.words import holds, normalised, words
 from features.store.store import ATTRIBUTE
 
@@ -135,15 +136,18 @@ class NamingStatistics:
             text: activations `[n, features]`.
             samples: their n rows of the store's samples.
         """
+        self.add(ActivePairs.of(image, text), samples)
+
+    def add(self, active: ActivePairs, samples: pa.Table) -> None:
+        """Add pairs, with their rows of the store's samples."""
         presence = self._presence(samples)  # sparse [terms, n]
         self.present += presence.sum(1).to_dense()
-        for modality, activations in enumerate((image, text)):
-            a = activations.double().abs()  # [n, features]
-            self.total[modality] += a.sum(0)
-            self.squares[modality] += a.square().sum(0)
+        for modality, a in enumerate((active.image, active.text)):
+            self.total[modality] += active.sums(a)
+            self.squares[modality] += active.sums(a.square())
             if self.terms:
-                self.together[modality] += torch.sparse.mm(presence, a)
-        self.pairs += len(image)
+                self.together[modality] += torch.sparse.mm(presence, active.dense(a))
+        self.pairs += active.pairs
 
     def merge(self, other: NamingStatistics) -> None:
         """Add the sums of other pairs.
