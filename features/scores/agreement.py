@@ -101,7 +101,10 @@ class AgreementStatistics:
             image: activations for the images, `[n, features]`; signs don't matter.
             text: activations for the captions of the same pairs, `[n, features]`.
         """
-        active = ActivePairs.of(image, text)
+        self.add(ActivePairs.of(image, text))
+
+    def add(self, active: ActivePairs) -> None:
+        """Add the stream's next pairs."""
         u, v = self._scaled(active)
         n = active.pairs
         weights = bootstrap_weights(self.seed, self.stream, self._next, n, self.replicates)
@@ -124,7 +127,10 @@ class AgreementStatistics:
                 (`ActivationStore.shuffled_batches`): neighbours may be of one kind.
             text: of the same pairs, `[n, features]`.
         """
-        active = ActivePairs.of(image, text)
+        self.add_chance(ActivePairs.of(image, text))
+
+    def add_chance(self, active: ActivePairs) -> None:
+        """Add pairs to the floor, as `update_chance`."""
         n, features = active.pairs, active.features
         if n < 2:  # there is no other pair
             return

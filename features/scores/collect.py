@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
+from itertools import islice, tee
 from typing import TypeVar
 
 import pyarrow as pa
@@ -148,9 +148,14 @@ def collect(
         replicates=replicates,
         device=sums,
     )
+    embeddings = store.batches(batch_size, pairs)
+    if judge is store:
+        embeddings, judged = tee(embeddings)
+    else:
+        judged = judge.batches(batch_size, pairs)
     batches = zip(
-        _activations(store.batches(batch_size, pairs), dictionary, device),
-        judge.batches(batch_size, pairs),
+        _activations(embeddings, dictionary, device),
+        judged,
         store.sample_batches(batch_size, pairs),
         strict=True,
     )
@@ -168,13 +173,14 @@ def collect_agreement(
     store: ActivationStore,
     dictionary: Dictionary,
     means: Tensor,
+    terms: Sequence[str],
     *,
     batch_size: int,
     seed: int,
     replicates: int,
     device: torch.device,
     progress: bool,
-) -> AgreementStatistics:
+) -> tuple[AgreementStatistics, NamingStatistics]:
     """Pass over the pairs once more, in their order and shuffled.
 
     Args:
@@ -182,7 +188,7 @@ def collect_agreement(
         means: `DominanceStatistics.means` of all pairs, `[2, features]`.
 
     Returns:
-        As `collect`.
+        The agreement, and what `collect_naming_chance` gives, from the same shuffled pass.
     """
     from rich.progress import track
 
@@ -194,29 +200,24 @@ def collect_agreement(
         start=pairs.start,
         replicates=replicates,
     )
-    hidden = not (progress and this_process().is_local_main_process)
     for image, text in track(
         _activations(store.batches(batch_size, pairs), dictionary, device),
         description="agreement of images and texts",
         total=-(-len(pairs) // batch_size),
-        disable=hidden,
+        disable=not (progress and this_process().is_local_main_process),
     ):
-        found.update(image, text)
-    shuffled = store.shuffled_batches(SHUFFLED_BATCH, torch.Generator().manual_seed(seed))
-    for image, text in track(
-        _activations(_own_batches(shuffled), dictionary, device),
-        description="agreement of other pairs",
-        total=_own_batch_count(store),
-        disable=hidden,
-    ):
-        found.update_chance(image, text)
-    return _merged(found)
+        found.add(ActivePairs.of(image, text))
+    names = collect_naming_chance(
+        store, dictionary, terms, found, seed=seed, device=device, progress=progress
+    )
+    return _merged(found), names
 
 
 def collect_naming_chance(
     store: ActivationStore,
     dictionary: Dictionary,
     terms: Sequence[str],
+    agreement: AgreementStatistics | None = None,
     *,
     seed: int,
     device: torch.device,
@@ -227,6 +228,7 @@ def collect_naming_chance(
 
     Args:
         dictionary: on the device.
+        agreement: is given its floor from the same shuffled activations.
 
     Returns:
         As `collect`.
@@ -242,11 +244,14 @@ def collect_naming_chance(
     )
     for (image, text), samples in track(
         batches,
-        description="names by chance",
+        description="scores by chance",
         total=_own_batch_count(store),
         disable=not (progress and this_process().is_local_main_process),
     ):
-        found.update(image, text, samples)
+        active = ActivePairs.of(image, text)
+        found.add(active, samples)
+        if agreement is not None:
+            agreement.add_chance(active)
     return _merged(found)
 
 

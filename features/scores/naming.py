@@ -175,14 +175,15 @@ class NamingStatistics:
 
     def _presence(self, samples: pa.Table) -> Tensor:
         """Which terms each pair has: sparse `[terms, n]` float64."""
-        places = [
-            (self._index[term], pair)
-            for pair, terms in enumerate(pair_terms(samples, self._phrases))
-            for term in terms
-            if term in self._index
-        ]
-        indices = torch.tensor(places, dtype=torch.long).reshape(-1, 2).T
-        ones = torch.ones(indices.shape[1], dtype=torch.float64)
+        places: list[int] = []
+        counts = []  # a pair
+        for terms in pair_terms(samples, self._phrases):
+            found = [self._index[term] for term in terms if term in self._index]
+            places += found
+            counts.append(len(found))
+        pairs = torch.arange(len(samples)).repeat_interleave(torch.tensor(counts))
+        indices = torch.stack([torch.tensor(places, dtype=torch.long), pairs])
+        ones = torch.ones(len(places), dtype=torch.float64)
         shape = (len(self.terms), len(samples))
         return torch.sparse_coo_tensor(
             indices, ones, shape, device=self.device, check_invariants=False

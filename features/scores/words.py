@@ -8,6 +8,7 @@ each Chinese character as one more. Capitals don't matter, nor how accents are e
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from functools import lru_cache
 from itertools import pairwise
@@ -25,17 +26,22 @@ TOKEN = regex.compile(
     rf"|(?P<word>[[{LETTER}]--[{SPACELESS}]]"
     rf"[{JOINED}{JOINERS}]*[[{LETTER}\p{{M}}]--[{SPACELESS}]])"
 )
+ASCII_WORD = re.compile(r"[a-z0-9](?:[a-z0-9_'-]*[a-z0-9])")
+"""What TOKEN finds in ASCII, at a fraction of the time."""
 HAN = regex.compile(r"\p{Han}")
 FIRST_OF_RUN = regex.compile(rf"[{SPACELESS}]")
 
 
 def normalised(text: str) -> str:
     """Lower case, one space for any white space, accents composed (NFC)."""
-    return " ".join(unicodedata.normalize("NFC", text.lower()).split())
+    text = text.lower()
+    return " ".join((text if text.isascii() else unicodedata.normalize("NFC", text)).split())
 
 
 def words(text: str) -> set[str]:
     """The words of a text, normalised."""
+    if text.isascii():
+        return set(ASCII_WORD.findall(text.lower()))
     found = set()
     for token in TOKEN.finditer(normalised(text)):
         if token["word"]:

@@ -19,7 +19,7 @@ from features.pairs.base import PairSource
 from features.scores.agreement import Agreement
 from features.scores.angles import near_angles
 from features.scores.class_means import SWEEP, TopScores, all_measures, class_means, top_scores
-from features.scores.collect import collect, collect_agreement, collect_naming_chance
+from features.scores.collect import collect, collect_agreement
 from features.scores.dominance import Classes, classify
 from features.scores.monosemanticity import Monosemanticity
 from features.scores.naming import name_features, naming_floor, vocabulary
@@ -65,7 +65,8 @@ def score(
     Raises:
         UserError: the dictionary belongs to another encoder, or the judge has other pairs.
     """
-    judge = judge or store
+    if judge is None or judge.path.samefile(store.path):
+        judge = store
     _check_inputs(store, dictionary, judge)
     if terms is None:
         terms = from_main_process(lambda: vocabulary(store.sample_batches(SAMPLE_BATCH)))
@@ -84,19 +85,16 @@ def score(
         device=device,
         progress=progress,
     )
-
-    agreeing = collect_agreement(
+    agreeing, chance_names = collect_agreement(
         store,
         dictionary,
         from_main_process(lambda: found.dominance.means.cpu()),
+        terms,
         batch_size=batch_size,
         seed=seed,
         replicates=replicates,
         device=device,
         progress=progress,
-    )
-    chance_names = collect_naming_chance(
-        store, dictionary, terms, seed=seed, device=device, progress=progress
     )
 
     def finish() -> tuple[SpaceConfig, pa.Table, pa.Table]:
