@@ -12,6 +12,8 @@ from torch import Tensor
 
 WEIGHTS_A_BLOCK = 16
 """A Philox block is 256 bits, that is 16 weights of 16 bits each."""
+DRAWN_AT_ONCE = 1 << 17
+"""Samples that a bootstrap of a mean draws at once."""
 LEVEL = 0.95
 """Coverage of the intervals."""
 FLOOR_QUANTILE = 0.975
@@ -127,11 +129,17 @@ def bootstrap_interval(
     values = np.asarray(values, dtype=float)
     if len(values) == 0:
         return float("nan"), float("nan")
-    rng = np.random.default_rng(seed)
-    means = np.array(
-        [values[rng.integers(len(values), size=len(values))].mean() for _ in range(replicates)]
-    )
+    means = _resampled_means(values, np.random.default_rng(seed), replicates)
     return percentile_interval(means, level=level)
+
+
+def _resampled_means(values: np.ndarray, rng: np.random.Generator, replicates: int) -> np.ndarray:
+    """Means of `values` `[n]` drawn with repetition: `[replicates]`; several at a time where they
+    are few."""
+    n = len(values)
+    at_once = max(1, DRAWN_AT_ONCE // n)
+    sizes = [min(at_once, replicates - start) for start in range(0, replicates, at_once)]
+    return np.concatenate([values[rng.integers(n, size=(size, n))].mean(axis=1) for size in sizes])
 
 
 def difference_interval(
@@ -156,10 +164,7 @@ def difference_interval(
     if len(first) == 0 or len(second) == 0:
         return float("nan"), float("nan")
     rng = np.random.default_rng(seed)
-    means = [
-        np.array([v[rng.integers(len(v), size=len(v))].mean() for _ in range(replicates)])
-        for v in (first, second)
-    ]
+    means = [_resampled_means(values, rng, replicates) for values in (first, second)]
     return percentile_interval(means[1] - means[0], level=level)
 
 

@@ -192,3 +192,19 @@ def test_intervals_hold_the_populations_agreement(kind: str, pairs: int) -> None
     covered = ((scores.ci_low <= truth) & (truth <= scores.ci_high)).mean()
     assert covered >= 0.92
     assert (scores.ci_high - scores.ci_low).mean() < 2 / pairs**0.5
+
+
+@pytest.mark.parametrize(("pairs", "density"), [(2, 1.0), (7, 0.5), (60, 0.1), (60, 1.0)])
+def test_the_floor_pairs_images_with_the_texts_before(pairs: int, density: float) -> None:
+    generator = torch.Generator().manual_seed(pairs)
+    size = (2, pairs, 300)  # more features than are taken together
+    kept = torch.rand(size, generator=generator) < density
+    image, text = torch.rand(size, generator=generator).double() * kept
+    found = AgreementStatistics(torch.stack([image.mean(0), text.mean(0)]))
+    found.update_chance(image, text)
+    u, v = (a / a.mean(0).clamp(min=1e-300) for a in (image, text))
+    for permutation in range(PERMUTATIONS):
+        other = v.roll(1 + permutation % (pairs - 1), dims=0)
+        least, greatest = torch.minimum(u, other).sum(0), torch.maximum(u, other).sum(0)
+        torch.testing.assert_close(found.chance_least[permutation], least)
+        torch.testing.assert_close(found.chance_greatest[permutation], greatest)

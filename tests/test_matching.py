@@ -14,7 +14,9 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.optimize import linear_sum_assignment
 
+from features.analysis import matching
 from features.analysis.compare import FIGURES, ONE_SEED, compare
 from features.analysis.drift import Drift, find_drift
 from features.analysis.matching import CorrelationStatistics, Matching, match_features
@@ -97,6 +99,58 @@ def test_features_in_another_order_are_found_again(
         assert order[matching.partner[feature]] == feature
     np.testing.assert_allclose(matching.correlation[matched], 1, atol=1e-6)
     assert 0 < matching.floor < 0.9
+
+
+@pytest.mark.parametrize("held", [1, 3 * DIM, 5 * DIM + 1])
+def test_blocks_match_as_the_whole_matrix(
+    held: int, store: ActivationStore, space: FeatureSpace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = permuted(
+        store, torch.randperm(DIM, generator=torch.Generator().manual_seed(2)).tolist()
+    )
+    whole = match_features(space, store, other, store, progress=False)
+    sizes = []
+
+    class Watched(CorrelationStatistics):
+        def __init__(self, first: int, second: int) -> None:
+            super().__init__(first, second)
+            sizes.append(self.product.numel())
+
+    monkeypatch.setattr(matching, "CORRELATIONS_HELD", held)
+    monkeypatch.setattr(matching, "CorrelationStatistics", Watched)
+    blocks = match_features(space, store, other, store, progress=False)
+    assert max(sizes) <= max(held, DIM)  # a block is one feature with all of the other space's
+    assert sum(sizes) == 2 * DIM * DIM
+    assert whole.matched.any()
+    np.testing.assert_array_equal(blocks.partner, whole.partner)
+    np.testing.assert_allclose(blocks.correlation, whole.correlation, rtol=1e-12)
+    assert blocks.floor == pytest.approx(whole.floor, rel=1e-12)
+
+
+@given(
+    first=st.integers(1, 9),
+    second=st.integers(1, 9),
+    share=st.floats(0, 1),
+    seed=st.integers(0, 99),
+)
+@settings(max_examples=60, deadline=None)
+def test_the_assignment_is_that_of_the_whole_matrix(
+    first: int, second: int, share: float, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    correlations = rng.uniform(0.5, 1, (first, second)) * (rng.random((first, second)) < share)
+    row, column = np.nonzero(correlations)
+    found = matching._assigned(row, column, correlations[row, column], first, second, 0.1)
+    rows, columns = linear_sum_assignment(correlations, maximize=True)
+    expected = np.full(first, matching.NO_PARTNER)
+    partners = correlations[rows, columns] > 0
+    expected[rows[partners]] = columns[partners]
+    np.testing.assert_array_equal(found.partner, expected)
+    known = found.matched
+    np.testing.assert_array_equal(
+        found.correlation[known], correlations[np.flatnonzero(known), expected[known]]
+    )
+    assert np.isnan(found.correlation[~known]).all()
 
 
 def sorted_by_class(path: Path, order: np.ndarray) -> ActivationStore:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
@@ -106,3 +107,27 @@ def test_two_processes_score_as_one(tmp_path: Path) -> None:
         else:
             assert ours == theirs
     assert one.exemplars.drop_columns("activation").equals(two.exemplars.drop_columns("activation"))
+
+
+@pytest.mark.parametrize(("judge", "readings"), [(None, 2), ("again", 2), ("other", 3)])
+def test_a_store_that_judges_itself_is_read_once_a_pass(
+    judge: str | None, readings: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = make_store(tmp_path / "store")
+    judges = {
+        None: lambda: None,
+        "again": lambda: ActivationStore.open(store.path),
+        "other": lambda: make_store(tmp_path / "judge", encoder="judge", seed=1),
+    }
+    given = judges[judge]()
+    started: list[Path] = []
+    read = ActivationStore.batches
+
+    def counted(self: ActivationStore, *arguments: object) -> object:
+        started.append(self.path)
+        return read(self, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(ActivationStore, "batches", counted)
+    space = score(store, axes(), given, progress=False)
+    assert len(started) == readings
+    assert space.config.judge_independent == (judge == "other")

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from features.scores.words import holds, normalised, words
+from features.scores.words import TOKEN, holds, normalised, words
 
 PERSIAN = "\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645"
 """A word with a zero-width non-joiner in it."""
@@ -67,3 +67,9 @@ def test_marks_never_stand_alone(text: str) -> None:
 )
 def test_phrases_are_found_as_whole_words(text: str, phrase: str, found: bool) -> None:
     assert holds(normalised(text), normalised(phrase)) == found
+
+
+@given(st.text(alphabet=st.characters(max_codepoint=127), max_size=40))
+def test_the_expression_for_ascii_finds_what_that_for_every_script_finds(text: str) -> None:
+    general = {token["word"] for token in TOKEN.finditer(normalised(text))}
+    assert words(text) == general

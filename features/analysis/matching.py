@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +19,10 @@ BATCH = 1024
 LEAST_CORRELATION = 0.5
 """Features whose activations correlate less are not taken for the same."""
 NO_PARTNER = -1
+CORRELATIONS_HELD = 1 << 24
+"""Correlations between features that are summed up at a time, of 8 bytes each."""
+ALONE = 1e-9
+"""What it counts in the assignment to have no partner: less than any partner."""
 
 
 @dataclass(frozen=True)
@@ -101,13 +106,17 @@ def match_features(
     seed: int = 0,
     progress: bool = True,
 ) -> Matching:
-    """Match the features of two spaces, in one pass over pairs that both encoders have seen.
+    """Match the features of two spaces, over pairs that both encoders have seen.
 
     The images and the texts of all pairs are one long list of samples, over which activations are
-    correlated. Partners are assigned so that the sum of correlations is largest; a pair below
-    LEAST_CORRELATION, or below what other pairs give, is none. The pairs are read shuffled
-    (`ActivationStore.shuffled_batches`), so that the other pairs of a batch are no neighbours: in
-    data sorted by class, neighbours are of one kind.
+    correlated. A pair of features below LEAST_CORRELATION, or below what other pairs give, is none;
+    partners are assigned among the rest so that the sum of their correlations is largest. The pairs
+    are read shuffled (`ActivationStore.shuffled_batches`), so that the other pairs of a batch are
+    no neighbours: in data sorted by class, neighbours are of one kind.
+
+    Memory is bounded: the first space's features are taken in blocks, each with all of the second's
+    (CORRELATIONS_HELD), with a pass over the pairs for each block. Only correlations from
+    LEAST_CORRELATION on are kept.
 
     Args:
         first_store: embeddings by the first space's encoder.
@@ -117,9 +126,6 @@ def match_features(
     Raises:
         UserError: the stores hold other pairs, or a store is of another encoder than its space.
     """
-    from rich.progress import track
-    from scipy.optimize import linear_sum_assignment
-
     for space, store in ((first, first_store), (second, second_store)):
         if not same_encoder(space.config.encoder_fingerprint, store.config.encoder_fingerprint):
             raise UserError(
@@ -131,30 +137,87 @@ def match_features(
             f"{second_store.path}: its pairs are not those of {first_store.path}, row by row; "
             "extract both from the same pairs"
         )
-    found = CorrelationStatistics(len(first), len(second))
-    chance = CorrelationStatistics(len(first), len(second))
+    size = max(1, CORRELATIONS_HELD // len(second))
+    starts = range(0, len(first), size)
+    rows, columns, values, best_by_chance = [], [], [], []
+    for number, start in enumerate(starts):
+        block = slice(start, min(start + size, len(first)))
+        title = "matching features" + f", block {number + 1} of {len(starts)}" * (len(starts) > 1)
+        batches = _shuffled_activations(first, first_store, second, second_store, seed)
+        total = -(-len(first_store) // BATCH)
+        found, chance = _block_correlations(block, batches, len(second), total, title, progress)
+        row, column = np.nonzero(found >= LEAST_CORRELATION)
+        rows.append(row + start)
+        columns.append(column)
+        values.append(found[row, column])
+        best_by_chance.append(chance.max(axis=1))
+    floor = float(np.quantile(np.concatenate(best_by_chance), FLOOR_QUANTILE))
+    row, column, value = (np.concatenate(each) for each in (rows, columns, values))
+    kept = value >= floor
+    return _assigned(row[kept], column[kept], value[kept], len(first), len(second), floor)
+
+
+def _shuffled_activations(
+    first: FeatureSpace,
+    first_store: ActivationStore,
+    second: FeatureSpace,
+    second_store: ActivationStore,
+    seed: int,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Activations of images and texts in both spaces, on the CPU: `[2, n, features]` each."""
     shuffled = (  # alike: the order depends on the seed and the number of pairs alone
         store.shuffled_batches(BATCH, torch.Generator().manual_seed(seed))
         for store in (first_store, second_store)
     )
-    for (image, text), (other_image, other_text) in track(
-        zip(*shuffled, strict=True),
-        description="matching features",
-        total=-(-len(first_store) // BATCH),
-        disable=not progress,
-    ):
-        z = torch.stack([first.encode_images(image), first.encode_texts(text)]).cpu()
-        w = torch.stack([second.encode_images(other_image), second.encode_texts(other_text)]).cpu()
+    for (image, text), (other_image, other_text) in zip(*shuffled, strict=True):
+        yield (
+            torch.stack([first.encode_images(image), first.encode_texts(text)]).cpu(),
+            torch.stack([second.encode_images(other_image), second.encode_texts(other_text)]).cpu(),
+        )
+
+
+def _block_correlations(
+    block: slice,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    second: int,
+    total: int,
+    title: str,
+    progress: bool,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Correlations of a block of the first space's features with the `second` features of the other
+    on the same pairs, and on other pairs: `[block, second]` each."""
+    from rich.progress import track
+
+    rows = block.stop - block.start
+    found, chance = (CorrelationStatistics(rows, second) for _ in range(2))
+    for z, w in track(batches, description=title, total=total, disable=not progress):
+        z = z[..., block]
         found.update(z.flatten(0, 1), w.flatten(0, 1))
-        if len(image) > 1:  # else there is no other pair
+        if z.shape[1] > 1:  # else there is no other pair
             chance.update(z.flatten(0, 1), w.roll(1, dims=1).flatten(0, 1))
-    correlations = found.correlations()
-    best_by_chance = chance.correlations().max(axis=1)
-    floor = float(np.quantile(best_by_chance, FLOOR_QUANTILE))
-    rows, columns = linear_sum_assignment(correlations, maximize=True)
-    values = correlations[rows, columns]
-    kept = values >= max(LEAST_CORRELATION, floor)
-    partner = np.full(len(first), NO_PARTNER)
-    correlation = np.full(len(first), np.nan)
-    partner[rows[kept]], correlation[rows[kept]] = columns[kept], values[kept]
+    return found.correlations(), chance.correlations()
+
+
+def _assigned(
+    row: np.ndarray, column: np.ndarray, value: np.ndarray, first: int, second: int, floor: float
+) -> Matching:
+    """The one-to-one assignment with the largest sum of correlations.
+
+    Args:
+        row, column, value: which of the `first` and of the `second` features may be partners, and
+            their correlation, above 0: `[candidates]` each.
+        floor: of the Matching.
+    """
+    from scipy.sparse import csr_array
+    from scipy.sparse.csgraph import min_weight_full_bipartite_matching
+
+    alone = np.arange(first)  # each feature has a column of its own, for being without a partner
+    weights = np.concatenate([value, np.full(first, ALONE)])
+    places = (np.concatenate([row, alone]), np.concatenate([column, second + alone]))
+    graph = csr_array((weights, places), shape=(first, second + first))
+    _, chosen = min_weight_full_bipartite_matching(graph, maximize=True)
+    matched = chosen < second
+    partner = np.where(matched, chosen, NO_PARTNER).astype(np.int64)
+    correlation = np.full(first, np.nan)
+    correlation[matched] = np.asarray(graph[alone[matched], chosen[matched]]).ravel()
     return Matching(partner, correlation, floor)

@@ -19,6 +19,8 @@ from features.scores.active import ActivePairs
 
 PERMUTATIONS = 40
 """Ways in which images get the texts of other pairs, for the floor."""
+FEATURE_CHUNK = 256
+"""Features whose floors are added to together, which bounds the memory."""
 
 
 @dataclass(frozen=True)
@@ -131,22 +133,35 @@ class AgreementStatistics:
 
     def add_chance(self, active: ActivePairs) -> None:
         """Add pairs to the floor, as `update_chance`."""
-        n, features = active.pairs, active.features
+        n = active.pairs
         if n < 2:  # there is no other pair
             return
         u, v = self._scaled(active)
         both = active.sums(u) + active.sums(v)  # of min(u, other) + max(u, other)
-        v = active.dense(v)  # [n, features]
         furthest = min(PERMUTATIONS, n - 1)
-        before = torch.cat([v[-furthest:], v]).flatten()  # [(furthest + n) * features]
+        texts = active.dense(v).T  # [features, n]
+        texts = torch.cat([texts[:, n - furthest :], texts], dim=1)  # [features, furthest + n]
+        before = texts.flatten().unfold(0, furthest, 1)  # a row: the texts before a pair's own
         images, u = active.where(u > 0), u[u > 0]
-        places = images.pair * features + images.feature
-        for permutation in range(PERMUTATIONS):
-            shift = 1 + permutation % (n - 1)
-            other = before[(furthest - shift) * features :][places]  # of the text `shift` before
-            least = images.sums(torch.minimum(u, other))
-            self.chance_least[permutation] += least
-            self.chance_greatest[permutation] += both - least
+        rows = images.feature * (furthest + n) + images.pair
+        sizes = [int(counts.sum()) for counts in images.counts.split(FEATURE_CHUNK)]
+        least = torch.cat(
+            [
+                torch.segment_reduce(
+                    torch.minimum(before.index_select(0, row), a[:, None]), "sum", lengths=counts
+                )
+                for row, a, counts in zip(
+                    rows.split(sizes),
+                    u.split(sizes),
+                    images.counts.split(FEATURE_CHUNK),
+                    strict=True,
+                )
+            ]
+        )  # [features, furthest], the furthest text first
+        order = torch.arange(PERMUTATIONS, device=least.device) % furthest
+        least = least.flip(1)[:, order].T  # [permutations, features]
+        self.chance_least += least
+        self.chance_greatest += both - least
 
     def merge(self, other: AgreementStatistics) -> None:
         """Add the sums of other pairs.

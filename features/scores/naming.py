@@ -42,11 +42,11 @@ def pair_terms(samples: pa.Table, phrases: Sequence[str] = ()) -> Iterator[set[s
     """The terms of each row of a store's samples, and those of `phrases` whose words stand in one
     of its captions, whole and in this order."""
     attributes = [name for name in samples.column_names if name.startswith(ATTRIBUTE)]
-    for row in samples.select(["captions", *attributes]).to_pylist():
-        captions = [normalised(caption) for caption in row["captions"]]
-        terms = {word for caption in captions for word in words(caption)}
-        for column in attributes:
-            value = row[column]
+    columns = (samples[name].to_pylist() for name in ("captions", *attributes))
+    for captions, *values in zip(*columns, strict=True):
+        captions = [normalised(caption) for caption in captions]
+        terms = set().union(*map(words, captions))
+        for column, value in zip(attributes, values, strict=True):
             if not value:
                 continue
             if column == TAGS:
