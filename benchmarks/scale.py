@@ -9,18 +9,27 @@
 - import/seconds_per_million, import/peak_mib: `mms import` of embeddings of 768 dimensions in
   clip-retrieval's layout (fp16, with captions and a few more columns), in a process of its own.
 
-`--only import` leaves the others out, which stay as they are in the file of results.
+`--only import` leaves the others out, which stay as they are in the file of results. `--earlier`
+names the folder of an earlier version's source, and measures instead
+
+- score/seconds_per_million, score/earlier_seconds_per_million: five rounds of both in turns, on one
+  store that the earlier version wrote, of `--pairs` pairs;
+- score/earlier_ratio: the earlier version's seconds over this one's, round by round.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -43,6 +52,8 @@ from features.store.write import finish_store, sample_table, write_part
 DIM, FEATURES, K, PAIRS = 128, 512, 16, 20_000
 IMPORTED_DIM = 768
 MILLION = 1_000_000
+ROUNDS = 5
+ROOT = Path(__file__).parents[1]
 SHARD = 50_000
 LOOP_PAIRS, LOOP_FEATURES = 600, 4
 ONE_PROCESS = [sys.executable, "-m", "benchmarks.scale"]
@@ -68,6 +79,33 @@ def million_rows(work: Path, pairs: int, seed: int) -> list[Result]:
         median_row("score/peak_mib", [one["peak_mib"]], "MiB"),
         median_row("merge/max_difference", [difference], "score"),
     ]
+
+
+def earlier_rows(earlier: Path, work: Path, pairs: int, seed: int) -> list[Result]:
+    """This version's scoring beside that of an earlier one, whose source is in a folder."""
+    store = work / "store"
+    write = "from benchmarks.scale import *; make_store(Path(sys.argv[1]), *map(int, sys.argv[2:]))"
+    arguments = (str(store), str(pairs), str(seed))
+    subprocess.run([sys.executable, "-c", write, *arguments], check=True, **within(earlier))
+    seconds: dict[Path, list[float]] = {earlier: [], ROOT: []}
+    for round_ in range(ROUNDS):
+        for version, times in seconds.items():
+            out = work / f"{version.name}-{round_}"
+            found = scored_apart(ONE_PROCESS, store, out, **within(version))
+            times.append(found["seconds"] * MILLION / pairs)
+    before, now = seconds.values()
+    return [
+        median_row("score/seconds_per_million", now, "s"),
+        median_row("score/earlier_seconds_per_million", before, "s"),
+        median_row(
+            "score/earlier_ratio", [b / n for b, n in zip(before, now, strict=True)], "ratio"
+        ),
+    ]
+
+
+def within(folder: Path) -> dict[str, Any]:
+    """How `subprocess.run` runs the source in a folder."""
+    return {"cwd": folder, "env": os.environ | {"PYTHONPATH": str(folder.resolve())}}
 
 
 def import_rows(work: Path, pairs: int, seed: int) -> list[Result]:
@@ -146,10 +184,10 @@ def make_store(folder: Path, pairs: int, seed: int) -> None:
     finish_store(folder, config, len(starts))
 
 
-def scored_apart(command: list[str], store: Path, out: Path) -> dict[str, float]:
+def scored_apart(command: list[str], store: Path, out: Path, **process: Any) -> dict[str, float]:
     """Seconds and peak memory of scoring a store in processes of their own, which leave the
-    FeatureSpace in `out`."""
-    subprocess.run([*command, "--store", str(store), "--out", str(out)], check=True)
+    FeatureSpace in `out`; `process` as `subprocess.run` takes it."""
+    subprocess.run([*command, "--store", str(store), "--out", str(out)], check=True, **process)
     return json.loads((out / "figures.json").read_text(encoding="utf-8"))
 
 
@@ -228,6 +266,7 @@ def main() -> None:
     parser = options(__doc__)
     parser.add_argument("--pairs", type=int, default=MILLION)
     parser.add_argument("--only", choices=["score", "import"])
+    parser.add_argument("--earlier", type=Path, help="folder of an earlier version's source")
     parser.add_argument("--store", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--embeddings", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -237,7 +276,11 @@ def main() -> None:
     if arguments.embeddings is not None:
         import_store(arguments.embeddings, arguments.out)
         return
+    sections: dict[str, Callable[[Path, int, int], list[Result]]]
     sections = {"score": million_rows, "import": import_rows}
+    if arguments.earlier is not None:
+        sections = {"score": partial(earlier_rows, arguments.earlier)}
+        arguments.only = "score"
     results: list[Result] = []
     if arguments.only:
         results = read_results(arguments.out)

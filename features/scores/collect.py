@@ -22,6 +22,7 @@ from features.scores.agreement import AgreementStatistics
 from features.scores.dominance import DominanceStatistics
 from features.scores.monosemanticity import Moments, MonosemanticityStatistics, TopSamples
 from features.scores.naming import NamingStatistics
+from features.store.batches import one_ahead
 from features.store.store import ActivationStore
 
 SHUFFLED_BATCH = 1024
@@ -87,7 +88,12 @@ class ScoringStatistics:
             judge_text: `[n, judge_dim]`.
             samples: their n rows of the store's samples.
         """
-        active = ActivePairs.of(image, text)
+        self.add(ActivePairs.of(image, text), judge_image, judge_text, samples)
+
+    def add(
+        self, active: ActivePairs, judge_image: Tensor, judge_text: Tensor, samples: pa.Table
+    ) -> None:
+        """Add the next pairs; the rest as `update` takes it."""
         self.dominance.add(active)
         self.monosemanticity.add(active, judge_image, judge_text)
         self.naming.add(active, samples)
@@ -154,18 +160,18 @@ def collect(
     else:
         judged = judge.batches(batch_size, pairs)
     batches = zip(
-        _activations(embeddings, dictionary, device),
+        _active_pairs(embeddings, dictionary, device),
         judged,
         store.sample_batches(batch_size, pairs),
         strict=True,
     )
-    for (image, text), (judge_image, judge_text), samples in track(
-        batches,
+    for active, (judge_image, judge_text), samples in track(
+        one_ahead(batches),
         description="scoring the features",
         total=-(-len(pairs) // batch_size),
         disable=not (progress and this_process().is_local_main_process),
     ):
-        found.update(image, text, judge_image.to(sums), judge_text.to(sums), samples)
+        found.add(active, judge_image.to(sums), judge_text.to(sums), samples)
     return _merged(found)
 
 
@@ -200,13 +206,13 @@ def collect_agreement(
         start=pairs.start,
         replicates=replicates,
     )
-    for image, text in track(
-        _activations(store.batches(batch_size, pairs), dictionary, device),
+    for active in track(
+        one_ahead(_active_pairs(store.batches(batch_size, pairs), dictionary, device)),
         description="agreement of images and texts",
         total=-(-len(pairs) // batch_size),
         disable=not (progress and this_process().is_local_main_process),
     ):
-        found.add(ActivePairs.of(image, text))
+        found.add(active)
     names = collect_naming_chance(
         store, dictionary, terms, found, seed=seed, device=device, progress=progress
     )
@@ -238,17 +244,16 @@ def collect_naming_chance(
     found = NamingStatistics(dictionary.config.features, terms, statistics_device(device))
     shuffled = store.shuffled_batches(SHUFFLED_BATCH, torch.Generator().manual_seed(seed))
     batches = zip(
-        _activations(_own_batches(shuffled), dictionary, device),
+        _active_pairs(_own_batches(shuffled), dictionary, device),
         _own_batches(store.sample_batches(SHUFFLED_BATCH)),
         strict=True,
     )
-    for (image, text), samples in track(
-        batches,
+    for active, samples in track(
+        one_ahead(batches),
         description="scores by chance",
         total=_own_batch_count(store),
         disable=not (progress and this_process().is_local_main_process),
     ):
-        active = ActivePairs.of(image, text)
         found.add(active, samples)
         if agreement is not None:
             agreement.add_chance(active)
@@ -279,15 +284,15 @@ def _own_batch_count(store: ActivationStore) -> int:
 
 
 @torch.no_grad()
-def _activations(
+def _active_pairs(
     batches: Iterable[tuple[Tensor, Tensor]], dictionary: Dictionary, device: torch.device
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Activations `[n, features]` of images and of texts, where statistics are kept."""
+) -> Iterator[ActivePairs]:
+    """Where batches of embeddings activate the features, where statistics are kept."""
     sums = statistics_device(device)
     for image, text in batches:
         z = dictionary.encode(image.to(device), "image")  # [n, features]
         w = dictionary.encode(text.to(device), "text")  # [n, features]
-        yield z.to(sums), w.to(sums)
+        yield ActivePairs.of(z.to(sums), w.to(sums))
 
 
 def _merged(found: Mergeable) -> Mergeable:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -20,6 +20,8 @@ from features.encoders.encoder import Preprocessing
 from features.errors import UserError
 from features.pairs.base import PairSource, Part, Skipped
 from features.store.content import content_key
+
+Made = TypeVar("Made")
 
 
 class Sample(NamedTuple):
@@ -130,8 +132,8 @@ class Batches(IterableDataset[Batch]):
         )
 
 
-def one_ahead(batches: Iterable[Batch]) -> Iterator[Batch]:
-    """The batches, each made in a thread while the one before is encoded."""
+def one_ahead(batches: Iterable[Made]) -> Iterator[Made]:
+    """The batches, each made in a thread while the one before is worked on."""
     iterator = iter(batches)
     with ThreadPoolExecutor(1) as pool:
         ahead = pool.submit(next, iterator, None)
