@@ -326,6 +326,8 @@ def test_the_readmes_table_has_the_figures_of_their_json() -> None:
     )
     assert "+.215 (.195 to .236)" in line("self-supervision")
     assert not any("monosemantic" in said for said in compared)
+    fewer = write_pages.rows("attributes")["accuracy/gender/sparse_less_linear"]
+    assert write_pages.written(fewer, 1, ["points"]).replace(" (", " points (") in line("twenty")
     for name in ("none", "features"):
         figure = short("attributes", f"fresh/worst_group/{name}", 2)
         assert figure in line("taking features out")
