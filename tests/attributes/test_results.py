@@ -1,4 +1,4 @@
-"""The README's figures of de-biasing are those of the benchmark's JSON."""
+"""The page of attributes: figures of de-biasing are those of the benchmark's JSON."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ def results() -> dict[str, dict]:
 
 
 def table_rows() -> dict[str, list[str]]:
-    """The cells of the README's table of the planted bias, by method."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    """The cells of the table of the planted bias, by method."""
+    text = (ROOT / "docs" / "results" / "attributes.md").read_text(encoding="utf-8")
     table = text[text.index("| planted bias |") :].split("\n\n")[0].splitlines()[2:]
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in table]
     return {row[0]: row[1:] for row in cells}

@@ -69,7 +69,8 @@ def test_predict_audit_and_debias_need_no_captions(
     saved = json.loads((tmp_path / "p" / "store" / "config.json").read_text())
     assert saved["uncaptioned"] == TEST_IMAGES
     page = (tmp_path / "p" / "predictions.html").read_text()
-    assert page.count('<div class="head"><img') == 2
+    assert page.count('<div class="head"><span class="stack"><img class="picture"') == 2
+    assert 'alt=";' not in page
     assert "None" not in re.sub(r"base64,[^\"]*", "", page)
 
     groups = ("--group", "race", "--group", "service_test")

@@ -42,10 +42,10 @@ def test_a_peer_that_fails_is_named(
     assert "adversarial-library apgd failed" in capsys.readouterr().err
 
 
-def test_the_readme_has_the_figures() -> None:
+def test_the_page_has_the_figures() -> None:
     record = json.loads((ROOT / "docs" / "results" / "robustness.json").read_text())
     rows = {row["name"]: row for row in record["results"]}
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs" / "results" / "robustness.md").read_text(encoding="utf-8")
 
     def whole(name: str) -> str:
         row = rows[name]
