@@ -5,10 +5,13 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Iterable, Iterator, Sequence
+from typing import TypeVar
 
 from PIL import Image
 
 from features.pairs.base import Described, Found, PairSource, Part, Skipped
+
+Item = TypeVar("Item")
 
 
 class DrawnPairs(PairSource):
@@ -44,23 +47,26 @@ class DrawnPairs(PairSource):
 def draw_pairs(source: PairSource, count: int, seed: int = 0) -> DrawnPairs:
     """At most `count` of the pairs, in random order; all of them where there are no more.
 
-    One pass over the records, of which `count` are held (reservoir sampling, algorithm R of Vitter
-    1985); no image is decoded.
+    One pass over the records, of which `count` are held; no image is decoded.
     """
+    described = (one for part in source.parts() for one in source.describe(part))
+    return DrawnPairs(
+        source, reservoir((one for one in described if not isinstance(one, Skipped)), count, seed)
+    )
+
+
+def reservoir(items: Iterable[Item], count: int, seed: int) -> list[Item]:
+    """At most `count` of the items, in random order; one pass, in which `count` are held (reservoir
+    sampling, algorithm R of Vitter 1985)."""
     rng = random.Random(seed)
-    drawn: list[Described] = []
-    seen = 0
-    for part in source.parts():
-        for one in source.describe(part):
-            if isinstance(one, Skipped):
-                continue
-            seen += 1
-            if len(drawn) < count:
-                drawn.append(one)
-            elif (place := rng.randrange(seen)) < count:
-                drawn[place] = one
+    drawn: list[Item] = []
+    for seen, item in enumerate(items, start=1):
+        if len(drawn) < count:
+            drawn.append(item)
+        elif (place := rng.randrange(seen)) < count:
+            drawn[place] = item
     rng.shuffle(drawn)
-    return DrawnPairs(source, drawn)
+    return drawn
 
 
 def halves(pairs: DrawnPairs) -> tuple[DrawnPairs, DrawnPairs]:

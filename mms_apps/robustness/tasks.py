@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +14,7 @@ from features.embedded.evaluate import GENDERS, class_vectors, gender_prompts, s
 from features.encoders.encoder import Encoder
 from features.errors import UserError
 from features.pairs.base import Described, PairSource, Skipped
+from features.pairs.drawn import reservoir
 from features.pairs.open import open_pairs
 from mms_apps.robustness.class_names import Names, class_places, listed, require_templates
 from mms_apps.robustness.models import ZeroShot, pixels_of
@@ -193,29 +193,23 @@ class _Draw:
 def _drawn(
     source: PairSource, label: str, classes: Sequence[str] | None, count: int, seed: int
 ) -> _Draw:
-    """Draw `count` pairs and SPARE times as many to spare (reservoir sampling)."""
-    rng = random.Random(seed)
-    kept = count * (1 + SPARE)
-    drawn: list[Described] = []
+    """Draw `count` pairs and SPARE times as many to spare."""
     values: set[str] = set()
     attributes: set[str] = set()
-    fitting = 0
-    for part in source.parts():
-        for pair in source.describe(part):
-            if isinstance(pair, Skipped):
-                continue
-            attributes |= pair.attributes.keys()
-            value = pair.captions[0] if label == RETRIEVAL else pair.attributes.get(label)
-            if not value or (label != RETRIEVAL and classes and value not in classes):
-                continue
-            values.add(value)
-            fitting += 1
-            if len(drawn) < kept:
-                drawn.append(pair)
-            elif (place := rng.randrange(fitting)) < kept:
-                drawn[place] = pair
-    rng.shuffle(drawn)
-    return _Draw(drawn, values, attributes)
+
+    def fitting() -> Iterator[Described]:
+        for part in source.parts():
+            for pair in source.describe(part):
+                if isinstance(pair, Skipped):
+                    continue
+                attributes.update(pair.attributes)
+                value = pair.captions[0] if label == RETRIEVAL else pair.attributes.get(label)
+                if not value or (label != RETRIEVAL and classes and value not in classes):
+                    continue
+                values.add(value)
+                yield pair
+
+    return _Draw(reservoir(fitting(), count * (1 + SPARE), seed), values, attributes)
 
 
 def _read(
