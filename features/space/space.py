@@ -151,14 +151,29 @@ class FeatureSpace:
 
         Gradients flow back to embeddings. Raises UserError as `encoder` does.
         """
-        return self._encode(images, "image")
+        return self.encode(images, "image")
 
     def encode_texts(self, texts: Sequence[str] | Tensor) -> Tensor:
         """Activations `[n, features]` of texts, or of their unit embeddings `[n, dim]`.
 
         Gradients flow back to embeddings. Raises UserError as `encoder` does.
         """
-        return self._encode(texts, "text")
+        return self.encode(texts, "text")
+
+    def encode(self, samples: Sequence[Any] | Tensor, modality: Modality) -> Tensor:
+        """As `encode_images` or `encode_texts`, by the modality."""
+        if isinstance(samples, Tensor):
+            unit = F.normalize(samples.to(self.device).float(), dim=-1)  # [n, dim]
+            return self.dictionary.encode(unit, modality)
+        encode = self.encoder.encode_images if modality == "image" else self.encoder.encode_texts
+        chunks = [
+            encode(samples[start : start + ENCODE_BATCH])
+            for start in range(0, len(samples), ENCODE_BATCH)
+        ]
+        if not chunks:
+            return torch.zeros(0, len(self), device=self.device)
+        # A clone is an ordinary tensor; what inference_mode returns is not.
+        return self.dictionary.encode(torch.cat(chunks).clone().to(self.device), modality)
 
     def decode(self, activations: Tensor, modality: Modality) -> Tensor:
         """Embeddings `[n, dim]`, not normalised, of activations `[n, features]`."""
@@ -317,20 +332,6 @@ class FeatureSpace:
                 "or score this one's features"
             )
         return encoder
-
-    def _encode(self, samples: Sequence[Any] | Tensor, modality: Modality) -> Tensor:
-        if isinstance(samples, Tensor):
-            unit = F.normalize(samples.to(self.device).float(), dim=-1)  # [n, dim]
-            return self.dictionary.encode(unit, modality)
-        encode = self.encoder.encode_images if modality == "image" else self.encoder.encode_texts
-        chunks = [
-            encode(samples[start : start + ENCODE_BATCH])
-            for start in range(0, len(samples), ENCODE_BATCH)
-        ]
-        if not chunks:
-            return torch.zeros(0, len(self), device=self.device)
-        # A clone is an ordinary tensor; what inference_mode returns is not.
-        return self.dictionary.encode(torch.cat(chunks).clone().to(self.device), modality)
 
 
 def _replaceable(folder: Path) -> bool:

@@ -69,8 +69,7 @@ class RemoveFeatures(EmbeddingEdit):
             basis = torch.linalg.qr(self.readings.T.to(x.device)).Q  # [dim, features]
             centred = x - dictionary.mean(self.modality).to(x.device)
             return x - self.share * (centred @ basis @ basis.T)
-        encode = self.space.encode_images if self.modality == "image" else self.space.encode_texts
-        activations = encode(x)  # [n, features]
+        activations = self.space.encode(x, self.modality)  # [n, features]
         weights = torch.ones(len(self.space), device=activations.device)
         weights[self.features] = 1 - self.share
         edited = dictionary.reweighted(
@@ -167,11 +166,10 @@ def calibrated_projection(
 def feature_energy(space: FeatureSpace, embeddings: Tensor, modality: Modality) -> np.ndarray:
     """Mean squared activation of each feature over embeddings `[n, dim]`: `[features]`. Directions
     have unit length, so this is the energy that the feature adds to an embedding."""
-    encode = space.encode_images if modality == "image" else space.encode_texts
     total = torch.zeros(len(space), dtype=torch.double)
     with torch.no_grad():
         for part in embeddings.split(BATCH):
-            total += encode(part).double().square().sum(dim=0).cpu()
+            total += space.encode(part, modality).double().square().sum(dim=0).cpu()
     return (total / max(1, len(embeddings))).numpy()
 
 

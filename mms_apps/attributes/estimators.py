@@ -277,8 +277,7 @@ class Activations(TransformerMixin, BaseEstimator):
     def transform(self, X: np.ndarray) -> np.ndarray:
         X = validate_data(self, X, reset=False, dtype=np.float32, ensure_min_samples=0)
         embeddings = torch.from_numpy(X)
-        encode = self.space.encode_images if self.modality == "image" else self.space.encode_texts
-        return encode(embeddings).cpu().numpy()
+        return self.space.encode(embeddings, self.modality).cpu().numpy()
 
 
 def zero_shot(encoder: Encoder, prompts: Mapping[str, Sequence[str]]) -> ZeroShot:

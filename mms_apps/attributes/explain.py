@@ -141,14 +141,12 @@ def logit_scores(
     """
     weights, intercept = model.estimator.logit_of(label)
     along = torch.from_numpy(np.asarray(weights)).float()  # [inputs]
-    space = model.space
-    encode = space.encode_images if model.config.modality == "image" else space.encode_texts
 
     def logits(embeddings: Tensor) -> Tensor:
         if edit is not None:
             embeddings = edit.apply(embeddings)
         if model.estimator.inputs == "activations":
-            embeddings = encode(embeddings)  # [n, features]
+            embeddings = model.space.encode(embeddings, model.config.modality)  # [n, features]
         return embeddings @ along.to(embeddings) + intercept
 
     return logits
