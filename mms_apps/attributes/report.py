@@ -4,7 +4,7 @@ one file that needs no network."""
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -125,12 +125,7 @@ def write_predictions_report(
         }
         for e in explained
     ]
-    pictures = {
-        feature: [
-            {"image": picture_url(row["thumbnail"]), "caption": row["caption"]} for row in rows
-        ]
-        for feature, rows in exemplars(space, features, SHOWN_EXEMPLARS).items()
-    }
+    pictures = pictures_of(space, features)
     return write_page(
         "predictions.html.j2",
         out,
@@ -164,12 +159,7 @@ def write_debias_report(
         {"feature": feature, "association": association, **table[feature]}
         for feature, association in zip(choice.features, choice.association, strict=True)
     ]
-    pictures = {
-        feature: [
-            {"image": picture_url(row["thumbnail"]), "caption": row["caption"]} for row in rows
-        ]
-        for feature, rows in exemplars(space, choice.features, SHOWN_EXEMPLARS).items()
-    }
+    pictures = pictures_of(space, choice.features)
     others = [row for row in methods if row.method not in ("none", "features", "random")]
     return write_page(
         "debias.html.j2",
@@ -199,6 +189,16 @@ def _environment() -> Environment:
         small_group=SMALL_GROUP,
     )
     return environment
+
+
+def pictures_of(space: FeatureSpace, features: Collection[int]) -> dict[int, list[dict[str, str]]]:
+    """The exemplars' images of features, as the pages show them."""
+    return {
+        feature: [
+            {"image": picture_url(row["thumbnail"]), "caption": row["caption"]} for row in rows
+        ]
+        for feature, rows in exemplars(space, features, SHOWN_EXEMPLARS).items()
+    }
 
 
 def write_page(template: str, out: Path, **context: Any) -> Path:

@@ -285,6 +285,8 @@ def correct(
     seed: Seed = 0,
 ) -> None:
     """Group wrong predictions by what made them wrong; propose edits, and check them elsewhere."""
+    import dataclasses
+
     from mms_apps.attributes.correction.correcting import correct as correct_model
     from mms_apps.attributes.correction.files import MadeFrom
     from mms_apps.attributes.correction.report import mistakes_of, write_correction_report
@@ -307,11 +309,10 @@ def correct(
         _, other = open_store(loaded, held_out, out / "held-out-store", columns, kind)
         checked = not_fitted_on(read_samples(other, names, kind, seed=seed), fitted_on, used)
         checked = without(checked, samples, "they are among --pairs")
-        made_from = MadeFrom(
-            made_from.pairs,
-            made_from.pairs_fingerprint,
-            other.config.pairs,
-            other.config.pairs_fingerprint,
+        made_from = dataclasses.replace(
+            made_from,
+            held_out=other.config.pairs,
+            held_out_fingerprint=other.config.pairs_fingerprint,
         )
     found = correct_model(used, samples, checked, group=group, seed=seed)
     edits = save_accepted(found, made_from, out)

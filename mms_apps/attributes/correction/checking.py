@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from features.bootstrap import Estimate, share_estimate
+from mms_apps.attributes.correction.mistakes import mended_and_broken
 from mms_apps.attributes.correction.proposing import Corrected
 from mms_apps.attributes.labels import Samples
 from mms_apps.attributes.measures import (
@@ -125,7 +126,7 @@ def mcnemar(mended: int, broken: int) -> float:
 
 def count(before: np.ndarray, after: np.ndarray) -> Counts:
     """Counts of predictions that are right before, `[n]` bool, and after, `[n]` bool."""
-    mended, broken = int((after & ~before).sum()), int((before & ~after).sum())
+    mended, broken = mended_and_broken(before, after)
     return Counts(len(before), int(before.sum()), mended, broken, mcnemar(mended, broken))
 
 

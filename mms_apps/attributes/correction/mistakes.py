@@ -92,6 +92,12 @@ class MistakeGroup:
         return len(self.rows)
 
 
+def mended_and_broken(before: np.ndarray, after: np.ndarray) -> tuple[int, int]:
+    """How many predictions become right, and how many wrong, of those that are right before and
+    after, `[n]` bool each."""
+    return int((after & ~before).sum()), int((before & ~after).sum())
+
+
 def judge(model: AttributeModel, samples: Samples) -> Judged:
     """Predict samples that have one of the model's classes as their label."""
     from scipy.sparse import csc_matrix
@@ -146,14 +152,6 @@ def mistake_groups(judged: Judged, *, least: int = LEAST) -> list[MistakeGroup]:
             continue
         rows, pushed = (np.array(column) for column in zip(*found, strict=True))
         order = np.argsort(-pushed, kind="stable")
-        without = judged.right_without([feature])
-        groups.append(
-            MistakeGroup(
-                feature,
-                rows[order],
-                pushed[order],
-                mended=int((without & ~right).sum()),
-                broken=int((right & ~without).sum()),
-            )
-        )
+        mended, broken = mended_and_broken(right, judged.right_without([feature]))
+        groups.append(MistakeGroup(feature, rows[order], pushed[order], mended, broken))
     return sorted(groups, key=lambda g: (g.broken - g.mended, -g.size, g.feature))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from mms_apps.attributes.correction.mistakes import Judged, MistakeGroup
+from mms_apps.attributes.correction.mistakes import Judged, MistakeGroup, mended_and_broken
 from mms_apps.attributes.edits import NO_EDIT, EmbeddingEdit, RemoveFeatures
 from mms_apps.attributes.estimators import LinearProbe
 from mms_apps.attributes.labels import Samples
@@ -110,8 +110,7 @@ def grown(judged: Judged, first: int, pool: Sequence[int], share: float) -> Prop
     right = judged.right
 
     def tried(features: tuple[int, ...]) -> Proposal:
-        after = judged.right_without(features, share)
-        mended, broken = int((after & ~right).sum()), int((right & ~after).sum())
+        mended, broken = mended_and_broken(right, judged.right_without(features, share))
         return Proposal(features, share, False, mended, broken)
 
     best = tried((first,))
@@ -126,11 +125,14 @@ def grown(judged: Judged, first: int, pool: Sequence[int], share: float) -> Prop
 
 def corrected(model: AttributeModel, proposal: Proposal) -> Corrected:
     """The model behind the proposal's edit."""
-    features = torch.tensor(proposal.features)
-    edit = RemoveFeatures(
-        model.space, features, model.config.modality, "subtract", share=proposal.share
+    return Corrected(model, _weakening(model, proposal.features, proposal.share))
+
+
+def _weakening(model: AttributeModel, features: Sequence[int], share: float) -> RemoveFeatures:
+    """The edit that takes a share of what features add away."""
+    return RemoveFeatures(
+        model.space, torch.tensor(features), model.config.modality, "subtract", share=share
     )
-    return Corrected(model, edit)
 
 
 def _refitted(
@@ -144,8 +146,8 @@ def _refitted(
         return None
     from sklearn.model_selection import StratifiedGroupKFold
 
-    plain = corrected(model, Proposal(features, 1.0, False, 0, 0))
-    edited = plain.edit.apply(half.embeddings)
+    edit = _weakening(model, features, 1.0)
+    edited = edit.apply(half.embeddings)
     after = np.zeros(len(half), dtype=bool)
     folds = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=seed)
     for fit, rest in folds.split(truth, truth, half.ids.astype(str)):
@@ -153,10 +155,9 @@ def _refitted(
             return None
         fitted = fit_again(model, edited[fit], truth[fit], features, seed)
         after[rest] = fitted.predict(edited[rest]) == truth[rest]
-    right = judged.right
-    mended, broken = int((after & ~right).sum()), int((right & ~after).sum())
+    mended, broken = mended_and_broken(judged.right, after)
     fitted = fit_again(model, edited, truth, features, seed)
-    return Proposal(features, 1.0, True, mended, broken), Corrected(fitted, plain.edit)
+    return Proposal(features, 1.0, True, mended, broken), Corrected(fitted, edit)
 
 
 def fit_again(

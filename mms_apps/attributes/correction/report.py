@@ -8,14 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from features.analysis.search import exemplars
 from features.errors import UserError
 from features.reports.layers import CSS, Layer, picture_layers, switch
 from features.reports.page import picture_url
 from features.space.tables import thumbnail
 from features.store.credits import credits_of
 from mms_apps.attributes.correction.correcting import Correction, GroupCorrection, confusion
-from mms_apps.attributes.report import SHOWN_EXEMPLARS, write_page
+from mms_apps.attributes.report import pictures_of, write_page
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -102,12 +101,7 @@ def write_correction_report(
         for found, mistakes in zip(correction.groups, shown, strict=True)
     ]
     used = {f for found in correction.groups for f in _features(found)}
-    pictures = {
-        feature: [
-            {"image": picture_url(row["thumbnail"]), "caption": row["caption"]} for row in rows
-        ]
-        for feature, rows in exemplars(space, used, SHOWN_EXEMPLARS).items()
-    }
+    pictures = pictures_of(space, used)
     groups: list[dict[str, Any]] = [
         {
             "found": found,
