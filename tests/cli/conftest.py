@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import Mms
+
 ON_THE_CPU = ("--device", "cpu", "--workers", "0")
 SMALL = ("--features", "24", "--k", "4", *ON_THE_CPU)
 
@@ -21,6 +23,17 @@ def finished(
     command = [sys.executable, "-m", "mms_apps.cli", "run", *run_options(clip_folder, imagefolder)]
     subprocess.run([*command, "--out", str(out)], check=True, capture_output=True)
     return out
+
+
+@pytest.fixture
+def attributes(mms: Mms, space_folder: Path, clip_folder: Path) -> Mms:
+    """Run `mms attributes` over the tiny space: (exit code, stdout, stderr)."""
+
+    def call(command: str, *arguments: str | Path) -> tuple[int, str, str]:
+        where = ("--space", space_folder, "--encoder", f"local-dir:{clip_folder}")
+        return mms("attributes", command, *where, *arguments, "--device", "cpu")
+
+    return call
 
 
 def run_options(encoder: Path, pairs: Path) -> list[str]:

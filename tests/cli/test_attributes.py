@@ -15,17 +15,6 @@ from tests.cli.conftest import one_error_line
 from tests.conftest import Mms, draw_imagefolder
 
 
-@pytest.fixture
-def attributes(mms: Mms, space_folder: Path, clip_folder: Path) -> Mms:
-    """Run `mms attributes` over the tiny space: (exit code, stdout, stderr)."""
-
-    def call(command: str, *arguments: str | Path) -> tuple[int, str, str]:
-        where = ("--space", space_folder, "--encoder", f"local-dir:{clip_folder}")
-        return mms("attributes", command, *where, *arguments, "--device", "cpu")
-
-    return call
-
-
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """Pairs to fit on and to test on, without common ids; the test pairs have a group of one."""

@@ -41,15 +41,6 @@ def faces(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return work
 
 
-@pytest.fixture
-def attributes(mms: Mms, space_folder: Path, clip_folder: Path) -> Mms:
-    def call(command: str, *arguments: str | Path) -> tuple[int, str, str]:
-        where = ("--space", space_folder, "--encoder", f"local-dir:{clip_folder}")
-        return mms("attributes", command, *where, *arguments, "--device", "cpu")
-
-    return call
-
-
 def pairs(faces: Path) -> tuple[str | Path, ...]:
     train, val = (faces / f"fairface_label_{part}.csv" for part in ("train", "val"))
     return ("--train", train, "--pairs", val)
