@@ -345,6 +345,28 @@ def test_pages_of_results_have_the_figures_of_their_json(name: str) -> None:
     assert text_of(f"results/{name}.md") == write_pages.rendered(name)
 
 
+def test_the_steering_page_has_every_method_of_every_attribute() -> None:
+    found = write_pages.rows("steering")
+    template = (write_pages.TEMPLATES / "steering.md").read_text(encoding="utf-8")
+    shown = {match["name"] for match in write_pages.FIGURE.finditer(template)}
+    methods = [name.split("/")[1:] for name in found if name.startswith("success/")]
+    assert {"gender", "skin_tone"} <= {attribute for attribute, _ in methods}
+    for attribute, method in methods:
+        for measure in ("success", "gain", "excess", "preservation"):
+            assert f"{measure}/{attribute}/{method}" in shown
+    assert {name for name in found if name.startswith("less/")} <= shown
+    assert {"frechet/reference", "frechet/real"} <= shown
+
+
+def test_the_page_of_dictionaries_has_three_trainings() -> None:
+    record = json.loads(text_of("results/dictionaries-topk.json"))
+    assert [space["seeds"] for space in record["spaces"]] == [3, 3]
+    template = (write_pages.TEMPLATES / "dictionaries.md").read_text(encoding="utf-8")
+    shown = {(match["source"], match["name"]) for match in write_pages.FIGURE.finditer(template)}
+    for name in write_pages.rows("dictionaries-topk"):
+        assert ("dictionaries-topk", name) in shown
+
+
 def test_figures_are_written_with_their_intervals() -> None:
     row = {"value": 0.5, "ci_low": -0.0001, "ci_high": 0.75, "n": 8}
     assert write_pages.written(row, 2, []) == "0.50 (0.00 to 0.75)"
