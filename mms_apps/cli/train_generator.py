@@ -19,6 +19,13 @@ def train_generator(
             min=1, help="Of the denoiser; more than before trains on [default: the recipe's]."
         ),
     ] = None,
+    start: Annotated[
+        str | None,
+        typer.Option(
+            help="Generator to start from, embedded or a folder: its autoencoder is kept, its "
+            "denoiser trained on for all the steps."
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option()] = 0,
     device: Annotated[str, typer.Option(help="cpu, cuda ...")] = "cpu",
 ) -> None:
@@ -33,6 +40,6 @@ def train_generator(
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     denoiser = DenoiserTraining() if steps is None else DenoiserTraining(steps=steps)
-    training = GeneratorTraining(encoder, denoiser=denoiser, seed=seed)
+    training = GeneratorTraining(encoder, denoiser=denoiser, seed=seed, start=start)
     train(out, training, device)
     typer.echo(f"generator -> {out}; use it as --generator {out}")

@@ -22,6 +22,7 @@ from mms_apps.steering.generator_training.settings import (
     DecoderTraining,
     DenoiserTraining,
     GeneratorTraining,
+    ReaderTraining,
 )
 from tests.steering import pipelines
 from tests.test_space import axes, make_store
@@ -29,6 +30,7 @@ from tests.test_space import axes, make_store
 TINY = GeneratorTraining(
     autoencoder=AutoencoderTraining(channels=(8, 8, 8), latent_channels=4, steps=3, batch=2),
     decoder=DecoderTraining(steps=2, batch=2),
+    reader=ReaderTraining(width=8, steps=3, batch=4),
     denoiser=DenoiserTraining(channels=(16, 16), time_channels=32, steps=4, batch=4, draws=1),
     prior_draws=2,
 )

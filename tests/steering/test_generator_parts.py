@@ -12,6 +12,7 @@ import torch
 from diffusers import StableUnCLIPImg2ImgPipeline
 from open_clip import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from PIL import Image
+from safetensors.torch import load_file
 
 from features.embedded import ENCODERS
 from features.embedded.world import EmbeddedPairs
@@ -20,10 +21,14 @@ from features.errors import UserError
 from mms_apps.steering.generator_training import optimise, train
 from mms_apps.steering.generator_training.autoencoder import perceptual_distance
 from mms_apps.steering.generator_training.drawings import draw_images
+from mms_apps.steering.generator_training.latent_reader import train_reader
 from mms_apps.steering.generator_training.schedules import PROMPT_ALONE
+from mms_apps.steering.generator_training.settings import ReaderTraining
 from mms_apps.steering.generator_training.text_encoder import clip_text_model
 from mms_apps.steering.image_encoder import OpenClipVisionModel
 from tests.steering.conftest import TINY, FewPairs
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
 def test_the_text_encoder_is_the_towers_twin(encoder: Encoder) -> None:
@@ -86,9 +91,36 @@ def test_a_cut_training_ends_the_same(folder: Path, tmp_path: Path) -> None:
         with pytest.raises(UserError, match="other settings"):
             train.train_generator(tmp_path, dataclasses.replace(TINY, seed=1))
         train.train_generator(tmp_path, TINY)
-    name = "diffusion_pytorch_model.safetensors"
     for part in ("vae", "unet"):
-        assert (tmp_path / part / name).read_bytes() == (folder / part / name).read_bytes()
+        assert (tmp_path / part / WEIGHTS).read_bytes() == (folder / part / WEIGHTS).read_bytes()
+
+
+def test_a_training_starts_from_another_generator(folder: Path, tmp_path: Path) -> None:
+    on = dataclasses.replace(TINY, start=str(folder), seed=1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "EmbeddedPairs", FewPairs)
+        with pytest.raises(UserError, match="nowhere: no generator to start from"):
+            train.train_generator(tmp_path, dataclasses.replace(TINY, start="nowhere"))
+        train.train_generator(tmp_path, on)
+    kept = [load_file(out / "vae" / WEIGHTS) for out in (folder, tmp_path)]
+    assert all(torch.equal(kept[0][name], kept[1][name]) for name in kept[0])
+    before, after = (load_file(out / "unet" / WEIGHTS) for out in (folder, tmp_path))
+    moved = [float((before[name] - after[name]).abs().max()) for name in before]
+    assert 0 < max(moved) < 0.05  # a few small steps away, not drawn afresh
+
+
+def test_a_reader_learns_the_embedding_from_latents(tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    standard = torch.randn(256, 4, generator=generator)
+    places = torch.randn(4, 3 * 16 * 16, generator=generator)
+    latents = (standard @ places).view(256, 3, 16, 16) / 2  # each shows its embedding everywhere
+    recipe = ReaderTraining(width=8, steps=150, batch=64)
+    reader = train_reader(
+        latents[:192], standard[:192], tmp_path, dataclasses.replace(TINY, reader=recipe), "cpu"
+    )
+    unseen = (reader(latents[192:]) - standard[192:]).square().mean()
+    assert unseen < 0.3 * standard[192:].square().mean()
+    assert not any(parameter.requires_grad for parameter in reader.parameters())
 
 
 def test_drawings_are_drawn_anew_with_their_captions() -> None:

@@ -38,6 +38,21 @@ class DecoderTraining:
 
 
 @dataclass(frozen=True)
+class ReaderTraining:
+    """The network that reads embeddings from latents: Adam under a cosine.
+
+    Attributes:
+        noise: most standard deviations of noise on latents of unit variance.
+    """
+
+    width: int = 64
+    steps: int = 3000
+    batch: int = 128
+    learning_rate: float = 1e-3
+    noise: float = 0.3
+
+
+@dataclass(frozen=True)
 class DenoiserTraining:
     """Adam at a constant rate that falls to zero in the end; the weights' moving average is what
     generates.
@@ -55,6 +70,8 @@ class DenoiserTraining:
         drop_prompt: share of the prompts left out.
         drop_image: share of embeddings drowned in noise.
         noisy_image: share of embeddings under some noise.
+        reading_weight: of the distance between the embedding that the reader finds in what is
+            drawn and the embedding that was asked for.
     """
 
     channels: tuple[int, ...] = (64, 96, 128)
@@ -72,6 +89,7 @@ class DenoiserTraining:
     drop_prompt: float = 0.5
     drop_image: float = 0.1
     noisy_image: float = 0.1
+    reading_weight: float = 0.2
 
 
 @dataclass(frozen=True)
@@ -81,11 +99,15 @@ class GeneratorTraining:
     Attributes:
         encoder: the embedded encoder whose image embeddings condition it.
         prior_draws: of each drawing's planted factors, for the prior.
+        start: another generator, `embedded` or a folder, to start from: its autoencoder is kept,
+            its denoiser trained on.
     """
 
     encoder: str = "embedded-ssl"
     autoencoder: AutoencoderTraining = AutoencoderTraining()
     decoder: DecoderTraining = DecoderTraining()
+    reader: ReaderTraining = ReaderTraining()
     denoiser: DenoiserTraining = DenoiserTraining()
     prior_draws: int = 4
     seed: int = 0
+    start: str | None = None

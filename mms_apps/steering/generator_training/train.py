@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING
 import torch
 
 from features.distributed import resolve_device
+from features.embedded import GENERATOR
 from features.embedded.world import EmbeddedPairs
 from features.encoders.load import load_encoder
+from features.errors import UserError
 from features.files import write_json
 from mms_apps.steering.generator_training.assemble import assemble
 from mms_apps.steering.generator_training.autoencoder import refine_decoder, train_autoencoder
@@ -32,19 +34,27 @@ def train_generator(
     longer.
 
     Raises:
-        UserError: `out` holds checkpoints of a training with other settings.
+        UserError: `out` holds checkpoints of a training with other settings, or there is no
+            generator to start from.
     """
+    from diffusers import AutoencoderKL
+
     checkpoints = out / "checkpoints"
     checkpoints.mkdir(parents=True, exist_ok=True)
     device = str(resolve_device(device))
     encoder = load_encoder(training.encoder, device=device)
     source = EmbeddedPairs("train")
     drawings = [source.drawing(index) for index in range(len(source.rows))]
-    vae = train_autoencoder(source, drawings, checkpoints, training, device)
-    refine_decoder(vae, drawings, encoder, checkpoints, training, device)
+    start = _started_from(training.start)
+    if start is None:
+        vae = train_autoencoder(source, drawings, checkpoints, training, device)
+        refine_decoder(vae, drawings, encoder, checkpoints, training, device)
+    else:
+        vae = AutoencoderKL.from_pretrained(start, subfolder="vae", torch_dtype=torch.float32)
+        vae.to(device).eval().requires_grad_(False)
     drawn = draw_images(source, training.denoiser.draws, training.seed)
     unet, normaliser, text_encoder, tokenizer = train_denoiser(
-        drawn, vae, encoder, checkpoints, training, device
+        drawn, vae, encoder, checkpoints, training, start, device
     )
     pipeline = assemble(vae, unet, normaliser, text_encoder, tokenizer, encoder)
     pipeline.to(dtype=torch.float16)
@@ -56,3 +66,15 @@ def train_generator(
         {**dataclasses.asdict(training), "pairs_fingerprint": source.fingerprint()},
     )
     return pipeline
+
+
+def _started_from(start: str | None) -> Path | None:
+    if start is None:
+        return None
+    folder = GENERATOR if start == "embedded" else Path(start)
+    if not (folder / "unet").is_dir():
+        raise UserError(
+            f"{start}: no generator to start from; give embedded, or a folder that "
+            "mms train-generator wrote"
+        )
+    return folder
