@@ -10,5 +10,6 @@ class UserError(Exception):
 
 
 def first_line(error: Exception) -> str:
-    """What an error says, cut to one line of at most 200 characters."""
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+    """What an error says, cut to one line of at most 200 characters, between words."""
+    line = (str(error).splitlines() or [type(error).__name__])[0]
+    return line if len(line) <= 200 else line[:196].rsplit(" ", 1)[0] + " ..."

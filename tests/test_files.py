@@ -52,3 +52,5 @@ def test_the_first_line_of_an_error() -> None:
     assert first_line(ValueError("what\nwhere")) == "what"
     assert first_line(ValueError()) == "ValueError"
     assert len(first_line(ValueError("x" * 999))) == 200
+    long = first_line(ValueError("word " * 99))
+    assert long.endswith("word ...") and len(long) <= 200

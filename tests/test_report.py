@@ -18,6 +18,7 @@ from features.pairs.open import open_pairs
 from features.reports.page import BINS, count_axis, histogram
 from features.reports.report import write_report
 from features.space.score import score
+from features.space.advice import few_pairs
 from features.space.space import FeatureSpace
 from features.store.store import StoreConfig
 from features.store.write import sample_table, write_store
@@ -230,3 +231,21 @@ def test_search_and_filter_in_chromium(page: Path, space: FeatureSpace) -> None:
         )
         assert errors == []
         browser.close()
+
+
+def test_it_says_where_pairs_are_few_and_what_helps(space: FeatureSpace, tmp_path: Path) -> None:
+    assert few_pairs(space) is None
+    assert "are few for this dictionary" not in write_report(space, tmp_path / "a.html").read_text()
+
+    active = [2, *[0] * 5, *[9] * (len(space) - 6)]  # none on ten pairs
+    place = space.features.column_names.index("active_pairs")
+    table = space.features.set_column(place, "active_pairs", pa.array(active, pa.int64()))
+    config = dataclasses.replace(space.config, pair_count=30, min_pairs=10)
+    thin = FeatureSpace(config, space.dictionary, table, space.exemplars)
+    said = few_pairs(thin)
+    assert said is not None and said.startswith(
+        f"30 pairs are few for this dictionary: of {len(space) - 5} features that are ever active, "
+        "0 are active on 10 pairs or more"
+    )
+    assert all(option in said for option in ("--space", "--dictionary", "--features"))
+    assert said in write_report(thin, tmp_path / "b.html").read_text()

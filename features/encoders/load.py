@@ -202,7 +202,7 @@ def _load(
             advice = f"check that the file holds the weights of a {model_name}, and no more"
         else:
             advice = (
-                "check the name and the network, or use what needs none: embedded or "
+                "check the name and the network, or use what needs none: embedded, photos or "
                 "local-dir:<folder of a downloaded model>"
             )
         raise UserError(

@@ -20,6 +20,7 @@ from features.reports.page import (
     picture_url,
     templates,
 )
+from features.space.advice import few_pairs
 from features.space.space import FeatureSpace
 from features.store.credits import credit_line
 
@@ -66,6 +67,7 @@ def write_report(space: FeatureSpace, out: str | Path, *, evidence: bool = True)
             class_names=CLASS_NAMES,
             count=len(features),
             scored=len(scored),
+            few_pairs=few_pairs(space),
             uncertain=sum(f["uncertain"] for f in scored),
             classes=[_class_card(features, name, len(scored)) for name in MODALITY_CLASSES],
             bars=histogram(features),

@@ -220,6 +220,8 @@ def _summarise(space: FeatureSpace, store: ActivationStore, out: Path) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from features.space.advice import few_pairs
+
     relative, fixed = space.config.classes["relative"], space.config.classes["fixed"]
     table = Table(title=f"{len(space)} features of {space.config.encoder}")
     for heading in ("class", "relative bounds", "fixed bounds"):
@@ -238,5 +240,7 @@ def _summarise(space: FeatureSpace, store: ActivationStore, out: Path) -> None:
         f"judge {space.config.judge}{independent}"
     )
     report_skipped(store)
+    if advice := few_pairs(space):
+        typer.echo(advice)
     typer.echo(f"FeatureSpace: {out / 'space'}")
     typer.echo(f"report: {out / 'report.html'}")
