@@ -25,6 +25,7 @@ import gradio as gr
 import PIL.Image
 
 from features.pairs.images import read_image
+from features.reports.layers import CSS as LAYERS_CSS
 from features.reports.page import picture_url
 
 QUEUE = 32
@@ -52,6 +53,7 @@ CSS = """
 .dark { --ImgD: #f0955a; --CrossD: #ac98f0; --TextD: #6db3ee; --unscored: #a3afbd;
   --color-accent: var(--primary-400); }
 """
+CSS += LAYERS_CSS
 # Gradio labels the place of a missing value without a role that may have a label, and its tables
 # scroll where no key can reach them.
 HEAD = """<script>

@@ -23,7 +23,6 @@ from features.analysis.compare import FIGURES, Comparison, cell, compare
 from features.analysis.search import Filter, find, rows_of
 from features.embedded import SPACE_NAMES
 from features.modality import CROSS_MODAL, UNSCORED
-from features.reports.layers import CSS as LAYERS_CSS
 from features.reports.layers import switch
 from features.reports.page import (
     CLASS_NAMES,
@@ -113,7 +112,6 @@ CSS = """
 #explorer-charts .two { display: grid; gap: 1.5rem;
   grid-template-columns: repeat(auto-fit, minmax(min(100%, 300px), 1fr)); }
 """
-CSS += LAYERS_CSS
 PICK = """
 element.addEventListener('click', (event) => {
   const chosen = event.target.closest('[data-feature]');
@@ -209,7 +207,7 @@ def fill(spaces: dict[str, FeatureSpace]) -> None:
                     reset = gr.Button("Reset filters", size="sm", scale=0, min_width=130)
                 cards = gr.HTML(start[2], elem_id="explorer-cards", js_on_load=PICK)
                 more = gr.Button(size="sm", **what_is_left(start[3], CARDS))
-            with gr.Column(scale=3):
+            with gr.Column(scale=3, elem_classes="layers-scope"):
                 gr.HTML(switch())
                 detail = gr.HTML(
                     picked_html(spaces, opened, None), elem_id="explorer-picked", js_on_load=PICK

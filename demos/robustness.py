@@ -25,15 +25,23 @@ from demos.common import (
 from features.reports.page import CLASS_NAMES
 from features.space.space import FeatureSpace
 from mms_apps.robustness.distances import EPS, NORMS, Norm, readable_eps
+from mms_apps.robustness.moved import CSS as MOVED_CSS
+from mms_apps.robustness.moved import LAYERS_SWITCH
+from mms_apps.robustness.pictures import readable_change
 from mms_apps.robustness.session import PictureAttacked, Session
 
 LABELS = "man, woman"
 ATTACK = "apgd"
 NORM_NAMES = [("L-inf: the largest change of a pixel", "Linf"), ("L2: the length of all", "L2")]
+CHANGE_WORDS = """
+The change is magnified. Of each pixel the channel is drawn that changed most: orange where it was
+raised, purple where it was lowered.
+"""
 CSS = """
 #robustness-result img { image-rendering: pixelated; }
 #verdict { font-size: 1.1rem; }
 """
+CSS += MOVED_CSS
 INTRO = """
 # Robustness: how little must change?
 Pick or upload a picture, name the labels to tell apart, and attack. The attack changes the
@@ -70,10 +78,11 @@ def fill(session: Session, named: str = LABELS) -> None:
             found.after,
             found.clean,
             found.adversarial,
-            gr.Image(found.difference, label=f"Difference, {found.gain:.0f} times"),
+            gr.Image(found.change, label=f"Change, at most {readable_change(found.largest)}"),
             moved_rows(found),
             drift_rows(found),
             check_rows(found),
+            moved_places(found),
         )
 
     def pick(event: gr.SelectData) -> Image.Image:
@@ -116,10 +125,12 @@ def fill(session: Session, named: str = LABELS) -> None:
     with gr.Row(elem_id="robustness-result"):
         clean = result_picture("Clean", "The picture before the attack")
         attacked = result_picture("Attacked", "The picture after the attack")
-        difference = result_picture("Difference", "What the attack changed")
+        change = result_picture("Change", "What the attack changed, magnified")
+    gr.Markdown(CHANGE_WORDS)
     with gr.Row():
         before = gr.Label(label="Prediction, clean", num_top_classes=5)
         after = gr.Label(label="Prediction, attacked", num_top_classes=5)
+    places = gr.HTML()
     with gr.Row():
         moved = gr.Dataframe(
             headers=["feature", "class", "before", "after"],
@@ -143,7 +154,7 @@ def fill(session: Session, named: str = LABELS) -> None:
             column_widths=["220px", "90px", "90px", "90px", "420px"],
             wrap=True,
         )
-    results = [said, before, after, clean, attacked, difference, moved, drift, checks]
+    results = [said, before, after, clean, attacked, change, moved, drift, checks, places]
     button.click(
         attack, [image, labels, kind, norm, eps], results, api_name="attack", **ONE_AT_A_TIME
     )
@@ -180,6 +191,14 @@ def verdict(found: PictureAttacked) -> str:
         return f"**Withstood:** still taken for *{first}*."
     kept = "" if found.rounded == last else f" Saved with 8 bits it is *{found.rounded}* again."
     return f"**Fooled:** *{first}* is taken for *{last}*.{kept}"
+
+
+def moved_places(found: PictureAttacked) -> str:
+    """The features that moved most, with what they rest on before and after."""
+    if not found.moved:
+        return "<p>No feature moved.</p>"
+    title = "<h3>What moved most, and where it rests</h3>"
+    return f'<div class="layers-scope">{title}{LAYERS_SWITCH}{found.moved_html}</div>'
 
 
 def moved_rows(found: PictureAttacked) -> list[list[str]]:

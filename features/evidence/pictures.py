@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -104,26 +104,58 @@ def picture_evidence(
         ValueError: an unknown method, a grid, window or batch that is none, or a target that does
             not give one row an embedding.
     """
-    if method not in ("exact", "fast"):
-        raise ValueError(f"{method}: unknown method; use exact or fast")
-    if batch_size < 1:
-        raise ValueError(f"batch_size {batch_size}: at least 1")
-    windows = Windows(grid, window)
-    encoder, scores = encoder_of(source), scores_of(source, target, "image")
-    find = _by_covering if method == "exact" else _by_gradient
+    encoder = encoder_of(source)
+    find = _finder(source, target, method, Windows(grid, window), batch_size)
     found: list[PictureEvidence] = []
     parts: dict[tuple[int, int], tuple[float, float, float, float]] = {}
     for start in range(0, len(images), batch_size):
         batch = [rgb(image) for image in images[start : start + batch_size]]
         pixels = encoder.preprocessing.pixels(batch).to(encoder.device)
-        cells, values = find(
-            encoder, encoder.preprocessing.normalise(pixels), scores, windows, batch_size
-        )
+        cells, values = find(encoder.preprocessing.normalise(pixels))
         for image, own_cells, own_values in zip(batch, cells, values, strict=True):
             if image.size not in parts:
                 parts[image.size] = seen_part(encoder, image.size)
             found.append(PictureEvidence(own_cells, own_values, parts[image.size]))
     return found
+
+
+@torch.inference_mode(mode=False)
+def prepared_evidence(
+    source: Source,
+    pixels: Tensor,
+    target: Target,
+    method: Method = "fast",
+    *,
+    grid: int = GRID,
+    window: float = WINDOW,
+    batch_size: int = BATCH,
+) -> list[PictureEvidence]:
+    """As `picture_evidence`, of pictures that need not be, or must not be, prepared again.
+
+    Args:
+        pixels: as the encoder takes them, normalised, `[n, 3, height, width]`.
+    """
+    find = _finder(source, target, method, Windows(grid, window), batch_size)
+    return [
+        PictureEvidence(cells, values)
+        for batch in pixels.split(batch_size)
+        for cells, values in zip(*find(batch), strict=True)
+    ]
+
+
+def _finder(
+    source: Source, target: Target, method: Method, windows: Windows, batch_size: int
+) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+    """What gives of a batch of preprocessed pictures cells `[n, targets, grid, grid]` and values
+    `[n, targets]`."""
+    if method not in ("exact", "fast"):
+        raise ValueError(f"{method}: unknown method; use exact or fast")
+    if batch_size < 1:
+        raise ValueError(f"batch_size {batch_size}: at least 1")
+    encoder, scores = encoder_of(source), scores_of(source, target, "image")
+    if method == "exact":
+        return lambda pixels: _by_covering(encoder, pixels, scores, windows, batch_size)
+    return lambda pixels: _by_gradient(encoder, pixels, scores, windows)
 
 
 @torch.inference_mode()
@@ -145,7 +177,7 @@ def _by_covering(
 
 
 def _by_gradient(
-    encoder: Encoder, pixels: Tensor, scores: Scores, windows: Windows, batch_size: int
+    encoder: Encoder, pixels: Tensor, scores: Scores, windows: Windows
 ) -> tuple[Tensor, Tensor]:
     """As `_by_covering`, to the first order."""
     maps = inner_maps(encoder, pixels[:1])

@@ -1,7 +1,8 @@
 """What features rest on, drawn: a layer over an exemplar's picture, marks on a caption's words.
 
 Orange speaks for the feature, which would fall without it, purple against it: colours that
-colour-blind people tell apart. A switch of the class `layers-switch` shows them.
+colour-blind people tell apart. A switch of the class `layers-switch` shows those that stand with it
+in an element of the class `layers-scope`.
 """
 
 from __future__ import annotations
@@ -34,11 +35,11 @@ CSS = """
 .stack img { display:block; }
 .stack .layer { position:absolute; top:0; left:0; opacity:0; pointer-events:none;
   background:none !important; border-color:transparent !important; }
-:root:has(.layers-switch:checked) .stack .layer { opacity:1; }
-:root:has(.layers-switch:checked) .stack:has(.layer) .picture {
+.layers-scope:has(.layers-switch:checked) .stack .layer { opacity:1; }
+.layers-scope:has(.layers-switch:checked) .stack:has(.layer) .picture {
   filter:grayscale(1) contrast(.7) brightness(1.12); }
 .marked mark { background:none; color:inherit; }
-:root:has(.layers-switch:checked) .marked mark { border-radius:3px; padding:0 .1em;
+.layers-scope:has(.layers-switch:checked) .marked mark { border-radius:3px; padding:0 .1em;
   color:var(--ink, var(--body-text-color));
   background:color-mix(in srgb, var(--tint) calc(var(--strength) * 45%), transparent);
   text-decoration:underline 2px var(--tint); text-underline-offset:2px; }
@@ -46,7 +47,7 @@ CSS = """
 .marked mark.against { --tint:rgb(125 85 190); text-decoration-style:dashed !important; }
 .layers-scale { display:none; flex-wrap:wrap; align-items:center; gap:.3rem .6rem;
   font-size:.85rem; }
-:root:has(.layers-switch:checked) .layers-scale { display:flex; }
+.layers-scope:has(.layers-switch:checked) .layers-scale { display:flex; }
 .layers-scale i { width:9rem; height:.8em; border-radius:3px; border:1px solid currentColor;
   background:linear-gradient(to right, rgb(93 58 155), rgb(255 255 255), rgb(230 97 0)); }
 .layers-choice { display:flex; flex-wrap:wrap; align-items:center; gap:.4rem 1.2rem;
@@ -56,13 +57,22 @@ CSS = """
 """
 
 
-def switch(what: str = "feature") -> str:
-    """The switch between pictures and layers, with their scale, as HTML."""
+FULL = "the strongest place of each picture, the strongest word of each text"
+"""What has the full colour."""
+
+
+def switch(what: str = "feature", *, full: str = FULL, on: bool = False) -> str:
+    """The switch between pictures and layers, with their scale, as HTML.
+
+    Args:
+        full: what has the full colour.
+        on: whether layers are shown from the start.
+    """
     return (
-        '<div class="layers-choice"><label><input type="checkbox" class="layers-switch"> Show what '
-        f'each {what} rests on</label><span class="layers-scale"><span>against it</span><i></i>'
-        "<span>for it: it would fall without this. Full colour: the strongest place of each "
-        "picture, the strongest word of each text.</span></span></div>"
+        '<div class="layers-choice"><label><input type="checkbox" class="layers-switch"'
+        f"{' checked' if on else ''}> Show what each {what} rests on</label>"
+        '<span class="layers-scale"><span>against it</span><i></i>'
+        f"<span>for it: it would fall without this. Full colour: {full}.</span></span></div>"
     )
 
 
@@ -89,9 +99,25 @@ def picture_layers(source: Source, target: Target, thumbnails: Sequence[bytes]) 
     return [layer_of(one, image.size) for one, image in zip(found, images, strict=True)]
 
 
-def layer_of(found: PictureEvidence, size: tuple[int, int]) -> Layer:
-    """The layer of one target over a picture of a size (width, height)."""
-    return Layer(layer_url(found, size), f"rests most on {where(found.cells[0])}")
+def layer_of(
+    found: PictureEvidence, size: tuple[int, int], target: int = 0, peak: float | None = None
+) -> Layer:
+    """The layer of one target over a picture of a size (width, height).
+
+    Args:
+        peak: evidence that has the full colour; None for the strongest in the picture.
+    """
+    return Layer(
+        layer_url(found, size, target, peak), f"rests most on {where(found.cells[target])}"
+    )
+
+
+def layers_beside(
+    found: Sequence[PictureEvidence], size: tuple[int, int], target: int = 0
+) -> list[Layer]:
+    """The layers of one target over pictures of one size, on one scale."""
+    peak = max(float(one.cells[target].abs().max()) for one in found)
+    return [layer_of(one, size, target, peak) for one in found]
 
 
 def marked_captions(source: Source, target: Target, captions: Sequence[str]) -> list[Marked]:
@@ -112,15 +138,18 @@ def add_layers(source: Source, target: Target, rows: Sequence[dict[str, Any]]) -
         row["layer"] = layer
 
 
-def layer_url(found: PictureEvidence, size: tuple[int, int], target: int = 0) -> str:
+def layer_url(
+    found: PictureEvidence, size: tuple[int, int], target: int = 0, peak: float | None = None
+) -> str:
     """A target's evidence as a transparent picture of the proportions of `size` (width, height)."""
     scale = LAYER_SIDE / max(size)
     width, height = (max(1, round(side * scale)) for side in size)
     drawn = found.upsampled((width, height))[target].numpy()  # [height, width]
-    peak = max(float(found.cells[target].abs().max()), 1e-12)
+    if peak is None:
+        peak = float(found.cells[target].abs().max())
     pixels = np.empty((height, width, 4), np.uint8)
     pixels[..., :3] = np.where((drawn >= 0)[..., None], FOR, AGAINST)
-    pixels[..., 3] = np.rint(255 * OPACITY * np.clip(np.abs(drawn) / peak, 0, 1))
+    pixels[..., 3] = np.rint(255 * OPACITY * np.clip(np.abs(drawn) / max(peak, 1e-12), 0, 1))
     content = io.BytesIO()
     Image.fromarray(pixels).save(content, "PNG", optimize=True)
     return f"data:image/png;base64,{base64.b64encode(content.getvalue()).decode()}"

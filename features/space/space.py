@@ -179,6 +179,15 @@ class FeatureSpace:
         """Embeddings `[n, dim]`, not normalised, of activations `[n, features]`."""
         return self.dictionary.decode(activations.to(self.device), modality)
 
+    def mean_active(self, modality: Modality) -> Tensor:
+        """Each feature's mean activation where it is active, in the modality, or where it never is,
+        in the other: `[features]`; 0 for a feature that is never active."""
+        first, second = ("image", "text") if modality == "image" else ("text", "image")
+        own, other = (
+            np.nan_to_num(self.features[f"{m}_mean_active"].to_numpy()) for m in (first, second)
+        )
+        return torch.from_numpy(np.where(own > 0, own, other)).float()
+
     def select(
         self,
         modality_class: str | None = None,

@@ -246,14 +246,15 @@ def _share(part: Tensor, whole: Tensor) -> Tensor:
 def most_moved(
     space: FeatureSpace, before: Tensor, after: Tensor, count: int = MOVED_FEATURES
 ) -> list[dict[str, object]]:
-    """The features with the largest mean change of activation, up or down, the largest first.
+    """The features with the largest mean change of activation, up or down, the largest first;
+    beside it what each usually has where it is active (`mean_active`).
 
     Args:
         before: activations of images, `[n, features]`.
         after: of the same images, attacked.
     """
     change = (after - before).abs().mean(0)  # [features]
-    table = space.features
+    table, usual = space.features, space.mean_active("image")
     rows: list[dict[str, object]] = []
     for feature in change.topk(min(count, len(change))).indices.tolist():
         if float(change[feature]) <= 0:
@@ -266,6 +267,7 @@ def most_moved(
                 "change": float(change[feature]),
                 "before": float(before[:, feature].mean()),
                 "after": float(after[:, feature].mean()),
+                "mean_active": float(usual[feature]),
             }
         )
     return rows

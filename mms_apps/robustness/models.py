@@ -83,11 +83,15 @@ class ZeroShot(nn.Module):
 
     def plain(self, pixels: Tensor) -> Tensor:
         """Unit embeddings `[n, dim]` of pixels `[n, 3, height, width]`, before the edit."""
+        embedding = self.visual.encode_image(self.prepared(pixels))  # type: ignore[operator]
+        return F.normalize(embedding.float(), dim=-1)
+
+    def prepared(self, pixels: Tensor) -> Tensor:
+        """Pixels `[n, 3, height, width]` as the encoder takes them."""
         if self.before is not None:
             pixels = self.before(pixels)
-        normalised = _ChannelsLast.apply((pixels - self.mean) / self.std)
-        embedding = self.visual.encode_image(normalised)  # type: ignore[operator]
-        return F.normalize(embedding.float(), dim=-1)
+        prepared: Tensor = _ChannelsLast.apply((pixels - self.mean) / self.std)
+        return prepared
 
     def edited(self, embedding: Tensor) -> Tensor:
         """Unit embeddings `[n, dim]`, edited."""

@@ -9,15 +9,16 @@ import statistics
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import torch
-from PIL import Image
 from torch import Tensor
 
+from features.evidence.reading import where
 from features.files import write_whole
+from features.reports import layers
 from features.reports.page import CLASS_NAMES, templates
 from mms_apps.robustness.checks.of_controls import CONTROL_KINDS
 from mms_apps.robustness.distances import readable_eps
+from mms_apps.robustness.moved import CSS, LAYERS_SWITCH, moved_html
+from mms_apps.robustness.pictures import change_drawn, picture, readable_change
 from mms_apps.robustness.results import WORST, DefenceResult, Evaluation
 from mms_apps.robustness.tasks import RETRIEVAL
 
@@ -27,10 +28,7 @@ if TYPE_CHECKING:
 COLOURS = ("#8a94a3", "#d08a1d", "#1a68a6", "#6447b8", "#1c8a6b", "#b8500f", "#a8357c", "#5f7a1d")
 DASHES = ("", "6 4", "2 3", "10 4", "8 3 2 3")
 """By which lines differ for who does not tell the colours apart."""
-PICTURE_SIDE = 128
 NORM_NAMES = {"Linf": "L-inf", "L2": "L2"}
-DIFFERENCE_SPAN = 0.4
-"""Of the pixels' range, what the largest difference is amplified to."""
 
 
 def write_robustness_report(evaluation: Evaluation, out: str | Path) -> Path:
@@ -57,6 +55,8 @@ def write_robustness_report(evaluation: Evaluation, out: str | Path) -> Path:
             ],
             minimal=_minimal(evaluation.minimal),
             pictures=_pictures(evaluation.shown),
+            layers_css=layers.CSS + CSS,
+            layers_switch=LAYERS_SWITCH,
             class_names=CLASS_NAMES,
             kinds=CONTROL_KINDS,
         )
@@ -80,21 +80,6 @@ def defence_words(defence: DefenceResult) -> str:
         verdict += ", although it looks better where the attack does not know it"
     cost = "; it costs accuracy on clean images" if defence.clean.high < 0.9 else ""
     return f"{defence.defence} {verdict}{cost}."
-
-
-def amplified(clean: Tensor, adversarial: Tensor) -> tuple[Tensor, float]:
-    """Differences about grey, `[n, 3, height, width]` in [0, 1], and how often amplified."""
-    difference = adversarial - clean
-    gain = DIFFERENCE_SPAN / max(float(difference.abs().max()), 1e-6)
-    return (0.5 + gain * difference).clamp(0, 1), gain
-
-
-def picture(pixels: Tensor, side: int = PICTURE_SIDE) -> Image.Image:
-    """Pixels `[3, height, width]` in [0, 1] as an image whose longer side is at least `side`."""
-    eight_bit = (pixels.permute(1, 2, 0).cpu() * 255).round().to(torch.uint8)
-    image = Image.fromarray(np.ascontiguousarray(eight_bit.numpy()))
-    factor = max(1, math.ceil(side / max(image.size)))
-    return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
 
 
 def _environment() -> Environment:
@@ -183,23 +168,30 @@ def _minimal(values: list[float]) -> dict[str, Any]:
 def _pictures(shown: dict[str, Any]) -> dict[str, Any] | None:
     if not shown:
         return None
-    differences, gain = amplified(shown["clean"], shown["adversarial"])
+    clean, adversarial = shown["clean"], shown["adversarial"]
+    changes, largest = change_drawn(clean, adversarial)
     rows = [
         {
-            "clean": _png(shown["clean"][i]),
-            "adversarial": _png(shown["adversarial"][i]),
-            "difference": _png(differences[i]),
+            "clean": _png(clean[i]),
+            "adversarial": _png(adversarial[i]),
+            "change": _png(changes[i]),
+            "changed": where(change.abs().amax(0)),
             "label": shown["labels"][i],
             "predicted": shown["predicted"][i],
             "caption": shown["captions"][i],
+            "moved": moved_html(shown["moved"][i], clean[i], adversarial[i])
+            if shown["moved"]
+            else "",
         }
-        for i in range(len(shown["clean"]))
+        for i, change in enumerate(adversarial - clean)
     ]
     return {
         "attack": shown["attack"],
         "eps": readable_eps(shown["eps"]),
-        "gain": round(gain),
+        "largest": readable_change(largest),
         "rows": rows,
+        "moved": bool(shown["moved"]),
+        "layers": any(f.layers for features in shown["moved"] for f in features),
     }
 
 

@@ -24,6 +24,7 @@ from mms_apps.robustness.checks.base import Check
 from mms_apps.robustness.distances import readable_eps
 from mms_apps.robustness.groups import GROUPS, Control, Defence, controls, energy, keep_only, shares
 from mms_apps.robustness.models import ZeroShot, batched, correct, right_class
+from mms_apps.robustness.moved import MovedFeature, moved_features
 from mms_apps.robustness.nearest_adversarial import minimal_eps
 from mms_apps.robustness.parts import Part, save_tensors, slug
 from mms_apps.robustness.results import (
@@ -301,7 +302,8 @@ class Runner:
         self, by_attack: dict[str, dict[float, Part]], worst: dict[float, Tensor], right: Tensor
     ) -> dict[str, Any]:
         """Images that were right and could be fooled, clean and adversarial: at the smallest eps
-        that fools as many as are shown, or at the one that fools most."""
+        that fools as many as are shown, or at the one that fools most; with a FeatureSpace, those
+        first whose features moved most, and what moved in each."""
         seeing = [n for n in by_attack if n in ATTACKS and ATTACKS[n].gradients]
         best: tuple[str, float, Tensor] | None = None
         for eps in sorted(worst):
@@ -314,18 +316,39 @@ class Runner:
         if best is None or len(best[2]) == 0:
             return {}
         name, eps, chosen = best
+        part = by_attack[name][eps]
+        if self.space is not None and isinstance(self.model, ZeroShot):
+            chosen = chosen[self._moved(part.embedding)[chosen].argsort(descending=True)]
         chosen = chosen[: self.config.examples]
-        shown = by_attack[name][eps].shown[chosen]
+        clean, shown = self.task.pixels.cpu()[chosen], part.shown[chosen]
         predicted = batched(self.model, shown.to(self.task.pixels.device)).argmax(1)
         return {
             "attack": name,
             "eps": eps,
-            "clean": self.task.pixels.cpu()[chosen],
+            "clean": clean,
             "adversarial": shown,
             "labels": [self.task.classes[i] for i in self.task.labels[chosen].tolist()],
             "predicted": [self.task.classes[i] for i in predicted.tolist()],
             "captions": [self.task.captions[i] for i in chosen.tolist()],
+            "moved": self._features_moved(clean, shown),
         }
+
+    def _moved(self, attacked: Tensor) -> Tensor:
+        """How far the features of each image moved, `[n]`, as embeddings `[n, dim]` of the attacked
+        ones say."""
+        assert self.space is not None
+        before, after = (
+            self.space.encode_images(e.to(self.space.device))
+            for e in (self.clean_embedding, attacked)
+        )
+        return (after - before).norm(dim=1).cpu()
+
+    def _features_moved(self, clean: Tensor, attacked: Tensor) -> list[list[MovedFeature]]:
+        """Of each picture that is shown; empty without a FeatureSpace."""
+        if self.space is None or not isinstance(self.model, ZeroShot):
+            return []
+        self.tell(1.0, "what moved")
+        return moved_features(self.model, self.space, clean, attacked)
 
     def _part(self, key: str, what: str, attacked_model: nn.Module, name: str, eps: float) -> Part:
         path = self.folder / f"{slug(key)}.safetensors"

@@ -23,7 +23,8 @@ from mms_apps.robustness.checks.base import Check, all_passed
 from mms_apps.robustness.distances import Norm, read_eps
 from mms_apps.robustness.groups import GROUPS, controls, most_moved, shares
 from mms_apps.robustness.models import Progress, ZeroShot, pixels_of
-from mms_apps.robustness.report import amplified, picture
+from mms_apps.robustness.moved import moved_features, moved_html
+from mms_apps.robustness.pictures import change_drawn, picture
 from mms_apps.robustness.tasks import TEMPLATES
 
 SIDE = 256
@@ -39,9 +40,10 @@ class PictureAttacked:
 
     clean: Image.Image
     adversarial: Image.Image
-    difference: Image.Image
-    gain: float
-    """How often the difference is amplified."""
+    change: Image.Image
+    """What changed, magnified (`pictures.change_drawn`)."""
+    largest: float
+    """Change of a pixel's channel."""
     before: dict[str, float]
     """Probability by label."""
     after: dict[str, float]
@@ -49,6 +51,8 @@ class PictureAttacked:
     """The label after the picture is saved with 8 bits."""
     moved: list[dict[str, object]]
     """Features that moved most (`groups.most_moved`)."""
+    moved_html: str
+    """What the first of them rest on, before and after."""
     drift: dict[str, float]
     """Share of the change by class; NaN where nothing moved."""
     control: dict[str, tuple[float, float]]
@@ -160,19 +164,24 @@ class Session:
             after = model(found.images)
             rounded = model((found.images * 255).round() / 255)
             clean, attacked = model.plain(pixels), model.plain(found.images)
-        difference, gain = amplified(pixels, found.images)
+        change, largest = change_drawn(pixels, found.images)
         active_before, active_after = map(self.space.encode_images, (clean, attacked))
         moved = active_after - active_before
         drift = shares(self.space, moved)
         return PictureAttacked(
             clean=picture(pixels[0], SIDE),
             adversarial=picture(found.images[0], SIDE),
-            difference=picture(difference[0], SIDE),
-            gain=gain,
+            change=picture(change[0], SIDE),
+            largest=largest,
             before=_probabilities(names, before),
             after=_probabilities(names, after),
             rounded=names[int(rounded.argmax())],
             moved=most_moved(self.space, active_before, active_after, FEATURES),
+            moved_html=moved_html(
+                moved_features(model, self.space, pixels, found.images)[0],
+                pixels[0],
+                found.images[0],
+            ),
             drift={group: float(share) for group, share in drift.items()},
             control=self._control(moved),
             checks=[

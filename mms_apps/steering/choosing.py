@@ -14,7 +14,6 @@ from features.errors import UserError
 from features.modality import CROSS_MODAL
 from features.space.space import FeatureSpace
 from mms_apps.steering.edits import Edit
-from mms_apps.steering.moves import mean_active
 
 TEMPLATES = ("{}", "a picture of {}", "an image of {}")
 TAKEN = 3
@@ -137,7 +136,7 @@ def between(
     spread = (
         torch.cat([before - before.mean(0), after - after.mean(0)]).square().mean(0).sqrt().cpu()
     )
-    usual = mean_active(space, modality)
+    usual = space.mean_active(modality)
     clarity = torch.where(usual > 0, difference.abs() / (spread + 1e-3), 0.0)
     return tuple(
         Edit(feature, float(difference[feature] / usual[feature]))

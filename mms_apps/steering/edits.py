@@ -35,7 +35,7 @@ from features.modality import CLASSES, Rule
 from features.space.space import FeatureSpace
 from mms_apps.steering.adapters.base import Adapter, Call
 from mms_apps.steering.adapters.choose import adapter_for
-from mms_apps.steering.moves import mean_active, until, within
+from mms_apps.steering.moves import until, within
 from mms_apps.steering.saved import Source, check_record, read_record, steering_record
 
 Mode = Literal["add", "set", "remove"]
@@ -226,7 +226,7 @@ class Steering:
         """
         before = space.dictionary.encode(unit, modality)  # [n, features]
         now = before.clone()
-        means = mean_active(space, modality).to(now)  # [features]
+        means = space.mean_active(modality).to(now)  # [features]
 
         def put(features: Tensor | int, wanted: Tensor) -> None:
             now[:, features] = torch.maximum(wanted, before[:, features].clamp(max=0))

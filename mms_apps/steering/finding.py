@@ -26,7 +26,6 @@ from features.errors import UserError
 from features.space.space import FeatureSpace
 from mms_apps.steering.choosing import TEMPLATES, between
 from mms_apps.steering.edits import Edit, Probe, ScoreSet, Steering
-from mms_apps.steering.moves import mean_active
 
 TAKEN = 8
 """Features, at most."""
@@ -81,7 +80,7 @@ def by_difference(
     """`find`'s difference."""
     difference = target.mean(0) - source.mean(0)  # [dim]
     features, steps = pursue(space, difference, source, modality, taken)
-    usual = mean_active(space, modality)[features]
+    usual = space.mean_active(modality)[features]
     return Steering(
         tuple(
             Edit(int(feature), float(step / mean))
@@ -141,7 +140,7 @@ def pursue(
 
     rows = space.dictionary.directions.detach().cpu().double().numpy()  # [features, dim]
     present = space.dictionary.encode(source.to(space.device), modality) > 0
-    usable = (mean_active(space, modality) > 0).numpy()
+    usable = (space.mean_active(modality) > 0).numpy()
     down = usable & (present.float().mean(0) >= PRESENT).cpu().numpy()
     numbers = np.concatenate([np.flatnonzero(usable), np.flatnonzero(down)])
     signs = np.concatenate([np.ones(usable.sum()), -np.ones(down.sum())])

@@ -4,25 +4,11 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from features.dictionary import Modality
-from features.space.space import FeatureSpace
-
 HALVINGS = 20
-
-
-def mean_active(space: FeatureSpace, modality: Modality) -> Tensor:
-    """Each feature's mean activation where it is active, in the modality, or where it never is, in
-    the other: `[features]`; 0 for a feature that is never active."""
-    first, second = ("image", "text") if modality == "image" else ("text", "image")
-    own, other = (
-        np.nan_to_num(space.features[f"{m}_mean_active"].to_numpy()) for m in (first, second)
-    )
-    return torch.from_numpy(np.where(own > 0, own, other)).float()
 
 
 def within(unit: Tensor, move: Tensor, degrees: float) -> tuple[Tensor, Tensor]:

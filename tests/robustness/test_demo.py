@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -39,6 +40,8 @@ def test_attacks_through_the_api(address: str, session: Session, tmp_path: Path)
     assert found[1]["label"] != found[2]["label"]
     assert found[6]["data"] and len(found[7]["data"]) == 3
     assert all(row[1] == "passed" for row in found[8]["data"])
+    assert "its mean activation" in found[9] and found[9].count('class="layer"') == 6
+    assert found[6]["data"][0][0].split()[0] in found[9]
     tiny = client.predict(
         handle_file(str(path)),
         "man, woman, person, dog",
@@ -59,18 +62,26 @@ def test_attacks_through_the_api(address: str, session: Session, tmp_path: Path)
 
 
 @needs_chromium
-def test_pick_attack_and_read_in_a_browser(address: str) -> None:
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (375, "dark")])
+def test_pick_attack_and_read_in_a_browser(address: str, width: int, scheme: Any) -> None:
     from playwright.sync_api import expect
 
-    with opened(address, height=1500) as page:
+    with opened(address, width=width, height=1500, scheme=scheme) as page:
         page.locator("#robustness-pictures button.thumbnail-item").nth(2).click()
         page.get_by_label("eps, of a list or your own").fill("16/255")
         page.get_by_label("eps, of a list or your own").press("Enter")
         page.get_by_role("button", name="Attack", exact=True).click()
         expect(page.locator("#verdict")).to_contain_text("Fooled", timeout=60_000)
         expect(page.get_by_role("gridcell", name="cross-modal").first).to_be_visible()
+        layer = page.locator(".moved .layer").first
+        opacity = "element => getComputedStyle(element).opacity"
+        assert layer.evaluate(opacity) == "1"
+        page.get_by_label("Show what each feature rests on").uncheck()
+        assert layer.evaluate(opacity) == "0"
+        page.get_by_label("Show what each feature rests on").check()
+        assert page.evaluate("document.body.scrollWidth") <= width
         assert_accessible(page)
-        keep_picture(page, "robustness")
+        keep_picture(page, f"robustness-{width}")
         page.get_by_label("Labels, by commas").fill("only one")
         page.get_by_role("button", name="Attack", exact=True).click()
         page.get_by_text("give at least two").first.wait_for(timeout=30_000)

@@ -23,7 +23,6 @@ from features.space.space import FeatureSpace
 from mms_apps.steering.choosing import as_edits, between, choose, features_of
 from mms_apps.steering.edits import Blend, Edit, Mode, Probe, ScoreSet, Steering
 from mms_apps.steering.generator import scaled
-from mms_apps.steering.moves import mean_active
 from mms_apps.steering.saved import Source
 from tests.test_space import make_store
 
@@ -41,7 +40,7 @@ def test_add_moves_along_the_row_by_the_mean_activation(space: FeatureSpace) -> 
     steered = Steering((Edit(2, 1.5),), max_drift=60).apply(space, x)
     for before, after in zip(x, steered.embedding, strict=True):
         moved = (before / 3).clone()
-        moved[2] += 1.5 * float(mean_active(space, "image")[2])
+        moved[2] += 1.5 * float(space.mean_active("image")[2])
         torch.testing.assert_close(after, 3 * moved / moved.norm())
         angle = math.degrees(math.acos(float(F.cosine_similarity(before, after, dim=0))))
         assert angle <= 60
@@ -56,7 +55,7 @@ def test_set_and_remove_give_the_activation_that_was_asked(space: FeatureSpace) 
     )
     now = space.encode_images(x)
     assert float(now[0, 2] + change[0, 2]) == pytest.approx(
-        2 * float(mean_active(space, "image")[2])
+        2 * float(space.mean_active("image")[2])
     )
     assert float(now[0, 3] + change[0, 3]) == pytest.approx(0)
     assert (change[0, [i for i in range(DIM) if i not in (2, 3)]] == 0).all()
@@ -123,7 +122,7 @@ def test_to_remove_twice_is_to_remove_once(space: FeatureSpace) -> None:
     torch.testing.assert_close(twice.change(space, x, "image"), once.change(space, x, "image"))
     then = Steering((Edit(2, mode="remove"), Edit(2, 1.0)))
     after = space.encode_images(x) + then.change(space, x, "image")
-    mean = mean_active(space, "image")[2]
+    mean = space.mean_active("image")[2]
     torch.testing.assert_close(after[:, 2], mean.expand(4))
 
 

@@ -12,7 +12,6 @@ from features.errors import UserError
 from features.space.space import FeatureSpace
 from mms_apps.steering import Steering
 from mms_apps.steering.finding import WAYS, AffineMap, find, pursue, sure_of
-from mms_apps.steering.moves import mean_active
 
 DIM = 16
 
@@ -66,7 +65,7 @@ def test_the_pursuit_finds_the_best_single_feature_and_signs_that_samples_allow(
     source[:, 7] = 0  # nobody has feature 7: it can't be taken away
     features, steps = pursue(space, wanted, F.normalize(source, dim=1), "image", 8)
     assert set(features.tolist()) == {3, 5}
-    usable = [f for f in range(DIM) if mean_active(space, "image")[f] > 0 and f != 7]
+    usable = [f for f in range(DIM) if space.mean_active("image")[f] > 0 and f != 7]
     best = min(
         float((wanted**2).sum() - sum(wanted[f] ** 2 for f in pair))
         for pair in itertools.combinations(usable, 2)
