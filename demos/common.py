@@ -26,6 +26,7 @@ import PIL.Image
 
 from features.pairs.images import read_image
 from features.reports.layers import CSS as LAYERS_CSS
+from features.reports.layers import Layer
 from features.reports.page import picture_url
 
 QUEUE = 32
@@ -120,6 +121,15 @@ def picture_html(thumbnail: bytes, caption: str, credit: str = "", said: str = "
         f'<img class="picture" alt="{html.escape(caption + said)}" title="{html.escape(title)}" '
         f'src="{picture_url(thumbnail)}">'
     )
+
+
+def layered_html(thumbnail: bytes, caption: str, layer: Layer | None, credit: str = "") -> str:
+    """A thumbnail with what a feature rests on in it, drawn and said."""
+    said, drawn = "", ""
+    if layer is not None:
+        said = f"; the feature {layer.said}"
+        drawn = f'<img class="layer" alt="" src="{layer.url}">'
+    return f'<span class="stack">{picture_html(thumbnail, caption, credit, said)}{drawn}</span>'
 
 
 @contextmanager

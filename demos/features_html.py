@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from demos.common import picture_html
+from demos.common import layered_html, picture_html
 from features.analysis.search import Described, describe, exemplars, rows_of, similarities
 from features.errors import UserError
 from features.reports.layers import Layer, Marked, marked_captions, picture_layers
@@ -146,12 +146,7 @@ def figure_html(row: dict[str, Any], layer: Layer | None) -> str:
     under = f"<span>{html.escape(row['caption'])}</span>"
     if credit:
         under += f"<small>Image: {html.escape(credit)}</small>"
-    said, drawn = "", ""
-    if layer is not None:
-        said = f"; the feature {layer.said}"
-        drawn = f'<img class="layer" alt="" src="{layer.url}">'
-    shown = picture_html(row["thumbnail"], row["caption"], said=said)
-    picture = f'<span class="stack">{shown}{drawn}</span>'
+    picture = layered_html(row["thumbnail"], row["caption"], layer)
     return f"<figure>{picture}<figcaption>{under}</figcaption></figure>"
 
 

@@ -20,6 +20,7 @@ from features.store.credits import credits_of
 from features.store.extract import extract
 from mms_apps.attributes.audit import UNSPECIFIED, Audit, audit, require_groups
 from mms_apps.attributes.correction.correcting import Correction, GroupCorrection, correct
+from mms_apps.attributes.correction.files import MadeFrom, write_accepted
 from mms_apps.attributes.correction.report import Mistake, mistakes_of
 from mms_apps.attributes.explain import Explanation, explain, probabilities_without
 from mms_apps.attributes.labels import Samples, classes_of, crossed_name, read_samples
@@ -108,6 +109,7 @@ class Workbench:
         )
         self._work = work
         self._models: dict[tuple[str, Method], AttributeModel] = {}
+        self._corrections: dict[tuple[str, Method, str], Correction] = {}
 
     @cached_property
     def pictures(self) -> list[Picture]:
@@ -202,8 +204,17 @@ class Workbench:
         Args:
             group: one of `groups`, to protect.
         """
-        model = self.model(attribute, method)
-        return correct(model, self._test_samples, group=group, seed=self.seed)
+        key = (attribute, method, group)
+        if key not in self._corrections:
+            model = self.model(attribute, method)
+            self._corrections[key] = correct(model, self._test_samples, group=group, seed=self.seed)
+        return self._corrections[key]
+
+    def write_accepted(self, found: Correction, path: Path) -> list[str | None]:
+        """Write the accepted edits as a zip file of what `mms attributes correct` saves; where each
+        group's lies within, None where it does not."""
+        config = self._test_store.config
+        return write_accepted(found, MadeFrom(config.pairs, config.pairs_fingerprint), path)
 
     def mistakes(self, found: Correction, group: GroupCorrection, count: int) -> list[Mistake]:
         """Wrong predictions of a group that `correct` found, to show."""

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from features.pairs.base import PairSource
     from features.space.space import FeatureSpace
     from features.store.store import ActivationStore
-    from mms_apps.attributes.correction.correcting import Correction
-    from mms_apps.attributes.correction.files import MadeFrom
     from mms_apps.attributes.edits import EmbeddingEdit
     from mms_apps.attributes.explain import Explanation
     from mms_apps.attributes.labels import Samples
@@ -138,25 +136,6 @@ def without(
     if seen.any():
         typer.echo(f"{int(seen.sum())} pairs left out: {why}", err=True)
     return samples.take(~seen)
-
-
-def save_accepted(found: Correction, made_from: MadeFrom, out: Path) -> list[str | None]:
-    """Save each accepted edit in `out`, in place of those that an earlier run left there; where
-    each group's lies within, None where it does not."""
-    import shutil
-
-    from mms_apps.attributes.correction.files import is_correction, save_correction
-
-    for earlier in (out / "edits").glob("*"):
-        if is_correction(earlier):
-            shutil.rmtree(earlier)
-    places: list[str | None] = []
-    for number, one in enumerate(found.groups, start=1):
-        place = f"edits/{number}" if one.advice.accept else None
-        if place is not None:
-            save_correction(one, found, made_from, out / place)
-        places.append(place)
-    return places
 
 
 def read_method(name: str) -> MethodName:

@@ -18,7 +18,6 @@ from mms_apps.cli.attribute_inputs import (
     read_method,
     read_modality,
     read_prompts,
-    save_accepted,
     without,
 )
 from mms_apps.cli.options import CaptionColumn, ImageColumn
@@ -288,7 +287,7 @@ def correct(
     import dataclasses
 
     from mms_apps.attributes.correction.correcting import correct as correct_model
-    from mms_apps.attributes.correction.files import MadeFrom
+    from mms_apps.attributes.correction.files import MadeFrom, save_accepted
     from mms_apps.attributes.correction.report import mistakes_of, write_correction_report
     from mms_apps.attributes.labels import read_samples
     from mms_apps.attributes.tables import write_correction_tables

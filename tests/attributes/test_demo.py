@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,21 +14,26 @@ from PIL import Image
 from demos.attributes import CSS, build, said_of
 from demos.common import launch
 from features.space.space import FeatureSpace
+from mms_apps.attributes.correction.checking import Advice, check
+from mms_apps.attributes.correction.correcting import OTHER_HALF, GroupCorrection
+from mms_apps.attributes.correction.files import MadeFrom, load_correction
+from mms_apps.attributes.correction.mistakes import judge
+from mms_apps.attributes.correction.proposing import Corrected, corrected, grown
 from mms_apps.attributes.workbench import Picture, Workbench
 from tests.browser import assert_accessible, keep_picture, needs_chromium, opened
 from tests.conftest import draw_imagefolder
 
 
 @pytest.fixture(scope="module")
-def address(
+def workbench(
     space_folder: Path, clip_folder: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[str]:
-    """A running demo over the tiny space."""
+) -> Workbench:
+    """Over the tiny space."""
     work = tmp_path_factory.mktemp("demo")
     train = draw_imagefolder(work / "train", count=120, seed=1)
     test = draw_imagefolder(work / "test", count=60, seed=2)
     space = FeatureSpace.load(space_folder, device="cpu", encoder=f"local-dir:{clip_folder}")
-    workbench = Workbench(
+    return Workbench(
         space,
         str(train),
         str(test),
@@ -35,6 +42,11 @@ def address(
         work / "embeddings",
         role="colour",
     )
+
+
+@pytest.fixture(scope="module")
+def address(workbench: Workbench) -> Iterator[str]:
+    """A running demo."""
     demo = build(workbench)
     _, url, _ = launch(demo, css=CSS, prevent_thread_lock=True, quiet=True)
     yield url
@@ -62,15 +74,55 @@ def test_predict_and_audit_through_the_api(address: str, imagefolder: Path) -> N
     assert len(figures) == 3
 
 
-def test_wrong_predictions_are_grouped_through_the_api(address: str) -> None:
+def test_wrong_predictions_are_grouped_with_layers_through_the_api(address: str) -> None:
     from gradio_client import Client
 
-    said = Client(address, verbose=False).predict(
+    said, kept = Client(address, verbose=False).predict(
         "colour", "linear_probe", "shape", api_name="/correct"
     )
     assert "predictions on the half searched are wrong" in said
     assert "wrong by" in said and "taken for" in said
     assert "data:image/webp;base64," in said
+    assert said.count('class="layers-switch"') == 1
+    assert said.count('class="picture"') == said.count('class="layer"') > 0
+    assert said.count("; the feature rests most on") == said.count('class="layer"')
+    assert "Accept:" not in said and "Nothing is proposed" in said
+    assert kept["value"] is None and "No edit may be accepted" in str(kept["label"])
+
+
+def test_accepted_edits_are_downloaded_as_the_command_saves_them(
+    address: str, workbench: Workbench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from gradio_client import Client
+
+    found = workbench.correct("colour", "linear_probe", "shape")
+    plain, judged = Corrected(found.model), judge(found.model, found.half)
+    groups = []
+    for one in found.groups:  # of a random encoder's mistakes, none deserves an edit
+        proposal = grown(judged, one.mistakes.feature, [], 1.0)
+        edited = corrected(found.model, proposal)
+        checks = {OTHER_HALF: check(plain, edited, found.other, "shape", 0)}
+        advice = Advice(not groups, "tried")
+        groups.append(GroupCorrection(one.mistakes, proposal, edited, checks, advice))
+    assert len(groups) > 1
+    monkeypatch.setattr(workbench, "correct", lambda *_: replace(found, groups=tuple(groups)))
+    said, kept = Client(address, verbose=False, download_files=str(tmp_path)).predict(
+        "colour", "linear_probe", "shape", api_name="/correct"
+    )
+    assert "In the download as edits/1; look at it again by" in said
+    assert said.count("Not in the download.") == len(groups) - 1
+    assert kept["label"] == "Download the accepted edit"
+    with zipfile.ZipFile(kept["value"]) as archive:
+        archive.extractall(tmp_path)
+    assert [path.name for path in (tmp_path / "edits").iterdir()] == ["1"]
+    accepted = load_correction(tmp_path / "edits" / "1", workbench.space)
+    saved, store = accepted.saved, workbench._test_store.config
+    assert saved.proposal == groups[0].proposal and saved.figures.keys() == {OTHER_HALF}
+    assert saved.why == "tried" and saved.look_again > saved.made
+    assert saved.made_from == MadeFrom(store.pairs, store.pairs_fingerprint)
+    assert groups[0].edited is not None
+    right = groups[0].edited.right(found.other)
+    assert (accepted.edited.right(found.other) == right).all()
 
 
 @needs_chromium
@@ -87,6 +139,17 @@ def test_the_tab_of_corrections_in_a_browser(address: str, width: int, scheme: A
         start.focus()
         page.keyboard.press("Enter")
         expect(page.locator(".corrections article").first).to_be_visible(timeout=60_000)
+        layer = page.locator(".corrections .layer").first
+        opacity = "element => getComputedStyle(element).opacity"
+        assert layer.evaluate(opacity) == "0"
+        page.get_by_label("Show what each feature rests on").check()
+        assert layer.evaluate(opacity) == "1"
+        boxes = [
+            page.locator(f".corrections .{name}").first.bounding_box()
+            for name in ("picture", "layer")
+        ]
+        assert boxes[0] == boxes[1]
+        expect(page.get_by_role("button", name="No edit may be accepted")).to_be_disabled()
         assert page.evaluate("document.body.scrollWidth") <= width
         assert_accessible(page)
         keep_picture(page, f"correct-{width}")

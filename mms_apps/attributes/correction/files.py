@@ -8,6 +8,9 @@ model/             the model without the edit
 from __future__ import annotations
 
 import hashlib
+import shutil
+import tempfile
+import zipfile
 from dataclasses import asdict, dataclass
 from datetime import date, timedelta
 from pathlib import Path
@@ -31,6 +34,8 @@ SCHEMA = 1
 KIND = "correction"
 WEIGHTS = "edit.safetensors"
 MODEL = "model"
+EDITS = "edits"
+"""Folder of the accepted edits, by the number of their group."""
 LOOK_AGAIN = timedelta(days=90)
 """After which an edit should be looked at again."""
 
@@ -136,6 +141,32 @@ def save_correction(
     )
     write_json(folder / "config.json", jsonable(record))
     return folder
+
+
+def save_accepted(correction: Correction, made_from: MadeFrom, out: Path) -> list[str | None]:
+    """Save each accepted edit in `out`, in place of those that an earlier run left there; where
+    each group's lies within, None where it does not."""
+    for earlier in (out / EDITS).glob("*"):
+        if is_correction(earlier):
+            shutil.rmtree(earlier)
+    places: list[str | None] = []
+    for number, one in enumerate(correction.groups, start=1):
+        place = f"{EDITS}/{number}" if one.advice.accept else None
+        if place is not None:
+            save_correction(one, correction, made_from, out / place)
+        places.append(place)
+    return places
+
+
+def write_accepted(correction: Correction, made_from: MadeFrom, path: Path) -> list[str | None]:
+    """Write a zip file of what `save_accepted` saves, which gives the same places."""
+    with tempfile.TemporaryDirectory() as folder, replacing(path) as temporary:
+        places = save_accepted(correction, made_from, Path(folder))
+        with zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
+            for file in sorted(Path(folder).rglob("*")):
+                if file.is_file():
+                    archive.write(file, file.relative_to(folder))
+    return places
 
 
 def is_correction(folder: str | Path) -> bool:

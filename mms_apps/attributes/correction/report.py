@@ -97,7 +97,7 @@ def write_correction_report(
     table = space.features.select(["name", "class", "mds"]).to_pylist()
     parts = list(zip(correction.groups, edits, strict=True))
     drawn = [
-        list(zip(mistakes, *_pictures(correction, found.mistakes.feature, mistakes), strict=True))
+        drawn_mistakes(correction, found.mistakes.feature, mistakes)
         for found, mistakes in zip(correction.groups, shown, strict=True)
     ]
     used = {f for found in correction.groups for f in _features(found)}
@@ -108,11 +108,12 @@ def write_correction_report(
             "confusion": confusion(correction.model, correction.half, found.mistakes.rows),
             "features": [{"feature": f, **table[f]} for f in _features(found)],
             "mistakes": [
-                dict(zip(("mistake", "image", "layer"), row, strict=True)) for row in rows
+                {"mistake": one, "image": small and picture_url(small), "layer": layer}
+                for one, (small, layer) in zip(mistakes, rows, strict=True)
             ],
             "edit": edit,
         }
-        for (found, edit), rows in zip(parts, drawn, strict=True)
+        for (found, edit), mistakes, rows in zip(parts, shown, drawn, strict=True)
     ]
     grouped = sum(found.mistakes.size for found in correction.groups)
     return write_page(
@@ -123,19 +124,18 @@ def write_correction_report(
         groups=groups,
         others=correction.wrong - grouped,
         pictures=pictures,
-        layers=any(layer for rows in drawn for _, _, layer in rows),
+        layers=any(layer for rows in drawn for _, layer in rows),
         layers_css=CSS,
         layers_switch=switch(),
     )
 
 
-def _pictures(
+def drawn_mistakes(
     correction: Correction, feature: int, mistakes: Sequence[Mistake]
-) -> tuple[list[str | None], list[Layer | None]]:
-    """Each mistake's picture as a URL, and on it what the feature rests on; None where there is no
-    picture, or the encoder's tower has no map to look at."""
+) -> list[tuple[bytes | None, Layer | None]]:
+    """Each mistake's picture as a thumbnail, and on it what the feature rests on; None where there
+    is no picture, or the encoder's tower has no map to look at."""
     small = [None if one.image is None else thumbnail(one.image) for one in mistakes]
-    urls = [None if one is None else picture_url(one) for one in small]
     known = [place for place, one in enumerate(small) if one is not None]
     layers: list[Layer | None] = [None] * len(small)
     if known and correction.model.config.modality == "image":
@@ -143,10 +143,10 @@ def _pictures(
         try:
             found = picture_layers(correction.model.space, [feature], thumbnails)
         except UserError:
-            return urls, layers
-        for place, layer in zip(known, found, strict=True):
+            found = []
+        for place, layer in zip(known, found, strict=False):
             layers[place] = layer
-    return urls, layers
+    return list(zip(small, layers, strict=True))
 
 
 def _features(found: GroupCorrection) -> list[int]:
