@@ -69,7 +69,7 @@ def fill(workbench: Workbench, attribute: Any, method: Any, ending: str) -> None
         group = gr.Radio(
             list(workbench.groups), value=workbench.groups[0], label="Groups to protect"
         )
-        start = gr.Button("Find what went wrong", variant="primary", scale=0, min_width=200)
+        start = gr.Button("Find what went wrong", variant="primary", scale=0, min_width=240)
     keep = gr.DownloadButton("Nothing is found yet", size="sm", interactive=False)
     said = gr.HTML()
     start.click(

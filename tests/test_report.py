@@ -17,8 +17,8 @@ from features.dictionary import DICTIONARIES, DictionaryConfig, TrainConfig, fit
 from features.pairs.open import open_pairs
 from features.reports.page import BINS, count_axis, histogram
 from features.reports.report import write_report
-from features.space.score import score
 from features.space.advice import few_pairs
+from features.space.score import score
 from features.space.space import FeatureSpace
 from features.store.store import StoreConfig
 from features.store.write import sample_table, write_store

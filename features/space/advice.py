@@ -15,8 +15,8 @@ def few_pairs(space: FeatureSpace) -> str | None:
     if 2 * scored.sum() >= active.sum():
         return None
     return (
-        f"{space.config.pair_count:,} pairs are few for this dictionary: of {active.sum():,} features "
-        f"that are ever active, {scored.sum():,} are active on {space.config.min_pairs} pairs or "
-        "more, and the others have no score. What helps: more pairs, a dictionary that is trained "
+        f"{space.config.pair_count:,} pairs are few for this dictionary: of {active.sum():,} "
+        f"features that are ever active, {scored.sum():,} are active on {space.config.min_pairs} "
+        "pairs or more, and the others have no score. What helps: more pairs, a dictionary that is trained "
         "already (--space or --dictionary), or one with fewer features (--features)."
     )
