@@ -21,7 +21,7 @@ demo: install
 # A folder to push to the Hugging Face hub as a Space.
 space:
 	rm -rf runs/space && mkdir -p runs/space
-	cp -r features mms_apps demos pyproject.toml LICENSE NOTICE runs/space
+	cp -r features mms_apps demos licenses pyproject.toml LICENSE NOTICE runs/space
 	cp huggingface_space/README.md huggingface_space/Dockerfile runs/space
 	find runs/space -name __pycache__ -prune -exec rm -r {} +
 
