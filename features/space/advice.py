@@ -17,6 +17,6 @@ def few_pairs(space: FeatureSpace) -> str | None:
     return (
         f"{space.config.pair_count:,} pairs are few for this dictionary: of {active.sum():,} "
         f"features that are ever active, {scored.sum():,} are active on {space.config.min_pairs} "
-        "pairs or more, and the others have no score. What helps: more pairs, a dictionary that is trained "
-        "already (--space or --dictionary), or one with fewer features (--features)."
+        "pairs or more, and the others have no score. What helps: more pairs, a dictionary that is "
+        "trained already (--space or --dictionary), or one with fewer features (--features)."
     )
