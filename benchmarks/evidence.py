@@ -1,4 +1,5 @@
-"""Benchmark of evidence: pointing game on planted truth, deletion, insertion, agreement, seconds.
+"""Benchmark of evidence: pointing game on planted truth, deletion, insertion, agreement, seconds,
+seconds of the Explorer's cards.
 
     python -m benchmarks.evidence --out runs/benchmark-evidence.json
 
@@ -19,19 +20,22 @@ from torch import Tensor
 
 from benchmarks.common import Result, mean_row, median_row, options, run_sections
 from benchmarks.evidence_pointing import held_out, picture_rows, word_rows
+from demos.features_html import picked_html
 from features.embedded.photos import PhotoPairs
 from features.embedded.world import EmbeddedPairs
 from features.evidence.pictures import Method, PictureEvidence, picture_evidence
 from features.space.space import FeatureSpace
 
 WORLDS = ("embedded-ssl", "embedded")
-SECTIONS = ("pictures", "words", "curves", "photos", "seconds")
+SECTIONS = ("pictures", "words", "curves", "photos", "seconds", "cards")
 STEPS = 8
 """In which a picture is covered, or uncovered."""
 CURVE_GRID = 8
 """Cells a side that are covered one after the other."""
 PHOTOGRAPHS = 32
 REPEATS = 3
+CARDS = 24
+"""Features of each space whose card in the Explorer is timed."""
 BATCH = 64
 """Pictures of whom the seconds of the fast method are taken."""
 
@@ -124,6 +128,27 @@ def seconds_rows(space: FeatureSpace, images: Sequence[Image.Image], world: str)
     return [*rows, median_row(f"seconds/{world}/exact_over_fast", ratios, "ratio")]
 
 
+def card_rows(space: FeatureSpace, world: str, seed: int) -> list[Result]:
+    """`card/...`: seconds until the Explorer has a feature's card, bare, with layers over its
+    pictures, and with its texts' words marked too; over features drawn among those with exemplars,
+    each for the first time, after one that is left out."""
+    shown = np.unique(space.exemplars["feature"].to_numpy())
+    drawn = np.random.default_rng(seed).permutation(shown)[: CARDS + 1]
+    seconds: dict[str, list[float]] = {"bare": [], "layers": [], "words": []}
+    for feature in drawn.tolist():
+        start = time.perf_counter()
+        for step, found in seconds.items():
+            picked_html(
+                {world: space},
+                (world, feature),
+                None,
+                layers=step != "bare",
+                marks=step == "words",
+            )
+            found.append(time.perf_counter() - start)
+    return [median_row(f"card/{world}/{step}", s[1:], "s") for step, s in seconds.items()]
+
+
 def _evidence(
     space: FeatureSpace, image: Image.Image, feature: int, method: Method
 ) -> list[PictureEvidence]:
@@ -163,6 +188,9 @@ def main() -> None:
         "curves": lambda: over_worlds(curve_rows, drawings),
         "photos": lambda: curve_rows(spaces["photos"], "photos", photographs(PHOTOGRAPHS), seed),
         "seconds": seconds,
+        "cards": lambda: [
+            r for name, space in spaces.items() for r in card_rows(space, name, seed)
+        ],
     }
     run_sections([sections[name] for name in arguments.only], arguments.out, seed=seed)
 

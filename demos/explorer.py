@@ -166,7 +166,7 @@ def fill(spaces: dict[str, FeatureSpace]) -> None:
 
     def pick(name: str, kept: Key | None, event: gr.EventData) -> tuple[str, Key]:
         picked = (name, event.feature)
-        return picked_html(spaces, picked, kept, evidence=False), picked
+        return picked_html(spaces, picked, kept, layers=False, marks=False), picked
 
     def keep(picked: Key) -> tuple[str, Key, Any]:
         return picked_html(spaces, picked, picked), picked, gr.update(interactive=True)
@@ -176,10 +176,13 @@ def fill(spaces: dict[str, FeatureSpace]) -> None:
 
     def first_of(name: str, order: Any) -> tuple[str, Key, None, Any]:
         picked = (name, find(spaces[name], Filter(), order)[0])
-        shown = picked_html(spaces, picked, None, evidence=False)
+        shown = picked_html(spaces, picked, None, layers=False, marks=False)
         return shown, picked, None, gr.update(interactive=False)
 
-    def with_evidence(picked: Key, kept: Key | None) -> str:
+    def with_layers(picked: Key, kept: Key | None) -> str:
+        return picked_html(spaces, picked, kept, marks=False)
+
+    def with_marks(picked: Key, kept: Key | None) -> str:
         return picked_html(spaces, picked, kept)
 
     start = search(names[0], "", "", 0.0, ORDERS[0][1], 0.0, 1.0)
@@ -241,18 +244,13 @@ def fill(spaces: dict[str, FeatureSpace]) -> None:
     reset.click(
         lambda: ("", "", 0.0, 0.0, 1.0), None, [words, modality_class, least, low, high], **hidden
     ).then(**again)
-    evidence: dict[str, Any] = {
-        "fn": with_evidence,
-        "inputs": [picked, kept],
-        "outputs": detail,
-        **modelled,
-    }
+    of_picked: dict[str, Any] = {"inputs": [picked, kept], "outputs": detail, **modelled}
     chosen = space.input(first_of, [space, order], [detail, picked, kept, drop], **hidden)
-    chosen.then(**again).then(**evidence)
+    chosen.then(**again).then(with_layers, **of_picked).then(with_marks, **of_picked)
     more.click(show_more, [space, found, count], [cards, count, more], **hidden)
     for offered in (cards, detail):
         shown = offered.select(pick, [space, kept], [detail, picked], **hidden)
-        shown.then(**evidence)
+        shown.then(with_layers, **of_picked).then(with_marks, **of_picked)
     hold.click(keep, picked, [detail, kept, drop], **modelled)
     drop.click(let_go, picked, [detail, kept, drop], **modelled)
     if len(spaces) > 1:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -40,17 +39,27 @@ def cards_html(space: FeatureSpace, numbers: list[int]) -> str:
 
 
 def picked_html(
-    spaces: dict[str, FeatureSpace], picked: Key, kept: Key | None, *, evidence: bool = True
+    spaces: dict[str, FeatureSpace],
+    picked: Key,
+    kept: Key | None,
+    *,
+    layers: bool = True,
+    marks: bool = True,
 ) -> str:
     """The picked feature, and beside it the one that is kept to compare it with.
 
     Args:
-        evidence: find what they rest on, which runs the encoder.
+        layers, marks: find what they rest on in images, and in texts, which runs the encoder;
+            texts take longer.
     """
     shown = [picked] if kept is None else [kept, picked]
     articles = "".join(
         article_html(
-            spaces[name], describe(spaces[name], number, shown=IMAGES), name, evidence=evidence
+            spaces[name],
+            describe(spaces[name], number, shown=IMAGES),
+            name,
+            layers=layers,
+            marks=marks,
         )
         for name, number in shown
     )
@@ -63,7 +72,9 @@ def picked_html(
     return f'{said}<div class="side-by-side">{articles}</div>'
 
 
-def article_html(space: FeatureSpace, found: Described, name: str, *, evidence: bool = True) -> str:
+def article_html(
+    space: FeatureSpace, found: Described, name: str, *, layers: bool, marks: bool
+) -> str:
     """One feature."""
     row = found.row
     scores = {
@@ -81,14 +92,18 @@ def article_html(space: FeatureSpace, found: Described, name: str, *, evidence: 
     listed = "".join(f"<dt>{key}</dt><dd>{value}</dd>" for key, value in scores.items())
     captions = tuple(dict.fromkeys(text["caption"] for text in found.texts))[:CAPTIONS]
     thumbnails = tuple(image["thumbnail"] for image in found.images)
-    rests = (
-        rests_on(space, row["feature"], thumbnails, captions)
-        if evidence
-        else nothing_known(thumbnails, captions)
-    )
-    unknown = f"<p>{html.escape(rests.unknown)}</p>" if rests.unknown else ""
-    images = "".join(map(figure_html, found.images, rests.layers))
-    texts = "".join(f'<li class="marked">{one.html}{aside(one.said)}</li>' for one in rests.marked)
+    drawn: tuple[Layer | None, ...] = (None,) * len(thumbnails)
+    marked = tuple(Marked(html.escape(caption), "") for caption in captions)
+    unknown = ""
+    try:
+        if layers:
+            drawn = layers_of(space, row["feature"], thumbnails)
+        if marks:
+            marked = marks_of(space, row["feature"], captions)
+    except UserError as error:  # the encoder is not at hand
+        unknown = f"<p>What it rests on cannot be shown: {html.escape(str(error))}</p>"
+    images = "".join(map(figure_html, found.images, drawn))
+    texts = "".join(f'<li class="marked">{one.html}{aside(one.said)}</li>' for one in marked)
     others = rows_of(space, [n for n, _ in found.alike])
     alike = "".join(
         f'<button type="button" data-feature="{other["feature"]}">{title(other)} ({cosine:.2f})'
@@ -103,36 +118,18 @@ def article_html(space: FeatureSpace, found: Described, name: str, *, evidence: 
     )
 
 
-@dataclass(frozen=True)
-class RestsOn:
-    """What a feature rests on in its exemplars: a layer for each image, marks for each caption; or
-    why neither can be found."""
-
-    layers: tuple[Layer | None, ...]
-    marked: tuple[Marked, ...]
-    unknown: str = ""
+@lru_cache(maxsize=512)
+def layers_of(
+    space: FeatureSpace, feature: int, thumbnails: tuple[bytes, ...]
+) -> tuple[Layer, ...]:
+    """What a feature rests on in images, found once."""
+    return tuple(picture_layers(space, [feature], thumbnails))
 
 
 @lru_cache(maxsize=512)
-def rests_on(
-    space: FeatureSpace, feature: int, thumbnails: tuple[bytes, ...], captions: tuple[str, ...]
-) -> RestsOn:
-    """What a feature rests on in exemplars, found once."""
-    try:
-        return RestsOn(
-            tuple(picture_layers(space, [feature], thumbnails)),
-            tuple(marked_captions(space, [feature], captions)),
-        )
-    except UserError as error:  # the encoder is not at hand
-        return nothing_known(thumbnails, captions, f"What it rests on cannot be shown: {error}")
-
-
-def nothing_known(
-    thumbnails: tuple[bytes, ...], captions: tuple[str, ...], why: str = ""
-) -> RestsOn:
-    """Exemplars as they are."""
-    bare = tuple(Marked(html.escape(caption), "") for caption in captions)
-    return RestsOn((None,) * len(thumbnails), bare, why)
+def marks_of(space: FeatureSpace, feature: int, captions: tuple[str, ...]) -> tuple[Marked, ...]:
+    """What a feature rests on in texts, found once."""
+    return tuple(marked_captions(space, [feature], captions))
 
 
 def small_html(row: dict[str, Any]) -> str:

@@ -121,6 +121,17 @@ def test_what_a_feature_rests_on_is_drawn_and_said(spaces: dict[str, FeatureSpac
     assert "cannot be shown" not in page
 
 
+def test_layers_come_before_marks(spaces: dict[str, FeatureSpace]) -> None:
+    picked = ("embedded", spaces["embedded"].select("CrossD", shared=True).tolist()[0])
+    bare, layered, whole = (
+        picked_html(spaces, picked, None, layers=layers, marks=marks)
+        for layers, marks in ((False, False), (True, False), (True, True))
+    )
+    for page, layers, marks in ((bare, False, False), (layered, True, False), (whole, True, True)):
+        assert ('class="layer"' in page, "<mark" in page) == (layers, marks)
+    assert bare.count('class="picture"') == whole.count('class="picture"')
+
+
 def test_without_its_encoder_a_feature_is_shown_without_layers(space_folder: Path) -> None:
     moved = {"mine": FeatureSpace.load(space_folder, device="cpu")}
     feature = moved["mine"].exemplars["feature"][0].as_py()
