@@ -15,6 +15,7 @@ from rich.progress import track
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from features.distributed import mixed_precision
 from features.embedded.world import BACKGROUNDS, EmbeddedPairs, PlantedFactors, render
 from features.files import replacing
 
@@ -152,7 +153,7 @@ def _train(evaluator: Evaluator, source: EmbeddedPairs, seed: int) -> None:
         x = x + 0.1 * torch.randn(
             x.shape, generator=torch.Generator().manual_seed(rng.getrandbits(32))
         )
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with mixed_precision("cpu"):
             logits = evaluator(x)
         loss = torch.zeros(())
         for name, found in logits.items():

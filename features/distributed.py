@@ -225,3 +225,12 @@ def has_bf16_products(device: torch.device) -> bool:
     if device.type == "cpu":
         return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
     return has_bf16(device)
+
+
+def mixed_precision(device: torch.device | str) -> torch.autocast:
+    """For training: products in bf16 where that is faster, and fp32 elsewhere, where emulation can
+    take dozens of times as long."""
+    import torch
+
+    device = torch.device(device)
+    return torch.autocast(device.type, torch.bfloat16, enabled=has_bf16_products(device))

@@ -1,9 +1,16 @@
 """The one place that says which device a word stands for, on machines that are not here."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
-from features.distributed import has_bf16, resolve_device, statistics_device
+from features.distributed import (
+    has_bf16,
+    mixed_precision,
+    resolve_device,
+    statistics_device,
+)
 from features.errors import UserError
 from features.store.extract import resolve_precision
 
@@ -74,6 +81,39 @@ def test_emulated_bf16_is_not_taken(machine, capability, precision: str) -> None
     assert has_bf16(device) == (precision == "bf16")
     assert resolve_precision("bf16", device) == "bf16"
     assert resolve_precision("auto", torch.device("mps")) == "fp32"
+
+
+@pytest.mark.parametrize(("amx", "avx512"), [(False, False), (False, True), (True, False)])
+def test_training_on_a_processor_without_bf16_stays_in_fp32(
+    monkeypatch, amx: bool, avx512: bool
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512)
+    x = torch.randn(4, 4)
+    with mixed_precision("cpu"):
+        assert (x @ x).dtype == (torch.bfloat16 if amx or avx512 else torch.float32)
+
+
+@pytest.mark.parametrize(("capability", "has"), [((7, 5), False), ((8, 0), True)])
+def test_training_on_a_gpu_without_bf16_stays_in_fp32(machine, capability, has: bool) -> None:
+    machine(1, capability=capability)
+    assert mixed_precision(torch.device("cuda", 0))._enabled == has
+
+
+def test_no_training_asks_for_bf16_by_itself() -> None:
+    """Which is dozens of times slower than fp32 where it is emulated."""
+    root = Path(__file__).parents[1]
+    askers = {
+        path.relative_to(root).as_posix()
+        for package in ("features", "mms_apps", "demos", "benchmarks")
+        for path in (root / package).rglob("*.py")
+        if "torch.autocast(" in path.read_text(encoding="utf-8")
+    }
+    assert askers == {
+        "features/distributed.py",
+        "features/store/extract.py",  # as --precision says
+        "mms_apps/robustness/models.py",  # off
+    }
 
 
 def test_sums_in_float64_are_kept_where_there_is_float64() -> None:

@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from features.checkpoint import load_checkpoint, save_checkpoint
-from features.distributed import has_bf16, resolve_device
+from features.distributed import mixed_precision, resolve_device
 from features.embedded.world import REGISTERS, EmbeddedPairs, PlantedFactors, caption, render
 from features.errors import UserError
 from features.files import replacing, write_json
@@ -360,7 +360,6 @@ def train_encoder(
     contrast = open_clip.ClipLoss()
     mean = torch.tensor(MEAN, device=device).view(3, 1, 1)
     std = torch.tensor(STD, device=device).view(3, 1, 1)
-    in_bf16 = device.type == "cpu" or has_bf16(device)
 
     def tokenize(texts: list[str]) -> Tensor:
         return tokenizer(
@@ -376,7 +375,7 @@ def train_encoder(
         return encode(model.encode_image, view.contiguous(memory_format=torch.channels_last))
 
     def encode(encoder: Callable[[Tensor], Tensor], inputs: Tensor) -> Tensor:
-        with torch.autocast(device.type, torch.bfloat16, enabled=in_bf16):
+        with mixed_precision(device):
             return encoder(inputs).float()  # [batch, dim]
 
     model.train()

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
+from features.distributed import mixed_precision
 from features.embedded.world import EmbeddedPairs
 from features.encoders.encoder import Encoder
 from mms_apps.steering.generator_training.drawings import draw_images, random_pictures, scaled
@@ -52,7 +53,7 @@ def train_autoencoder(
     def loss(step: int) -> Tensor:
         x = random_pictures(drawings, f"{training.seed}/vae/{step}", recipe.batch).to(device)
         generator = torch.Generator(device).manual_seed(step)
-        with torch.autocast(torch.device(device).type, dtype=torch.bfloat16):
+        with mixed_precision(device):
             posterior = vae.encode(x).latent_dist
             again = vae.decode(posterior.sample(generator)).sample
         kl = posterior.kl().mean()
@@ -87,7 +88,7 @@ def refine_decoder(
     def loss(step: int) -> Tensor:
         x = random_pictures(drawings, f"{training.seed}/decoder/{step}", recipe.batch).to(device)
         generator = torch.Generator(device).manual_seed(step)
-        with torch.autocast(torch.device(device).type, dtype=torch.bfloat16):
+        with mixed_precision(device):
             with torch.no_grad():
                 latents = vae.encode(x).latent_dist.sample(generator)
             again = vae.decode(latents).sample

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from features.distributed import mixed_precision
 from features.embedded import ENCODERS
 from features.encoders.encoder import Encoder
 from mms_apps.steering.generator_training.autoencoder import encode_latents
@@ -114,7 +115,7 @@ def train_denoiser(
         which = of_row[rows].clone()
         which[both | (chance[1] < recipe.drop_prompt)] = 0
         noised = schedule.add_noise(x, noise, times)
-        with torch.autocast(torch.device(device).type, dtype=torch.bfloat16):
+        with mixed_precision(device):
             predicted = unet(
                 noised.to(device),
                 times.to(device),
@@ -129,7 +130,7 @@ def train_denoiser(
             signal.sqrt().view(-1, 1, 1, 1) * noised[told].to(device)
             - (1 - signal).sqrt().view(-1, 1, 1, 1) * velocity[told.to(device)]
         )  # [told, channels, h, w]
-        with torch.autocast(torch.device(device).type, dtype=torch.bfloat16):
+        with mixed_precision(device):
             read = reader(drawn_x).float()  # [told, dim]
         apart = (read - standard[rows[told]].to(device)).square().mean(1)
         reading = (signal * apart).sum() / n

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from features.distributed import mixed_precision
 from mms_apps.steering.generator_training.optimise import cosine, optimise
 from mms_apps.steering.generator_training.settings import GeneratorTraining
 
@@ -63,7 +64,7 @@ def train_reader(
         x = latents[rows].float()
         level = recipe.noise * torch.rand(len(x), 1, 1, 1, generator=generator)
         x = x + level * torch.randn(x.shape, generator=generator)
-        with torch.autocast(torch.device(device).type, dtype=torch.bfloat16):
+        with mixed_precision(device):
             read = reader(x.to(device))
         return (read.float() - standard[rows].to(device)).square().mean()
 
