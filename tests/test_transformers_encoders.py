@@ -271,3 +271,11 @@ def test_a_revision_is_asked_for(
         monkeypatch.setattr(cls, "from_pretrained", instead)
     assert load_encoder(f"transformers:{written}", "cpu").id == f"transformers:{written}"
     assert asked == [("org/name", revision)] * 2
+
+
+@pytest.mark.parametrize(
+    ("name", "side"), [("clip", 32), ("siglip", 32), ("align", 36), ("siglip2", None)]
+)
+def test_how_small_a_picture_may_come_follows_the_processor(folders, name, side) -> None:
+    encoder = load_encoder(f"transformers:{folders[name]}", device="cpu")
+    assert encoder.preprocessing.short_side == side

@@ -94,7 +94,11 @@ class PhotoPairs(PairSource):
 
     def image(self, index: int) -> Image.Image:
         """The picture of one pair."""
-        return decode_image(self.rows[index]["image"])
+        return decode_image(self._file(index))
+
+    def _file(self, index: int) -> bytes:
+        content: bytes = self.rows[index]["image"]
+        return content
 
     def total(self) -> int:
         return len(self.rows)
@@ -104,7 +108,7 @@ class PhotoPairs(PairSource):
 
     def found(self, part: Part) -> Iterator[Found | Skipped]:
         for index in range(part.start, part.stop):
-            yield Found(self.described(index), partial(self.image, index))
+            yield Found(self.described(index), partial(self._file, index))
 
     def images(self, locations: Iterable[str]) -> Iterator[tuple[str, Image.Image]]:
         wanted = set(locations)

@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from features.encoders.fingerprint import encoder_fingerprint
+from features.encoders.transformers import ResizeAndCrop
 from features.pairs.images import rgb
 
 
@@ -32,6 +33,9 @@ class Preprocessing:
     std: tuple[float, ...] = ()
     untouched: tuple[int, int] | None = None
     """(width, height) of images that `crop` returns as they are."""
+    short_side: int | None = None
+    """Pixels to which `crop` begins by shrinking, by the short side or by both; None where it does
+    not begin so."""
 
     @classmethod
     def of(cls, transform: Callable[[Image.Image], Tensor]) -> Preprocessing:
@@ -47,7 +51,8 @@ class Preprocessing:
         noise = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), np.uint8)
         same = np.array_equal(np.asarray(crop(Image.fromarray(noise))), noise)
         mean, std = (np.broadcast_to(values, 3).tolist() for values in (end.mean, end.std))
-        return cls(transform, crop, tuple(mean), tuple(std), size if same else None)
+        untouched = size if same else None
+        return cls(transform, crop, tuple(mean), tuple(std), untouched, _short_side(steps[0]))
 
     def pixels_of(self, image: Image.Image) -> Tensor:
         """One row of what `normalise` takes: uint8 `[height, width, 3]`, or the finished float32
@@ -77,6 +82,16 @@ class Preprocessing:
         shift = (mean / std).repeat(width)  # [width * 3]
         rows = pixels.view(n, height, width * channels).float().mul_(scale).sub_(shift)
         return rows.view(n, height, width, channels).permute(0, 3, 1, 2)
+
+
+def _short_side(step: Callable) -> int | None:
+    """The largest side that a transform's first step resizes to; None where it resizes to none."""
+    from open_clip.transform import ResizeKeepRatio
+    from torchvision.transforms import Resize
+
+    if not isinstance(step, Resize | ResizeKeepRatio | ResizeAndCrop) or step.size is None:
+        return None
+    return max(step.size) if isinstance(step.size, Sequence) else step.size
 
 
 class Encoder:

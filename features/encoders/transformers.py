@@ -140,6 +140,13 @@ class ResizeAndCrop:
         self._process = process
         self.settings = settings
 
+    @property
+    def size(self) -> list[int] | None:
+        """The sides that it resizes to; None where it does not resize."""
+        own = json.loads(self.settings)
+        sides = [side for side in (own["size"] or {}).values() if side]
+        return sides if own["do_resize"] and sides else None
+
     def __call__(self, image: Image.Image) -> Image.Image:
         made = self._process(images=[image], **AS_IT_IS)
         pixels = np.asarray(made["pixel_values"][0])  # [3, height, width]

@@ -6,12 +6,12 @@ import hashlib
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import IO, Any
 
 from PIL import Image
 
-from features.pairs.images import UnreadableImage
+from features.pairs.images import UnreadableImage, decode_image
 from features.pairs.text import printable
 
 PART_RECORDS = 512
@@ -37,6 +37,8 @@ class Pair(Described):
 
     image: Image.Image
     """RGB; transparency is laid on white."""
+    file: bytes | None = field(default=None, repr=False)
+    """Its image file's content; None where the image is drawn."""
 
 
 @dataclass(frozen=True)
@@ -52,19 +54,27 @@ class Skipped:
 class Found:
     """A pair on its way out of a source.
 
-    image: decodes it, or raises UnreadableImage.
+    picture: gives its image file's content, or the image where it is drawn; or raises
+        UnreadableImage.
     """
 
     described: Described
-    image: Callable[[], Image.Image]
+    picture: Callable[[], bytes | Image.Image]
 
-    def pair(self) -> Pair | Skipped:
-        """The pair, its image decoded."""
+    def pair(self, short_side: int | None = None) -> Pair | Skipped:
+        """The pair, its image decoded.
+
+        Args:
+            short_side: as `decode_image` takes it.
+        """
         try:
-            image = self.image()
+            picture = self.picture()
+            if isinstance(picture, Image.Image):
+                return Pair(**vars(self.described), image=picture)
+            image = decode_image(picture, short_side)
         except UnreadableImage as error:
             return Skipped(self.described.id, self.described.location, printable(str(error)))
-        return Pair(**vars(self.described), image=image)
+        return Pair(**vars(self.described), image=image, file=picture)
 
 
 @dataclass(frozen=True)
@@ -91,10 +101,14 @@ class PairSource(ABC):
     def found(self, part: Part) -> Iterator[Found | Skipped]:
         """The part's records in order, their images not yet decoded."""
 
-    def read(self, part: Part) -> Iterator[Pair | Skipped]:
-        """The part's records in order."""
+    def read(self, part: Part, short_side: int | None = None) -> Iterator[Pair | Skipped]:
+        """The part's records in order.
+
+        Args:
+            short_side: as `decode_image` takes it.
+        """
         for found in self.found(part):
-            yield found if isinstance(found, Skipped) else found.pair()
+            yield found if isinstance(found, Skipped) else found.pair(short_side)
 
     def describe(self, part: Part) -> Iterator[Described | Skipped]:
         """The part's records in order, without a look at their images."""

@@ -11,11 +11,9 @@ from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
-from PIL import Image
-
 from features.errors import UserError
 from features.pairs.base import Described, Found, Record, Skipped
-from features.pairs.images import UnreadableImage, decode_image
+from features.pairs.images import UnreadableImage
 from features.pairs.text import UnknownEncoding, decode_text, is_unicode, printable
 
 IMAGE_COLUMNS = (
@@ -192,13 +190,13 @@ def make_pair(
     if columns.captions_needed and not captions:
         return skipped(identity, location, "missing caption")
 
-    def image() -> Image.Image:
+    def file() -> bytes:
         read = content()
         if read is None:
             raise UnreadableImage(f"missing image file: {location}")
-        return decode_image(read)
+        return read
 
-    return Found(Described(identity, captions, attributes, location), image)
+    return Found(Described(identity, captions, attributes, location), file)
 
 
 def skipped(identity: str, location: str, reason: str) -> Skipped:

@@ -95,7 +95,7 @@ class Batches(IterableDataset[Batch]):
         samples: list[Sample] = []
         pixels: list[Tensor] = []  # crops, since whole photographs would fill the memory
         skipped: list[Skipped] = []
-        for record in self.source.read(part):
+        for record in self.source.read(part, self.preprocessing.short_side):
             if isinstance(record, Skipped):
                 skipped.append(record)
                 continue
@@ -103,7 +103,7 @@ class Batches(IterableDataset[Batch]):
                 yield self._batch(index, samples, pixels, skipped)
                 samples, pixels, skipped = [], [], []
             pixels.append(self.preprocessing.pixels_of(record.image))
-            content = content_key(record.image, record.captions)
+            content = content_key(record.image, record.captions, record.file)
             samples.append(
                 Sample(record.id, record.captions, record.location, record.attributes, content)
             )

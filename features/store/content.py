@@ -3,23 +3,68 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import io
+import warnings
+from collections.abc import Iterator, Sequence
 
-from PIL import Image
+from PIL import ExifTags, Image
 
 KEY_LENGTH = 32
+JPEG = b"\xff\xd8\xff"
+START_OF_SCAN, COMMENT, ADOBE = 0xDA, 0xFE, 0xEE
+APPLICATION = range(0xE0, 0xF0)
+ALONE = (0x01, *range(0xD0, 0xD9))
+"""Markers without a segment."""
 
 
-def content_key(image: Image.Image, captions: Sequence[str]) -> str:
-    """The key of a pair: 32 hexadecimal digits of a sha256 over its picture's size and pixels and
-    its captions.
+def content_key(image: Image.Image, captions: Sequence[str], file: bytes | None = None) -> str:
+    """The key of a pair: 32 hexadecimal digits of a sha256 over its picture and its captions.
+
+    A JPEG counts by its coded data and its orientation, since its pixels follow the scale at which
+    it was decoded; metadata does not count. Other pictures count by their size and pixels.
 
     Args:
         image: RGB, decoded.
+        file: its image file's content; None where there is none.
     """
-    digest = hashlib.sha256(f"{image.width} {image.height}".encode())
-    digest.update(image.tobytes())
+    if file is not None and file.startswith(JPEG):
+        digest = _jpeg_digest(file)
+    else:
+        digest = hashlib.sha256(f"{image.width} {image.height}".encode())
+        digest.update(image.tobytes())
     for caption in captions:
         text = caption.encode("utf-8", "surrogatepass")
         digest.update(f" {len(text)} ".encode() + text)
     return digest.hexdigest()[:KEY_LENGTH]
+
+
+def _jpeg_digest(file: bytes) -> hashlib._Hash:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PIL's, of metadata that is damaged
+        image = Image.open(io.BytesIO(file), formats=["JPEG"])
+        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+    digest = hashlib.sha256(f"jpeg {orientation}".encode())
+    for segment in _coded(file):
+        digest.update(segment)
+    return digest
+
+
+def _coded(file: bytes) -> Iterator[memoryview]:
+    """A JPEG's segments without its metadata, the last from the first scan to the end. Adobe's
+    segment is none: it says how colours are coded."""
+    view = memoryview(file)
+    at = 2
+    while at + 4 <= len(file) and file[at] == 0xFF:
+        marker = file[at + 1]
+        if marker == START_OF_SCAN:
+            break
+        if marker == 0xFF:  # fills up
+            at += 1
+        elif marker in ALONE:
+            at += 2
+        else:
+            end = at + 2 + int.from_bytes(file[at + 2 : at + 4], "big")
+            if marker == ADOBE or (marker != COMMENT and marker not in APPLICATION):
+                yield view[at:end]
+            at = end
+    yield view[at:]
