@@ -1,4 +1,4 @@
-"""Records of text files: delimited tables (.csv, .tsv) and JSON lines.
+"""Records of text files: delimited tables (.csv, .tsv), JSON lines and JSON arrays.
 
 Neither is held in memory: of every 512th record the place in the file is kept.
 """
@@ -17,11 +17,11 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterator, Sequence
 from functools import cached_property
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 from typing import NamedTuple
 
-from features.errors import UserError
+from features.errors import UserError, first_line
 from features.pairs.base import PART_RECORDS, Record
 from features.pairs.images import EXTENSIONS
 from features.pairs.records import CAPTION_COLUMNS, IMAGE_COLUMNS
@@ -31,6 +31,8 @@ DELIMITERS = (",", "\t", ";", "|")
 EXCEL_HINT = re.compile(r"sep=(.)\s*$")
 MAX_QUOTED_LINES = 100
 """A quoted field that goes on for more lines was opened by a stray quote."""
+MISSING = frozenset(("nan", "NaN", "null", "NULL", "None", "<NA>", "N/A", "n/a", "#N/A", "#NA"))
+"""What programs write where a cell has no value."""
 OPEN = "open"
 """The outcome of parsing text that ends within quotes."""
 TRANSCODED = ("utf-16", "utf-16-le", "utf-16-be", "utf-32")
@@ -143,8 +145,35 @@ def _in_utf8(path: Path, encoding: str) -> Path:
     return Path(name)
 
 
+def _array_in_lines(path: Path, source: Path, encoding: str) -> Path:
+    """A copy of a JSON array with one of its values a line, which is kept until the program ends.
+
+    Raises:
+        UserError: it is no JSON.
+    """
+    try:
+        values = json.loads(source.read_bytes().decode(encoding).removeprefix("\ufeff"))
+    except (ValueError, RecursionError) as error:
+        raise UserError(
+            f"{path}: begins as a JSON array and is none ({first_line(error)}); write it again, or "
+            "one JSON object a line"
+        ) from None
+    descriptor, name = tempfile.mkstemp(suffix=".jsonl")
+    atexit.register(Path(name).unlink, missing_ok=True)
+    with open(descriptor, "w", encoding="utf-8", newline="\n") as copy:
+        copy.writelines(json.dumps(value) + "\n" for value in values)
+    return Path(name)
+
+
 class JsonLines(TextRecords):
-    """One JSON object a line."""
+    """One JSON object a line, or one JSON array of all objects, which is held in memory once."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        encoding = "utf-8" if self.encoding == "utf-8-sig" else self.encoding
+        text = next((line.text for line in self._lines(0, 1) if (line.text or "").strip()), "")
+        if text is not None and text.lstrip().startswith("["):
+            self._utf8, self.encoding = _array_in_lines(path, self._utf8, encoding), "utf-8"
 
     def names(self) -> list[str]:
         first = [found.record for found in self.read(0, PART_RECORDS)]
@@ -197,7 +226,7 @@ class Delimited(TextRecords):
                     self.delimiter = self._best_delimiter(text, known)
                 row = self._parsed(text, self.delimiter)
                 cells = row if isinstance(row, list) else self._literal(text)
-                self.header = [cell.strip() for cell in cells]
+                self.header = unique_names([cell.strip() for cell in cells])
                 break
 
     def names(self) -> list[str]:
@@ -237,7 +266,8 @@ class Delimited(TextRecords):
                     f"{self.delimiter!r}); put fields that hold it in double quotes"
                 )
             row = row[: len(self.header)]
-        return {name: value for name, value in zip(self.header, row, strict=False) if name}
+        cells = zip(self.header, row, strict=False)
+        return {name: _value(cell) for name, cell in cells if name}
 
     def _literal(self, text: str) -> list[str]:
         """The fields of one line, in which quotes mean nothing."""
@@ -292,3 +322,17 @@ class Delimited(TextRecords):
                 if "end of data" in str(error):
                     outcome = OPEN
         return outcome
+
+
+def unique_names(names: Sequence[str]) -> list[str]:
+    """The names of columns; one that repeats another gets a number (caption, caption.1)."""
+    found: list[str] = []
+    for name in names:
+        numbered = (f"{name}.{number}" for number in count(1))
+        repeated = name in found and name != ""
+        found.append(next(n for n in numbered if n not in {*names, *found}) if repeated else name)
+    return found
+
+
+def _value(cell: str) -> str | None:
+    return None if cell.strip() in MISSING else cell

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from functools import cached_property, partial
 from pathlib import Path
@@ -18,6 +19,8 @@ from features.pairs.several import SPLIT
 from features.pairs.tables import sampled_file
 from features.pairs.text import UnknownEncoding, decode_text, printable
 
+TEXTS = ("txt", "caption")
+"""Endings of the texts beside images, in small letters."""
 SPLITS = ("train", "training", "val", "valid", "validation", "dev", "test", "testing")
 LABEL, CAPTION = "label", "caption"
 
@@ -33,11 +36,15 @@ class FolderPairs(PairSource):
     def __init__(self, folder: Path, wanted: Wanted | None = None) -> None:
         self.folder = folder
         self.name = folder.resolve().name
-        self.files = [name for name in _walk(folder) if name.lower().endswith(EXTENSIONS)]
-        self.splits = _are_splits(self.files)
-        described = any(Path(folder, name).with_suffix(".txt").is_file() for name in self.files)
+        files = walk(folder)
+        self.files = [name for name in files if name.lower().endswith(EXTENSIONS)]
+        if not self.files:
+            raise UserError(f"{folder}: {_nothing_in(files)}")
+        self.splits = _splits(self.files)
+        self._texts = _texts(files)
+        described = any(_stem(name) in self._texts for name in self.files)
         names = [CAPTION] * described + [LABEL] * any("/" in name for name in self.files)
-        names += [SPLIT] * self.splits
+        names += [SPLIT] * bool(self.splits)
         wanted = wanted or Wanted()
         if wanted.captions_needed and wanted.caption is None and not described:
             raise UserError(
@@ -74,35 +81,90 @@ class FolderPairs(PairSource):
         for name in self.files:
             path = os.path.join(self.folder, name)
             digest.update(printable(name).encode() + sampled_file(path))
-            digest.update(file_content(Path(path).with_suffix(".txt")) or b"")
+            digest.update(self._text(name) or b"")
         return digest.hexdigest()
 
     def _record(self, location: str) -> Record:
         folders = location.split("/")[:-1]
         record: Record = {}
-        if self.splits:
+        if folders and folders[0] in self.splits:
             record[SPLIT] = folders.pop(0)
         if folders:
             record[LABEL] = folders[0]
-        text = file_content((self.folder / location).with_suffix(".txt"))
+        text = self._text(location)
         if text is not None:
             record[CAPTION] = decode_text(text)
         return record
+
+    def _text(self, location: str) -> bytes | None:
+        """What the text beside an image holds."""
+        name = self._texts.get(_stem(location))
+        return None if name is None else file_content(self.folder / name)
 
     def _content(self, location: str) -> bytes | None:
         return file_content(self.folder / location)
 
 
-def _walk(folder: Path) -> list[str]:
-    """Paths of all files below a folder, relative to it, sorted; without hidden ones."""
+def walk(folder: Path) -> list[str]:
+    """Paths of all files below a folder, relative to it, sorted; without hidden ones. Links to
+    folders are followed, unless they lead back to where they are."""
     found = []
-    for where, folders, files in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith((".", "__MACOSX")))
+    for where, folders, files in os.walk(folder, followlinks=True):
+        folders[:] = sorted(
+            name
+            for name in folders
+            if not name.startswith((".", "__MACOSX")) and not leads_back(where, name)
+        )
         inside = Path(where).relative_to(folder)
         found += [(inside / name).as_posix() for name in files if not name.startswith(".")]
     return sorted(found)
 
 
-def _are_splits(files: Iterable[str]) -> bool:
-    """Whether the first folders of all paths are the names of splits."""
-    return all(name.split("/")[0].lower() in SPLITS and "/" in name for name in files)
+def leads_back(where: str, name: str) -> bool:
+    """Whether a folder is a link to one of those that it lies in."""
+    path = os.path.join(where, name)
+    if not os.path.islink(path):
+        return False
+    target = os.path.realpath(path)
+    return os.path.commonpath([target, os.path.realpath(where)]) == target
+
+
+def _nothing_in(files: Iterable[str]) -> str:
+    """That a folder has no pairs, with what it has instead, and what to do."""
+    endings = Counter(Path(name).suffix.lower() or "no ending" for name in files)
+    there = ", ".join(f"{count} with {ending}" for ending, count in endings.most_common(5))
+    advice = {
+        ".arrow": "write data sets that save_to_disk saved by to_parquet",
+        ".zip": "unpack the .zip",
+        ".heic": "convert .heic pictures to .jpg",
+    }
+    return (
+        "no metadata.jsonl, .csv or .parquet, no .tar file and no images in this folder "
+        f"(files: {there or 'none'}); images end in {', '.join(EXTENSIONS)}"
+        + "".join(f"; {words}" for ending, words in advice.items() if ending in endings)
+    )
+
+
+def _stem(name: str) -> str:
+    return name.rpartition(".")[0]
+
+
+def _texts(files: Iterable[str]) -> dict[str, str]:
+    """The text files by the names of the images that they describe, without or with the images'
+    own endings (`a.txt` or `a.png.txt`)."""
+    texts = {}
+    for name in files:
+        stem, _, ending = name.rpartition(".")
+        if ending.lower() in TEXTS:
+            texts[_stem(stem) if stem.lower().endswith(EXTENSIONS) else stem] = name
+    return texts
+
+
+def _splits(files: Iterable[str]) -> frozenset[str]:
+    """The folders that are splits: all of the first ones where all are called so, else those called
+    so that hold folders of images themselves."""
+    placed = [name.split("/") for name in files if "/" in name]
+    named = {parts[0] for parts in placed if parts[0].lower() in SPLITS}
+    if named == {parts[0] for parts in placed}:
+        return frozenset(named)
+    return frozenset(parts[0] for parts in placed if len(parts) > 2 and parts[0] in named)

@@ -2,7 +2,7 @@
 
     pairs = open_pairs("photos/")             # imagefolder: metadata.jsonl, .csv or .parquet beside
                                               # the images, splits and classes in folders
-    pairs = open_pairs("photos.csv")          # or .tsv, .jsonl, .parquet
+    pairs = open_pairs("photos.csv")          # or .tsv, .jsonl, .json, .parquet
     pairs = open_pairs("data/train-*.parquet")  # shards, by folder, glob or brace pattern
     pairs = open_pairs("photos-{0..9}.tar")   # webdataset, likewise
     pairs = open_pairs("https://host/photos-{0..9}.tar")  # the same behind https or s3 URLs
@@ -24,8 +24,7 @@ from pathlib import Path
 
 from features.errors import UserError
 from features.pairs.base import PairSource
-from features.pairs.folders import SPLITS, FolderPairs
-from features.pairs.images import EXTENSIONS
+from features.pairs.folders import SPLITS, FolderPairs, leads_back
 from features.pairs.parquet import ParquetPairs
 from features.pairs.records import Wanted
 from features.pairs.remote import is_url, path_of
@@ -35,6 +34,8 @@ from features.pairs.tars import ENDINGS, TarPairs
 
 PARQUET = ".parquet"
 TABLES = (*JSON_LINES, *DELIMITED, PARQUET)
+JSON = ".json"
+"""A table only where it is named itself: folders have others."""
 METADATA = "metadata"
 DEPTH = 2
 """Folders below the named one in which tables and archives are looked for."""
@@ -56,9 +57,9 @@ def open_pairs(
         spec: `embedded`, `embedded:train` or `embedded:heldout`; `photos` or one of its splits
             (`features.embedded.photos`), where no folder has that name; a folder of images with
             metadata (.jsonl, .csv, .tsv or .parquet), of such folders (splits), of folders whose
-            names are the labels, of .parquet or of .tar files; a .csv, .tsv, .jsonl or .parquet
-            file; or a glob or brace pattern of such files. .tar files may be http, https or s3
-            URLs.
+            names are the labels, of .parquet or of .tar files; a .csv, .tsv, .jsonl, .json or
+            .parquet file; or a glob or brace pattern of such files. .tar files may be http, https
+            or s3 URLs.
         image_column: the column that names or holds the images; None to look for the usual names.
         caption_column: the column of the captions; None to look for the usual names.
         captions_needed: False where images alone are asked for: pairs without captions are not
@@ -75,6 +76,8 @@ def open_pairs(
         from features.embedded import photos
 
         return photos.PhotoPairs(photos.split_named(spec))
+    if not spec.strip():
+        raise UserError("pairs: the name is empty; give a folder, a file or a URL")
     wanted = Wanted(image_column, caption_column, captions_needed)
     path = Path(spec)
     if is_url(spec):
@@ -98,11 +101,11 @@ def _file(path: Path, wanted: Wanted) -> PairSource:
         return TarPairs([str(path)], path.name, wanted)
     if name.endswith(PARQUET):
         return ParquetPairs(path, wanted)
-    if name.endswith(TABLES):
+    if name.endswith((*TABLES, JSON)):
         return FilePairs(path, path.name, wanted)
     raise UserError(
         f"{path}: unknown format {path.suffix!r}; use a folder of images, or a file that ends in "
-        f"{', '.join(TABLES)} or .tar"
+        f"{', '.join((*TABLES, JSON))} or .tar"
     )
 
 
@@ -125,13 +128,7 @@ def _folder(folder: Path, spec: str, wanted: Wanted) -> PairSource:
         raise UserError(
             f"{spec}: {len(tables)} tables ({', '.join(map(str, tables[:5]))}); name one of them"
         )
-    source = FolderPairs(folder, wanted) if _has_image(folder) else None
-    if source is None:
-        raise UserError(
-            f"{spec}: no metadata.jsonl, .csv or .parquet, no .tar file and no images in this "
-            f"folder; images end in {', '.join(EXTENSIONS)}"
-        )
-    return source
+    return FolderPairs(folder, wanted)
 
 
 def _is_metadata(file: Path) -> bool:
@@ -181,23 +178,21 @@ def _split_of(place: str) -> str | None:
 def _files_below(folder: Path) -> list[Path]:
     """Tables and archives at most DEPTH folders deep, relative to the folder, sorted."""
     found = []
-    for where, folders, files in os.walk(folder):
+    for where, folders, files in os.walk(folder, followlinks=True):
         inside = Path(where).relative_to(folder)
         if len(inside.parts) >= DEPTH:
             folders.clear()
-        folders[:] = [f for f in folders if not f.startswith((".", "__MACOSX"))]
+        folders[:] = [
+            name
+            for name in folders
+            if not name.startswith((".", "__MACOSX")) and not leads_back(where, name)
+        ]
         found += [
             inside / name
             for name in files
             if name.lower().endswith((*TABLES, *ENDINGS)) and not name.startswith(".")
         ]
     return sorted(found)
-
-
-def _has_image(folder: Path) -> bool:
-    return any(
-        name.lower().endswith(EXTENSIONS) for _, _, files in os.walk(folder) for name in files
-    )
 
 
 def _expand(pattern: str) -> list[str]:

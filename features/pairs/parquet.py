@@ -16,7 +16,8 @@ from PIL import Image
 
 from features.errors import UserError, first_line
 from features.pairs.base import PART_RECORDS, Found, PairSource, Part, Record, Skipped, sampled
-from features.pairs.images import decoded, file_content
+from features.pairs.images import decoded
+from features.pairs.named import is_picture, named_content, why_missing
 from features.pairs.records import ATTRIBUTES, Wanted, make_pair, skipped, text_of
 
 BATCH = 64
@@ -45,6 +46,9 @@ class ParquetPairs(PairSource):
             raise UserError(
                 f"{path}: not a readable parquet file ({first_line(error)}); write it again"
             ) from None
+        for name in schema.names:
+            if schema.names.count(name) > 1:
+                raise UserError(f"{path}: several columns are named {name}; rename all but one")
         self.columns = (wanted or Wanted()).columns(schema.names, str(path))
         assert self.columns.image is not None
         self._image = self.columns.image
@@ -80,9 +84,11 @@ class ParquetPairs(PairSource):
                 continue
             value = record[self._image]
             path = _path_of(value)
-            named = {"id": text_of(record.get("id")) or path or where}
+            name = None if path is None or is_picture(path) else path
+            named = {"id": text_of(record.get("id")) or name or where}
             content = partial(self._content, value)
-            yield make_pair(record | named, self.columns, content, str(row))
+            missing = why_missing(path) if path else "missing image file: no name"
+            yield make_pair(record | named, self.columns, content, str(row), missing)
 
     def images(self, locations: Iterable[str]) -> Iterator[tuple[str, Image.Image]]:
         numbers = {int(text) for text in locations if text.isascii() and text.isdigit()}
@@ -125,7 +131,7 @@ class ParquetPairs(PairSource):
         if isinstance(content, bytes):
             return content
         name = text_of(path)
-        return file_content(os.path.join(self.path.parent, name)) if name else None
+        return named_content(str(self.path.parent), name) if name else None
 
     def _rows(
         self, start: int, stop: int, columns: list[str]

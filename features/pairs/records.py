@@ -28,6 +28,8 @@ IMAGE_COLUMNS = (
     "img",
 )
 CAPTION_COLUMNS = ("caption", "captions", "text", "texts", "title", "description")
+TEXT_FIELDS = ("raw", "value", "sentence", "string")
+"""More names that the text has where a caption is a record itself."""
 ATTRIBUTES = "attributes"
 """A record within the record that holds more attributes."""
 SEPARATOR = "|"
@@ -138,9 +140,14 @@ def text_of(value: Any) -> str | None:
 
 
 def texts_of(value: Any) -> list[str]:
-    """The texts of a scalar or of a list, at any depth, in order; without those that are blank."""
+    """The texts of a scalar, of a list at any depth, or of a record's usual caption field (as
+    `{"raw": "a dog", "tokens": [...]}` or `{"text": "a dog", "lang": "en"}`), in order; without
+    those that are blank."""
     if isinstance(value, list | tuple):
         return [text for inner in value for text in texts_of(inner)]
+    if isinstance(value, Mapping):
+        fields = _usual((*CAPTION_COLUMNS, *TEXT_FIELDS), list(value))
+        return next(filter(None, (texts_of(value[field]) for field in fields)), [])
     text = (text_of(value) or "").strip()
     return [text] if text else []
 
@@ -166,7 +173,8 @@ def record_attributes(record: Record, columns: Columns) -> dict[str, str | None]
         if isinstance(value, list | tuple):
             attributes[name] = SEPARATOR.join(texts_of(value))
         else:
-            attributes[name] = text_of(value)
+            text = text_of(value)
+            attributes[name] = text and text.strip()
     return attributes
 
 
@@ -175,11 +183,13 @@ def make_pair(
     columns: Columns,
     content: Callable[[], bytes | None],
     location: str,
+    missing: str | None = None,
 ) -> Found | Skipped:
     """A pair from a record.
 
     Args:
         content: gives its image file's content; None where the file is missing.
+        missing: the reason then, in which the location is named unless another is given.
     """
     identity = text_of(record.get("id")) or location
     captions = record_captions(record, columns.captions)
@@ -193,7 +203,7 @@ def make_pair(
     def file() -> bytes:
         read = content()
         if read is None:
-            raise UnreadableImage(f"missing image file: {location}")
+            raise UnreadableImage(missing or f"missing image file: {location}")
         return read
 
     return Found(Described(identity, captions, attributes, location), file)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import unicodedata
 from collections.abc import Iterable, Iterator
 from functools import cached_property, partial
 from pathlib import Path
@@ -15,7 +14,8 @@ from PIL import Image
 from features.errors import UserError
 from features.pairs.base import Found, PairSource, Part, Record, Skipped, sampled, spans
 from features.pairs.delimited import Delimited, JsonLines, TextRecords
-from features.pairs.images import decoded, file_content
+from features.pairs.images import decoded
+from features.pairs.named import is_picture, named_content, path_named, possible_paths, why_missing
 from features.pairs.records import Wanted, make_pair, skipped, text_of
 
 JSON_LINES = (".jsonl", ".ndjson")
@@ -35,7 +35,7 @@ class FilePairs(PairSource):
         self.folder = metadata.parent
         self.name = name
         self.records: TextRecords
-        if metadata.suffix.lower() in JSON_LINES:
+        if metadata.suffix.lower() in (*JSON_LINES, ".json"):
             self.records = JsonLines(metadata)
         else:
             asked = [column for column in (wanted.image, wanted.caption) if column]
@@ -62,7 +62,10 @@ class FilePairs(PairSource):
                 yield skipped(text_of(record.get("id")) or row, row, "missing image file: no name")
                 continue
             location = self._location(file_name)
-            yield make_pair(record, self.columns, partial(self._content, location), location)
+            if is_picture(file_name):
+                record = {"id": row} | record
+            content = partial(self._content, location)
+            yield make_pair(record, self.columns, content, location, why_missing(location))
 
     def images(self, locations: Iterable[str]) -> Iterator[tuple[str, Image.Image]]:
         return decoded((location, self._content(location)) for location in locations)
@@ -77,7 +80,7 @@ class FilePairs(PairSource):
             digest.update(json.dumps(record, sort_keys=True).encode())
             file_name = self._file_name(record) if isinstance(record, dict) else None
             if file_name:
-                digest.update(sampled_file(os.path.join(self._root, self._location(file_name))))
+                digest.update(self._sampled(self._location(file_name)))
         return digest.hexdigest()
 
     def _file_name(self, record: Record) -> str | None:
@@ -85,22 +88,17 @@ class FilePairs(PairSource):
         return text_of(value.get("path") if isinstance(value, dict) else value)
 
     def _location(self, file_name: str) -> str:
+        file_name = path_named(file_name)
         return os.path.relpath(file_name, self.folder) if os.path.isabs(file_name) else file_name
 
     def _content(self, location: str) -> bytes | None:
-        """The image file's content, however its name was written: with a Windows path's
-        backslashes, or in another Unicode form (macOS has one of its own)."""
-        tried = (
-            location,
-            location.replace("\\", "/"),
-            unicodedata.normalize("NFC", location),
-            unicodedata.normalize("NFD", location),
-        )
-        for name in dict.fromkeys(tried):
-            content = file_content(os.path.join(self._root, name))
-            if content is not None:
-                return content
-        return None
+        return named_content(self._root, location)
+
+    def _sampled(self, location: str) -> bytes:
+        if is_picture(location):  # which the record holds
+            return b""
+        found = map(sampled_file, possible_paths(self._root, location))
+        return next(filter(None, found), b"")
 
     @cached_property
     def _root(self) -> str:

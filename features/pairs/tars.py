@@ -20,6 +20,7 @@ from PIL import Image
 
 from features.errors import UserError, first_line
 from features.pairs.base import Found, PairSource, Part, Record, Skipped, sampled
+from features.pairs.folders import TEXTS
 from features.pairs.images import EXTENSIONS, decoded
 from features.pairs.records import Wanted, make_pair, record_captions, skipped
 from features.pairs.remote import is_url, local_file, path_of, version
@@ -27,7 +28,7 @@ from features.pairs.text import UnknownEncoding, decode_text, printable
 
 ENDINGS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 IMAGES = tuple(extension.removeprefix(".") for extension in EXTENSIONS)
-TEXTS = ("txt", "caption")
+PACKINGS = {"gzip": b"\x1f\x8b", "bzip2": b"BZh", "xz": b"\xfd7zXZ\x00"}
 MAX_MEMBER = 1 << 30
 """Bytes of a file in an archive; a larger one is no picture."""
 CONNECTIONS = 16
@@ -157,8 +158,8 @@ class TarPairs(PairSource):
         with local_file(self.files[name]) as path, contextlib.ExitStack() as stack:
             try:
                 file: IO[bytes] = stack.enter_context(path.open("rb"))
-                if path.suffix.lower() != ".tar":
-                    file = stack.enter_context(_unpacked(path))
+                if (packing := _packing(file)) is not None:
+                    file = stack.enter_context(_unpacked(path, packing))
             except (OSError, EOFError) as error:
                 raise UserError(
                     f"{name}: cannot be read ({first_line(error)}); check or remove it"
@@ -264,20 +265,26 @@ def _content(file: IO[bytes], member: Member) -> bytes:
     return file.read(member.size)
 
 
+def _packing(file: IO[bytes]) -> str | None:
+    """How an archive is compressed, by its first bytes, whatever its name ends in."""
+    first = file.read(6)
+    file.seek(0)
+    return next((kind for kind, mark in PACKINGS.items() if first.startswith(mark)), None)
+
+
 @contextlib.contextmanager
-def _unpacked(path: Path) -> Iterator[IO[bytes]]:
+def _unpacked(path: Path, packing: str) -> Iterator[IO[bytes]]:
     """A compressed archive's bytes in a temporary file."""
     import bz2
     import gzip
     import lzma
 
     kinds: dict[str, Callable[[Path], Any]] = {
-        ".gz": gzip.GzipFile,
-        ".tgz": gzip.GzipFile,
-        ".bz2": bz2.BZ2File,
-        ".xz": lzma.LZMAFile,
+        "gzip": gzip.GzipFile,
+        "bzip2": bz2.BZ2File,
+        "xz": lzma.LZMAFile,
     }
-    with tempfile.TemporaryFile() as copy, kinds[path.suffix.lower()](path) as packed:
+    with tempfile.TemporaryFile() as copy, kinds[packing](path) as packed:
         try:
             while block := packed.read1(1 << 16):  # what comes before a damage is kept
                 copy.write(block)

@@ -233,6 +233,85 @@ def test_a_caption_that_is_corrected_in_place_is_noticed(tmp_path: Path) -> None
     assert all(one != two for one, two in zip(first, other, strict=True))
 
 
+@pytest.mark.parametrize("stray", ["README.png", "samples/x.png", "samples/a/x.png"])
+def test_a_stray_picture_leaves_the_splits(tmp_path: Path, stray: str) -> None:
+    names = ["train/cat/1.png", "train/dog/1.png", "test/cat/2.png", stray]
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(png())
+    source = open_pairs(str(tmp_path), captions_needed=False)
+    found = {pair.location: pair.attributes for pair in pairs(source)}
+    assert found["train/dog/1.png"] == {"label": "dog", "split": "train"}
+    assert found["test/cat/2.png"] == {"label": "cat", "split": "test"}
+    assert len(found) == 4
+
+
+def test_a_class_may_be_called_as_a_split(tmp_path: Path) -> None:
+    for name in ("test/1.png", "exam/1.png"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_bytes(png())
+    assert captions(open_pairs(str(tmp_path), caption_column="label")) == ["exam", "test"]
+
+
+def test_links_to_folders_are_followed_and_loops_are_not(tmp_path: Path) -> None:
+    for name in ("all/cat/1.png", "all/dog/1.png"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_bytes(png())
+    chosen = tmp_path / "chosen"
+    chosen.mkdir()
+    for name in ("cat", "dog"):
+        (chosen / name).symlink_to(tmp_path / "all" / name)
+    (chosen / "loop").symlink_to(chosen)
+    (tmp_path / "all/cat/up").symlink_to(tmp_path / "all")
+    assert captions(open_pairs(str(chosen), caption_column="label"))[:2] == ["cat", "dog"]
+    assert len(pairs(open_pairs(str(tmp_path / "all"), caption_column="label"))) == 2
+
+
+def test_archives_behind_a_loop_are_read_once(tmp_path: Path) -> None:
+    write_tar(tmp_path / "a.tar", [("1.png", png()), ("1.txt", b"x")])
+    (tmp_path / "loop").symlink_to(tmp_path)
+    assert captions(tmp_path) == ["x"]
+
+
+@pytest.mark.parametrize("text", ["a.b.txt", "a.b.TXT", "a.b.caption", "a.b.PNG.txt"])
+def test_the_text_beside_may_be_named_as_people_do(tmp_path: Path, text: str) -> None:
+    (tmp_path / "a.b.PNG").write_bytes(png())
+    (tmp_path / text).write_text("x")
+    before = open_pairs(str(tmp_path)).fingerprint()
+    assert captions(tmp_path) == ["x"]
+    (tmp_path / text).write_text("y")
+    assert open_pairs(str(tmp_path)).fingerprint() != before
+
+
+def test_what_a_folder_has_instead_is_said(tmp_path: Path) -> None:
+    (tmp_path / "data-00000-of-00001.arrow").write_bytes(b"")
+    (tmp_path / "a.heic").write_bytes(b"")
+    with pytest.raises(UserError, match=r"1 with \.arrow.*images end in .*to_parquet"):
+        open_pairs(str(tmp_path))
+
+
+@pytest.mark.parametrize("spec", ["", " "])
+def test_no_name_is_not_the_folder_here(spec: str) -> None:
+    with pytest.raises(UserError, match="the name is empty"):
+        open_pairs(spec)
+
+
+def test_columns_of_one_name_in_parquet_are_refused(tmp_path: Path) -> None:
+    columns = [pa.array(["a.png"]), pa.array(["x"]), pa.array(["y"])]
+    table = pa.Table.from_arrays(columns, names=["image", "caption", "caption"])
+    pq.write_table(table, tmp_path / "t.parquet")
+    with pytest.raises(UserError, match="several columns are named caption"):
+        open_pairs(str(tmp_path / "t.parquet"))
+
+
+def test_captions_that_are_records_in_parquet(tmp_path: Path) -> None:
+    captions_of = [[{"raw": "a dog", "tokens": ["a"]}, {"raw": "one dog", "tokens": []}]]
+    table = pa.table({"image": [{"bytes": png(), "path": None}], "sentences": captions_of})
+    pq.write_table(table, tmp_path / "t.parquet")
+    source = open_pairs(str(tmp_path / "t.parquet"), caption_column="sentences")
+    assert captions(source) == ["a dog", "one dog"]
+
+
 def test_what_was_expected_is_named(tmp_path: Path) -> None:
     def refused(where: str, match: str) -> None:
         with pytest.raises(UserError, match=match):

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import base64
+import csv
 import json
 import multiprocessing
 import pickle
 from pathlib import Path
+from typing import Any
+from urllib.parse import quote_from_bytes
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from features.errors import UserError
@@ -213,10 +219,128 @@ def test_names_of_other_systems(tmp_path: Path) -> None:
     assert captions(path) == ["x"]
 
 
-def test_json_that_is_no_json_lines_is_explained(folder: Path) -> None:
-    path = table(folder, json.dumps([{"image": "a.png"}], indent=1), "t.jsonl")
-    with pytest.raises(UserError, match="write one JSON object a line"):
-        open_pairs(str(path))
+@pytest.mark.parametrize("indent", [None, 1])
+@pytest.mark.parametrize("name", ["t.json", "t.jsonl"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_arrays_are_read_as_lines_are(
+    folder: Path, indent: int | None, name: str, encoding: str
+) -> None:
+    rows = [
+        {"image": "a.png", "caption": "caf\u00e9"},
+        "no object",
+        {"image": "b.png", "mood": "x"},
+    ]
+    text = json.dumps(rows, indent=indent, ensure_ascii=False)
+    path = table(folder, text.encode(encoding), name)
+    assert captions(path) == ["caf\u00e9"]
+    assert reasons(path) == ["unreadable metadata row: not an object", "missing caption"]
+
+
+@pytest.mark.parametrize("text", ['[{"image": "a.png"}', "[1, 2]", "[]", "5", '{"a"\n: 1}'])
+def test_json_that_is_no_table_is_explained(folder: Path, text: str) -> None:
+    with pytest.raises(UserError, match=r"t.json: .*(one JSON object a line|no records)"):
+        open_pairs(str(table(folder, text, "t.json")))
+
+
+def test_columns_of_one_name_are_told_apart(folder: Path) -> None:
+    header = "image,caption,x,caption,x,,x.1,\n"
+    (pair,) = pairs(table(folder, header + "a.png,first,1,second,2,?,3,\n"))
+    assert pair.captions == ("first",)
+    assert pair.attributes == {"x": "1", "caption.1": "second", "x.2": "2", "x.1": "3"}
+
+
+@pytest.mark.parametrize("cell", ["nan", "NaN", "NULL", "None", "<NA>", "N/A", " nan "])
+def test_what_stands_for_no_value_is_none(folder: Path, cell: str) -> None:
+    path = table(folder, f"image,caption,label\na.png,x,{cell}\nb.png,{cell},y\n")
+    (pair,) = pairs(path)
+    assert pair.attributes == {"label": None}
+    assert reasons(path) == ["missing caption"]
+
+
+def test_words_that_look_like_no_value_are_kept(folder: Path) -> None:
+    path = table(folder, "image,caption,label\na.png,none of these,none\nb.png,nan bread,NA\n")
+    assert captions(path) == ["none of these", "nan bread"]
+    assert [pair.attributes["label"] for pair in pairs(path)] == ["none", "NA"]
+
+
+def test_values_are_the_same_without_the_blanks_around(folder: Path) -> None:
+    path = table(folder, 'image,caption,label\na.png,x,"cat "\nb.png,y," cat"\nc.png,z,cat\n')
+    assert {pair.attributes["label"] for pair in pairs(path)} == {"cat"}
+
+
+CAPTION_RECORDS = [
+    [{"raw": "a dog", "tokens": ["a", "dog"]}, {"raw": "one dog"}],
+    {"text": ["a dog", "one dog"], "lang": "en"},
+    [{"caption": "a dog"}, ["one dog"]],
+]
+
+
+@pytest.mark.parametrize("caption", CAPTION_RECORDS)
+def test_captions_that_are_records(folder: Path, caption: Any) -> None:
+    path = table(folder, json.dumps({"image": "a.png", "captions": caption}), "t.jsonl")
+    assert captions(path) == ["a dog", "one dog"]
+
+
+def names_of(picture: Path) -> list[str]:
+    text = base64.b64encode(picture.read_bytes()).decode()
+    return [
+        picture.as_uri(),
+        f"file://{picture}",
+        f" {picture.name}",
+        f"data:image/png;base64,{text}",
+        f"data:image/png,{quote_from_bytes(picture.read_bytes())}",
+        text,
+        text[:40] + "\n" + text[40:],
+    ]
+
+
+@pytest.mark.parametrize("number", range(7))
+@pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet"])
+def test_pictures_by_any_name(tmp_path: Path, number: int, ending: str) -> None:
+    folder = tmp_path / "with blank"
+    folder.mkdir()
+    (folder / "a.png").write_bytes(png("blue"))
+    rows = [{"image": names_of(folder / "a.png")[number], "caption": "x"}]
+    path = folder / f"t.{ending}"
+    if ending == "csv":
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, ["image", "caption"])
+            writer.writeheader()
+            writer.writerows(rows)
+    elif ending == "jsonl":
+        path.write_text(json.dumps(rows[0]))
+    else:
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    source = open_pairs(str(path))
+    (pair,) = pairs(source)
+    assert pair.image.getpixel((0, 0)) == (0, 0, 255)
+    assert len(pair.id) < 100 and str(tmp_path) not in pair.location
+    assert dict(source.images([pair.location])).keys() == {pair.location}
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "parquet"])
+def test_what_is_missing_is_named(tmp_path: Path, ending: str) -> None:
+    names = ["gone.png", "https://example.org/a.png", "data:image/png;base64,?", "x" * 5000]
+    rows = [{"image": name, "caption": "x"} for name in names]
+    path = tmp_path / f"t.{ending}"
+    if ending == "jsonl":
+        path.write_text("\n".join(map(json.dumps, rows)))
+    else:
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    gone, url, damaged, long = reasons(path)
+    assert gone == "missing image file: gone.png"
+    assert url.startswith("missing image file: https://example.org/a.png is a URL; download")
+    assert damaged == "missing image file: data:image/png;base64,?"
+    assert len(long) < 200
+
+
+def test_a_picture_that_changes_is_noticed_by_any_name(folder: Path) -> None:
+    for name in (".\\a.png", (folder / "a.png").as_uri(), " a.png"):
+        (folder / "a.png").write_bytes(png("red"))
+        path = table(folder, json.dumps({"image": name, "caption": "x"}), "t.jsonl")
+        before = open_pairs(str(path)).fingerprint()
+        (folder / "a.png").write_bytes(png("blue"))
+        assert open_pairs(str(path)).fingerprint() != before
 
 
 def test_the_fingerprint_follows_captions_pictures_and_columns(folder: Path) -> None:

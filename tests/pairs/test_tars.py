@@ -194,3 +194,9 @@ def test_metadata_as_img2dataset_writes_it(tmp_path: Path) -> None:
     (pair,) = pairs(write_tar(tmp_path / "x.tar", content))
     assert pair.captions == ("a dog",)
     assert pair.attributes == {"url": "https://x/y.jpg", "key": "0", "width": "8", "sha": None}
+
+
+@pytest.mark.parametrize(("name", "mode"), [("a.tar", "w:gz"), ("a.tar", "w:xz"), ("a.tgz", "w")])
+def test_an_archive_is_unpacked_by_its_content(tmp_path: Path, name: str, mode: str) -> None:
+    files = [("a.png", png()), ("a.txt", b"x")]
+    assert captions(write_tar(tmp_path / name, files, mode)) == ["x"]
