@@ -17,7 +17,7 @@ from mms_apps.attributes.edits import (
     feature_energy,
     random_features,
 )
-from mms_apps.attributes.labels import Samples, crossed_name
+from mms_apps.attributes.labels import Samples, among, crossed_name
 from mms_apps.attributes.leakage import group_leakage
 from mms_apps.attributes.measures import (
     REPLICATES,
@@ -122,9 +122,9 @@ def audit(
         samples = replace(samples, embeddings=edit.apply(samples.embeddings))
     crossed = (group,) if isinstance(group, str) else tuple(dict.fromkeys(group))
     samples, group = samples.with_crossed(crossed), crossed_name(crossed)
-    labels = samples.columns[model.config.attribute].astype(str)
+    labels = samples.columns[model.config.attribute]
     groups = samples.columns[group]
-    labelled = np.isin(labels, model.classes)
+    labelled = among(labels, model.classes)
     grouped = np.array([bool(value) for value in groups], dtype=bool)
     if not (labelled & grouped).any():
         raise UserError(
@@ -218,7 +218,8 @@ def lean(model: AttributeModel, samples: Samples, role: str) -> list[Lean]:
     if len(samples) == 0:
         return []
     predicted = model.predict(samples.embeddings)
-    roles = samples.columns[role].astype(str)
+    roles = samples.columns[role]
+    given = [value for value in roles if value]
 
     def row(name: str, inside: np.ndarray) -> Lean:
         count = int(inside.sum())
@@ -227,7 +228,7 @@ def lean(model: AttributeModel, samples: Samples, role: str) -> list[Lean]:
         }
         return Lean(name, count, shares)
 
-    names, sizes = np.unique(roles, return_counts=True)
+    names, sizes = np.unique(np.array(given, dtype=str), return_counts=True)
     rows = [row(str(name), roles == name) for name in names[sizes >= MIN_LEAN]]
     rows.sort(key=lambda lean: -max(share.low for share in lean.shares.values()))
     return [row("all", np.ones(len(samples), dtype=bool)), *rows]

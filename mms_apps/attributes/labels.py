@@ -71,7 +71,13 @@ class Samples:
 
     def having(self, attribute: str, values: Sequence[str]) -> Samples:
         """Those whose attribute is one of the values."""
-        return self.take(np.isin(self.columns[attribute].astype(str), values))
+        return self.take(among(self.columns[attribute], values))
+
+
+def among(column: np.ndarray, values: Sequence[str]) -> np.ndarray:
+    """Which samples have one of the values, `[n]` bool; None is not the value "None"."""
+    chosen = frozenset(values)
+    return np.array([value in chosen for value in column], dtype=bool)
 
 
 def crossed_name(attributes: Sequence[str]) -> str:

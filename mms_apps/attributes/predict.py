@@ -14,7 +14,7 @@ import pyarrow as pa
 from features.files import replacing
 from features.modality import MODALITIES
 from features.store.store import ATTRIBUTE, SAMPLE_BATCH, ActivationStore
-from mms_apps.attributes.labels import require_encoder
+from mms_apps.attributes.labels import among, require_encoder
 from mms_apps.attributes.model import AttributeModel
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ def write_predictions(
                 writer.write_table(table)
                 counts.update(table["prediction"].to_pylist())
                 label = np.array(table["label"].to_pylist(), dtype=object)
-                known = np.isin(label.astype(str), model.classes)
+                known = among(label, model.classes)
                 labelled += int(known.sum())
                 correct += int((label == np.array(table["prediction"].to_pylist()))[known].sum())
                 pairs += len(table)

@@ -166,13 +166,14 @@ def read_prompts(path: Path | None) -> dict[str, list[str]] | None:
         return None
     advice = f'{path}: not prompts by value; write {{"man": ["a picture of a man"], ...}}'
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8-sig"))
     except ValueError as error:
         raise UserError(f"{advice} ({error})") from None
     if not isinstance(found, dict) or len(found) < 2:
         raise UserError(advice)
     for texts in found.values():
-        if not isinstance(texts, list) or not texts or not all(isinstance(t, str) for t in texts):
+        good = isinstance(texts, list) and all(isinstance(t, str) and t.strip() for t in texts)
+        if not good or not texts:
             raise UserError(advice)
     return found
 

@@ -225,6 +225,14 @@ def test_a_missing_attribute_and_one_value_are_named(
         classes_of(read.having("kind", ["cat"]), "kind")
 
 
+def test_what_has_no_value_is_not_the_value_none(samples: Samples) -> None:
+    column = np.array(["None", None, "dog", ""] * 50, dtype=object)
+    labelled = dataclasses.replace(samples, columns={"kind": column})
+    assert classes_of(labelled, "kind") == ["None", "dog"]
+    kept = labelled.having("kind", ["None", "dog"])
+    assert kept.columns["kind"].tolist() == ["None", "dog"] * 50
+
+
 def test_a_large_store_is_sampled(space: FeatureSpace, samples: Samples, tmp_path: Path) -> None:
     store = store_of(space, samples, tmp_path / "store")
     read = read_samples(store, ["kind"], max_samples=50, seed=1)
