@@ -142,7 +142,7 @@ def robustness(
         pairs,
         own,
         label=label or ("gender" if pairs.startswith("embedded") else "label"),
-        classes=None if classes is None else [name.strip() for name in classes.split(",")],
+        classes=None if classes is None else [n.strip() for n in classes.split(",") if n.strip()],
         templates=[*(template or ()), *(read_templates(templates) if templates else ())],
         class_names=None if class_names is None else read_class_names(class_names),
         count=count,

@@ -57,7 +57,8 @@ def class_places(names: Names, values: Collection[str], pairs: str) -> dict[str,
     """The place among the names of each value that pairs have as their label.
 
     A list of names holds the values themselves, or goes by their numbers where all values are
-    numbers from 0, or else by their order, which then must be as many.
+    numbers from 0, or else by their order, which then must be as many. Classes of one name are one
+    class: no text tells them apart.
 
     Raises:
         UserError: they don't fit.
@@ -70,11 +71,12 @@ def class_places(names: Names, values: Collection[str], pairs: str) -> dict[str,
             )
         places = {name: place for place, name in enumerate(dict.fromkeys(names.values()))}
         return {value: places[names[value]] for value in values}
+    distinct = listed(names)
     if set(values) <= set(names):
-        return {value: list(names).index(value) for value in values}
+        return {value: distinct.index(value) for value in values}
     numbers = all(value.isdecimal() for value in values)
     if numbers and max(map(int, values)) < len(names):
-        return {value: int(value) for value in values}
+        return {value: distinct.index(names[int(value)]) for value in values}
     if len(values) != len(names):
         raise UserError(
             f"class names: {len(names)}, but {pairs} has {len(values)} classes "
@@ -82,12 +84,12 @@ def class_places(names: Names, values: Collection[str], pairs: str) -> dict[str,
             "object from each to its name"
         )
     ordered = sorted(values, key=int) if numbers else sorted(values)
-    return {value: place for place, value in enumerate(ordered)}
+    return {value: distinct.index(names[place]) for place, value in enumerate(ordered)}
 
 
 def listed(names: Names) -> tuple[str, ...]:
     """The names, in the order of `class_places`."""
-    return tuple(dict.fromkeys(names.values())) if isinstance(names, Mapping) else tuple(names)
+    return tuple(dict.fromkeys(names.values() if isinstance(names, Mapping) else names))
 
 
 def _by_value(found: dict[str, Any], path: str | Path) -> dict[str, str]:

@@ -137,6 +137,7 @@ def load_task(
         raise UserError("class names name all classes of an attribute: leave --classes out")
     if class_names is not None and label == RETRIEVAL:
         raise UserError("in retrieval the captions are the classes: leave the class names out")
+    asked = classes
     source = open_pairs(pairs, captions_needed=label == RETRIEVAL)
     embedded = pairs.partition(":")[0] == "embedded"
     if embedded and classes is None and class_names is None:
@@ -145,6 +146,12 @@ def load_task(
     found, images = _read(source, draw.pairs, encoder, count)
     if not found:
         raise UserError(_nothing(pairs, label, classes, draw.attributes))
+    unknown = [name for name in asked or () if label != RETRIEVAL and name not in draw.values]
+    if unknown:
+        raise UserError(
+            f"--classes {', '.join(unknown)}: no pair of {pairs} has this as its {label}; leave it "
+            "out, or write it as the pairs do"
+        )
     if label == RETRIEVAL:
         own = [tuple(sorted(set(pair.captions))) for pair in found]
         prompts = tuple(dict.fromkeys(own))

@@ -66,6 +66,11 @@ def test_names_go_by_themselves_by_number_or_by_order() -> None:
     many = [str(number) for number in range(1, 12)]
     assert class_places([f"c{n}" for n in many], many, "x")["11"] == 10
     assert class_places(("b", "a"), {"y", "x"}, "x") == {"x": 0, "y": 1}
+    twice = ("crane", "dog", "crane")
+    assert listed(twice) == ("crane", "dog")
+    assert class_places(twice, {"0", "1", "2"}, "x") == {"0": 0, "1": 1, "2": 0}
+    assert class_places(twice, {"a", "b", "c"}, "x") == {"a": 0, "b": 1, "c": 0}
+    assert class_places(twice, {"dog", "crane"}, "x") == {"dog": 1, "crane": 0}
     for names, values in ((NAMES, {"a", "b"}), ({"a": "A"}, {"a", "b"}), (NAMES, {"7"})):
         with pytest.raises(UserError, match="class names"):
             class_places(names, values, "x")

@@ -278,6 +278,7 @@ def test_the_tasks(space: FeatureSpace) -> None:
         ({"label": "nothing"}, "no such attribute"),
         ({"label": "gender", "classes": ["cat", "dog"]}, "no pair"),
         ({"label": "gender", "classes": ["man"]}, "only one class"),
+        ({"label": "gender", "classes": ["man", "woman", "wman"]}, "--classes wman: no pair"),
         ({"templates": ["no place"]}, "has no"),
         ({"count": 0}, "at least 1"),
     ],
