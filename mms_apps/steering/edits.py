@@ -20,7 +20,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -36,7 +36,7 @@ from features.space.space import FeatureSpace
 from mms_apps.steering.adapters.base import Adapter, Call
 from mms_apps.steering.adapters.choose import adapter_for
 from mms_apps.steering.moves import until, within
-from mms_apps.steering.saved import Source, check_record, read_record, steering_record
+from mms_apps.steering.saved import Source, check_record, filled, read_record, steering_record
 
 Mode = Literal["add", "set", "remove"]
 MODES = ("add", "set", "remove")
@@ -343,25 +343,40 @@ class Steering:
         check_record(record, space, where)
         try:
             stop = record.get("stop")
-            return cls(
-                edits=tuple(Edit(**edit) for edit in record["edits"]),
-                blends=tuple(Blend(**blend) for blend in record["blends"]),
-                prompt=record["prompt"],
-                begin=record["begin"],
-                end=record["end"],
-                max_drift=record["max_drift"],
-                score_sets=tuple(
-                    ScoreSet(**{key: _frozen(value) for key, value in score.items()})
-                    for score in record.get("score_sets", ())
-                ),
-                stop=stop and Probe(**{key: _frozen(value) for key, value in stop.items()}),
-            )
+            parts: dict[str, Any] = {
+                "edits": tuple(filled(Edit, edit) for edit in record["edits"]),
+                "blends": tuple(filled(Blend, blend) for blend in record["blends"]),
+                "score_sets": tuple(filled(ScoreSet, one) for one in record.get("score_sets", ())),
+                "stop": stop and filled(Probe, stop),
+            }
+            rest = {name: record[name] for name in ("prompt", "begin", "end", "max_drift")}
+            found = filled(cls, rest | dict.fromkeys(parts, ()) | {"stop": None})
+            found = replace(found, **parts)
+            found.check(space)
         except (KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{where}: not saved edits ({error}); save them again") from None
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from None
+        return found
 
-
-def _frozen(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
+    def check(self, space: FeatureSpace) -> None:
+        """Raise a UserError where features or vectors are not those of the space."""
+        _check_features(space, [edit.feature for edit in self.edits])
+        for score in self.score_sets:
+            _check_features(space, score.features)
+            if len(score.features) != len(score.per_unit):
+                raise UserError(
+                    f"a score set has {len(score.features)} features and {len(score.per_unit)} "
+                    "changes per unit; give one for each"
+                )
+        vectors = [score.weight for score in self.score_sets]
+        vectors += [self.stop.weight] if self.stop else []
+        for vector in vectors:
+            if len(vector) != space.dictionary.config.dim:
+                raise UserError(
+                    f"a weight of {len(vector)} numbers; the space takes "
+                    f"{space.dictionary.config.dim}"
+                )
 
 
 def _check_features(space: FeatureSpace, features: Sequence[int]) -> None:

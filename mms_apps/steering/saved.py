@@ -7,7 +7,8 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import UnionType
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from PIL import Image
 
@@ -17,6 +18,7 @@ from features.space.space import FeatureSpace
 if TYPE_CHECKING:
     from mms_apps.steering.edits import Steering
 
+Kind = TypeVar("Kind")
 SCHEMA = 2
 READ = (1, 2)
 
@@ -61,7 +63,7 @@ class Source:
         """
         found = record.get("source") if isinstance(record, dict) else None
         try:
-            return cls(**found) if found else None
+            return filled(cls, found) if found else None
         except TypeError as error:
             raise UserError(f"{where}: not saved edits ({error}); save them again") from None
 
@@ -92,7 +94,7 @@ def read_record(path: Path) -> Any:
         UserError: the file cannot be read.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read as saved edits ({error})") from None
 
@@ -106,3 +108,34 @@ def check_record(record: Any, space: FeatureSpace, where: str) -> None:
             f"{where}: made for another FeatureSpace (of {record.get('encoder')}); its feature "
             "numbers mean something else here"
         )
+
+
+def filled(kind: type[Kind], record: Any) -> Kind:
+    """A dataclass from the JSON of its fields, each of its type.
+
+    Raises:
+        TypeError: a field is missing, unknown, or of another type.
+    """
+    if not isinstance(record, dict):
+        raise TypeError(f"{record!r} is no JSON object")
+    hints = get_type_hints(kind)
+    for name, value in record.items():
+        if name in hints and not _fits(value, hints[name]):
+            raise TypeError(f"{name} {value!r} is of another type")
+    return kind(**{n: tuple(v) if isinstance(v, list) else v for n, v in record.items()})
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether JSON's value is one of a type: of those that the dataclasses here have."""
+    inner = get_args(hint)
+    if get_origin(hint) is UnionType:
+        return any(_fits(value, one) for one in inner)
+    if get_origin(hint) is Literal:
+        return value in inner
+    if get_origin(hint) is tuple:
+        return isinstance(value, list | tuple) and all(_fits(one, inner[0]) for one in value)
+    if hint in (int, float):
+        return isinstance(value, int if hint is int else int | float) and not isinstance(
+            value, bool
+        )
+    return isinstance(value, hint)

@@ -261,6 +261,65 @@ def test_saved_edits_come_back_and_belong_to_their_space(
 
 
 @pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"edits": [{"feature": 16}]}, "features 0 to 15"),
+        ({"edits": [{"feature": -1}]}, "features 0 to 15"),
+        ({"edits": [{"feature": "3"}]}, "feature '3' is of another type"),
+        ({"edits": [{"feature": 1.5}]}, "feature 1.5 is of another type"),
+        ({"edits": [{"feature": True}]}, "feature True is of another type"),
+        ({"edits": [{"feature": 1, "strength": "2"}]}, "strength '2' is of another type"),
+        ({"edits": [{"feature": 1, "strength": math.nan}]}, "finite"),
+        ({"edits": [{"feature": 1, "mode": "push"}]}, "mode 'push'"),
+        ({"edits": {"feature": 1}}, "no JSON object"),
+        ({"edits": None}, "not saved edits"),
+        ({"begin": "0"}, "begin '0' is of another type"),
+        ({"begin": 1.0, "end": 0.5}, "begin must lie before end"),
+        ({"max_drift": "wide"}, "max_drift 'wide'"),
+        ({"prompt": 3}, "prompt 3 is of another type"),
+        ({"blends": [{"modality_class": "ImgD", "rule": "loose"}], "prompt": "x"}, "rule 'loose'"),
+        ({"score_sets": [{"weight": [1.0], "value": 0, "features": [1], "per_unit": [1]}]},
+         "a weight of 1 numbers"),
+        ({"score_sets": [{"weight": [0] * 16, "value": 0, "features": [1], "per_unit": []}]},
+         "1 features and 0 changes"),
+        ({"score_sets": [{"weight": [0] * 16, "value": 0, "features": [99], "per_unit": [1]}]},
+         "features 0 to 15"),
+        ({"stop": {"weight": [1.0], "bias": 0.0}}, "a weight of 1 numbers"),
+        ({"stop": [1]}, "no JSON object"),
+    ],
+)  # fmt: skip
+def test_edits_written_by_hand_are_checked(
+    space: FeatureSpace, tmp_path: Path, change: dict, message: str
+) -> None:
+    path = tmp_path / "edits.json"
+    Steering((Edit(1),)).save(path, space)
+    path.write_text(json.dumps(json.loads(path.read_text()) | change), encoding="utf-8-sig")
+    with pytest.raises(UserError, match=rf"edits.json: .*{message}"):
+        Steering.load(path, space)
+
+
+def test_edits_may_begin_with_a_byte_order_mark(space: FeatureSpace, tmp_path: Path) -> None:
+    path = tmp_path / "edits.json"
+    Steering((Edit(1),)).save(path, space)
+    path.write_text(path.read_text(), encoding="utf-8-sig")
+    assert Steering.load(path, space) == Steering((Edit(1),))
+
+
+@pytest.mark.parametrize(
+    "change", [{"steps": "14"}, {"seed": 1.5}, {"prompt": None}, {"guidance": [2]}, {"size": 3}]
+)
+def test_what_edits_were_drawn_from_is_checked(
+    space: FeatureSpace, tmp_path: Path, change: dict
+) -> None:
+    path = tmp_path / "edits.json"
+    Steering((Edit(1),)).save(path, space, Source("a dog"))
+    record = json.loads(path.read_text())
+    path.write_text(json.dumps(record | {"source": record["source"] | change}))
+    with pytest.raises(UserError, match="not saved edits"):
+        Source.read(path)
+
+
+@pytest.mark.parametrize(
     ("wrong", "message"),
     [
         ({"edits": (Edit(1, mode="push"),)}, "unknown mode"),  # type: ignore[arg-type]
