@@ -319,6 +319,17 @@ def test_impossible_settings_are_refused(
         fit_dictionary(store, config, tmp_path / "d", progress=False)
 
 
+@pytest.mark.parametrize(
+    "change", [{"k": "many"}, {"k": 10**6}, {"dim": -1}, {"features": None}, {"features": 2.5}]
+)
+def test_a_config_of_no_dictionary_is_refused(tmp_path: Path, change: dict) -> None:
+    topk().save(tmp_path / "dictionary")
+    config = tmp_path / "dictionary" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | change))
+    with pytest.raises(UserError, match=r"config\.json: no dictionary is like this"):
+        load_dictionary(tmp_path / "dictionary")
+
+
 def test_load_names_what_is_wrong(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no config\.json"):
         load_dictionary(tmp_path)

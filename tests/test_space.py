@@ -6,11 +6,12 @@ import copy
 import dataclasses
 import io
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 import torch.nn.functional as F
@@ -272,6 +273,45 @@ def test_load_names_what_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("huggingface_hub.snapshot_download", _offline)
     with pytest.raises(UserError, match="no such folder"):
         FeatureSpace.load("nobody/nothing")
+
+
+def _rewritten(path: Path, change: Callable[[pa.Table], pa.Table]) -> None:
+    pq.write_table(change(pq.read_table(path)), path)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("features", lambda t: t.slice(0, 3), "its rows are not features 0 to"),
+        ("features", lambda t: t.take(list(range(len(t)))[::-1]), "its rows are not features 0 to"),
+        ("features", lambda t: t.drop(["mds_low"]), "lacks the column mds_low"),
+        ("exemplars", lambda t: t.drop(["caption"]), "lacks the column caption"),
+    ],
+)
+def test_tables_of_other_features_are_refused(
+    space: FeatureSpace,
+    tmp_path: Path,
+    name: str,
+    change: Callable[[pa.Table], pa.Table],
+    message: str,
+) -> None:
+    folder = space.save(tmp_path / "space")
+    _rewritten(folder / f"{name}.parquet", change)
+    with pytest.raises(UserError, match=rf"{name}\.parquet: {message}"):
+        FeatureSpace.load(folder)
+
+
+@pytest.mark.parametrize("name", ["features.parquet", "exemplars.parquet"])
+def test_tables_that_are_missing_or_damaged_are_named(
+    space: FeatureSpace, tmp_path: Path, name: str
+) -> None:
+    folder = space.save(tmp_path / "space")
+    (folder / name).write_bytes((folder / name).read_bytes()[:40])
+    with pytest.raises(UserError, match=rf"{name}: cannot be read"):
+        FeatureSpace.load(folder)
+    (folder / name).unlink()
+    with pytest.raises(UserError, match=rf"{name}: cannot be read \(there is no such file"):
+        FeatureSpace.load(folder)
 
 
 def test_another_dictionary_is_refused(space: FeatureSpace, tmp_path: Path) -> None:

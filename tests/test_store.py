@@ -265,3 +265,12 @@ def test_content_is_the_pixels_and_the_captions(change, same: bool) -> None:
     image = Image.linear_gradient("L").resize((16, 16)).convert("RGB")
     captions = ["a b", "c"]
     assert (content_key(*change(image, captions)) == content_key(image, captions)) == same
+
+
+@pytest.mark.parametrize("left", [0, 5, 40, 300])
+def test_a_shard_that_is_cut_off_is_named(tmp_path, left: int) -> None:
+    store = make(tmp_path / "s", 20, 10)
+    shard = tmp_path / "s" / "shard-00001.safetensors"
+    shard.write_bytes(shard.read_bytes()[:left])
+    with pytest.raises(UserError, match=r"shard-00001\.safetensors: damaged or cut off"):
+        list(ActivationStore.open(store.path).batches(4))

@@ -266,9 +266,18 @@ def dictionary_from_record(
 
     Args:
         fingerprint: of the weights; "" where it wasn't recorded (0.1.0).
+
+    Raises:
+        UserError: the config is none of a known kind, or the weights are damaged.
     """
     known = {field.name for field in dataclasses.fields(DictionaryConfig)}
-    config = DictionaryConfig(**{key: value for key, value in record.items() if key in known})
-    dictionary = dictionary_class(config.kind)(config)
+    try:
+        config = DictionaryConfig(**{key: value for key, value in record.items() if key in known})
+        dictionary = dictionary_class(config.kind)(config)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UserError(
+            f"{weights.parent}/config.json: no dictionary is like this ({first_line(error)}); fit "
+            "it or copy its folder again"
+        ) from None
     dictionary.load_weights(weights, fingerprint)
     return dictionary.eval().requires_grad_(False)

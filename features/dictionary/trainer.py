@@ -122,9 +122,12 @@ def new_dictionary(store: ActivationStore, config: TrainConfig) -> Dictionary:
     if config.kind == "identity":
         features = k = store.dim
     else:
-        features, k = config.features or 4 * store.dim, config.k
+        features = 4 * store.dim if config.features is None else config.features
+        k = config.k
     if config.features not in (None, features):
         raise UserError(f"features {config.features}: identity has {features}; leave it out")
+    if features < 1:
+        raise UserError(f"features {features}: must be at least 1")
     if not 1 <= k <= features:
         raise UserError(f"k {k}: must be at least 1 and at most the {features} features")
     bias = cls.default_modality_bias if config.modality_bias is None else config.modality_bias

@@ -41,6 +41,7 @@ from features.files import read_json, write_json
 from features.modality import CLASSES, Rule
 from features.scores.words import holds, normalised
 from features.space.card import model_card
+from features.space.tables import EXEMPLARS, FEATURES, read_tables
 
 SCHEMA = 3
 ENCODE_BATCH = 256
@@ -252,8 +253,8 @@ class FeatureSpace:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         self.dictionary.save_weights(temporary / WEIGHTS)
-        pq.write_table(self.features, temporary / "features.parquet", compression="zstd")
-        pq.write_table(self.exemplars, temporary / "exemplars.parquet", compression="zstd")
+        pq.write_table(self.features, temporary / FEATURES, compression="zstd")
+        pq.write_table(self.exemplars, temporary / EXEMPLARS, compression="zstd")
         (temporary / "README.md").write_text(model_card(self), encoding="utf-8")
         write_json(temporary / "config.json", dataclasses.asdict(self.config))
         if folder.exists():
@@ -279,8 +280,8 @@ class FeatureSpace:
                 that one came from a folder that has moved.
 
         Raises:
-            UserError: there is none, its schema is another, its dictionary is damaged, or the
-                encoder is the wrong one.
+            UserError: there is none, its schema is another, its dictionary or tables are damaged
+                or not of one another, or the encoder is the wrong one.
         """
         folder = _find(where)
         record = read_json(folder / "config.json")
@@ -299,13 +300,13 @@ class FeatureSpace:
                 )
             )
         known = {f.name for f in dataclasses.fields(SpaceConfig)}
+        dictionary = dictionary_from_record(
+            record["dictionary"], folder / WEIGHTS, record["dictionary_fingerprint"]
+        )
         return cls(
             SpaceConfig(**{key: value for key, value in record.items() if key in known}),
-            dictionary_from_record(
-                record["dictionary"], folder / WEIGHTS, record["dictionary_fingerprint"]
-            ),
-            pq.read_table(folder / "features.parquet"),
-            pq.read_table(folder / "exemplars.parquet"),
+            dictionary,
+            *read_tables(folder, dictionary.config.features),
             device=resolve_device(device),
             encoder=encoder,
         )

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 from PIL import Image
 
+from features.errors import UserError, first_line
 from features.pairs.base import PairSource
 from features.scores.agreement import Agreement
 from features.scores.dominance import Classes, Dominance
@@ -17,6 +20,8 @@ from features.scores.naming import Names
 from features.store.credits import rights
 from features.store.store import ActivationStore
 
+FEATURES = "features.parquet"
+EXEMPLARS = "exemplars.parquet"
 THUMBNAIL_SIDE = 96
 THUMBNAIL_QUALITY = 75
 FEATURE_COLUMNS = (
@@ -70,6 +75,37 @@ EXEMPLAR_SCHEMA = pa.schema(
 """Of exemplars.parquet: rank 0 is the most activating; activation is |a|; thumbnail is a WebP of at
 most 96 pixels, null for texts and where the image could not be had; credit and licence are those of
 the pair's image, null where the pair tells none."""
+
+
+def read_tables(folder: Path, features: int) -> tuple[pa.Table, pa.Table]:
+    """The features and the exemplars in a FeatureSpace's folder.
+
+    Args:
+        features: of its dictionary.
+
+    Raises:
+        UserError: one is missing, damaged, or not of this dictionary.
+    """
+    tables = {}
+    columns = {FEATURES: FEATURE_COLUMNS, EXEMPLARS: EXEMPLAR_SCHEMA.names}
+    for name, wanted in columns.items():
+        path = folder / name
+        try:
+            tables[name] = pq.read_table(path)
+        except (pa.ArrowException, OSError) as error:
+            reason = first_line(error) if path.is_file() else "there is no such file"
+            raise UserError(
+                f"{path}: cannot be read ({reason}); score the dictionary or copy the folder again"
+            ) from None
+        lacking = [column for column in wanted if column not in tables[name].column_names]
+        if lacking:
+            raise UserError(f"{path}: lacks the column {lacking[0]}; score the dictionary again")
+    if tables[FEATURES]["feature"].to_pylist() != list(range(features)):
+        raise UserError(
+            f"{folder / FEATURES}: its rows are not features 0 to {features - 1} of the dictionary "
+            "in their order; score the dictionary or copy the folder again"
+        )
+    return tables[FEATURES], tables[EXEMPLARS]
 
 
 def feature_table(

@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from features.errors import UserError
+from features.errors import UserError, first_line
 from features.files import read_json
 
 SCHEMA = 2
@@ -37,6 +37,8 @@ SHUFFLE_CHUNK = 256
 SHUFFLE_BUFFER = 65_536
 """Rows that are held in memory (fp16) when shuffling."""
 OPEN_SHARDS = 256
+MAX_HEADER = 1 << 20
+"""Bytes of a shard's header; a damaged file may claim any number."""
 ATTRIBUTE = "attribute."
 SAMPLE_BATCH = 4096
 """Rows of samples that are read together."""
@@ -300,10 +302,14 @@ def _group_starts(file: pq.ParquetFile) -> np.ndarray:
 
 
 def _map_shard(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Memory-map a safetensors file's `image` and `text` (8 bytes of length, JSON header, data)."""
+    """Memory-map a safetensors file's `image` and `text` (8 bytes of length, JSON header, data).
+
+    Raises:
+        UserError: it is damaged, or cut off.
+    """
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(length))
+        head = file.read(min(length, MAX_HEADER))
 
     def tensor(name: str) -> np.ndarray:
         shape = tuple(header[name]["shape"])
@@ -312,4 +318,10 @@ def _map_shard(path: Path) -> tuple[np.ndarray, np.ndarray]:
         offset = 8 + length + header[name]["data_offsets"][0]
         return np.memmap(path, np.float16, "r", offset, shape)
 
-    return tensor("image"), tensor("text")
+    try:
+        header = json.loads(head)
+        return tensor("image"), tensor("text")
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path}: damaged or cut off ({first_line(error)}); copy the store or extract it again"
+        ) from None
