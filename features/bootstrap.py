@@ -12,6 +12,8 @@ from torch import Tensor
 
 WEIGHTS_A_BLOCK = 16
 """A Philox block is 256 bits, that is 16 weights of 16 bits each."""
+PHILOX_FACTORS = (0xD2E7470EE14C6C93, 0xCA5A826395121157)
+PHILOX_STEPS = (0x9E3779B97F4A7C15, 0xBB67AE8584CAA73B)
 DRAWN_AT_ONCE = 1 << 17
 """Samples that a bootstrap of a mean draws at once."""
 LEVEL = 0.95
@@ -30,13 +32,55 @@ def bootstrap_weights(seed: int, stream: str, start: int, pairs: int, replicates
     Returns:
         `[pairs, replicates]` float32.
     """
-    key = hashlib.sha256(f"{seed}/{stream}".encode()).digest()[:16]
     blocks = -(-replicates // WEIGHTS_A_BLOCK)  # a pair
     counter = np.array([start * blocks, 0, 0, 0], dtype=np.uint64)
-    generator = np.random.Philox(key=np.frombuffer(key, np.uint64), counter=counter)
-    raw = generator.random_raw(pairs * blocks * 4)  # uint64
-    bits = raw.astype("<u8").view("<u2").reshape(pairs, blocks * WEIGHTS_A_BLOCK)
+    generator = np.random.Philox(key=_key(seed, stream), counter=counter)
+    return _exponential(generator.random_raw(pairs * blocks * 4), pairs, replicates)
+
+
+def bootstrap_weights_of(
+    seed: int, stream: str, numbers: Tensor | np.ndarray, replicates: int
+) -> Tensor:
+    """`bootstrap_weights` of any pairs, by their numbers `[n]`: `[n, replicates]` float32."""
+    blocks = -(-replicates // WEIGHTS_A_BLOCK)  # a pair
+    first = np.asarray(numbers).astype(np.uint64)[:, None] * np.uint64(blocks)
+    counters = (first + np.arange(1, blocks + 1, dtype=np.uint64)).ravel()  # numpy counts up first
+    return _exponential(_philox(_key(seed, stream), counters), len(first), replicates)
+
+
+def _key(seed: int, stream: str) -> np.ndarray:
+    """Two uint64."""
+    return np.frombuffer(hashlib.sha256(f"{seed}/{stream}".encode()).digest()[:16], np.uint64)
+
+
+def _exponential(raw: np.ndarray, pairs: int, replicates: int) -> Tensor:
+    """Weights `[pairs, replicates]` float32 of the random bits of all blocks, uint64."""
+    bits = raw.astype("<u8").view("<u2").reshape(pairs, -1)
     return torch.from_numpy(_EXPONENTIAL_TABLE[bits[:, :replicates]])
+
+
+def _philox(key: np.ndarray, counters: np.ndarray) -> np.ndarray:
+    """Philox-4x64-10 (Salmon et al. 2011) of 256-bit counters whose first words are given and whose
+    others are 0: `[blocks]` uint64 -> `[blocks, 4]` uint64."""
+    words = [counters, *(np.zeros_like(counters) for _ in range(3))]
+    keys = [int(word) for word in key]
+    for _ in range(10):
+        high_0, low_0 = _wide_product(PHILOX_FACTORS[0], words[0])
+        high_1, low_1 = _wide_product(PHILOX_FACTORS[1], words[2])
+        first, second = (np.uint64(k) for k in keys)
+        words = [high_1 ^ words[1] ^ first, low_1, high_0 ^ words[3] ^ second, low_0]
+        keys = [(k + step) % 2**64 for k, step in zip(keys, PHILOX_STEPS, strict=True)]
+    return np.stack(words, axis=1)
+
+
+def _wide_product(factor: int, words: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The upper and the lower 64 bits of the products of 64-bit numbers."""
+    half, lower = np.uint64(32), np.uint64(2**32 - 1)
+    up, down = np.uint64(factor >> 32), np.uint64(factor % 2**32)
+    words_up, words_down = words >> half, words & lower
+    middle = words_up * down + (words_down * down >> half)
+    other = words_down * up + (middle & lower)
+    return words_up * up + (middle >> half) + (other >> half), words * np.uint64(factor)
 
 
 _EXPONENTIAL_TABLE = -np.log((np.arange(65536) + 0.5) / 65536).astype(np.float32)

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from features.dictionary.base import SparseCode
 from features.scores.active import ActivePairs
 
 PAIRS, FEATURES, DIM = 12, 7, 3
@@ -45,3 +46,28 @@ def test_a_part_of_the_places(density: float) -> None:
         images.products(images.text, rows),
         (torch.where(image != 0, text, 0.0).double().abs().T @ rows),
     )
+
+
+@given(seed=st.integers(0, 1000), k=st.sampled_from([1, 3, FEATURES]))
+@settings(max_examples=40, deadline=None)
+def test_codes_have_the_places_of_the_dense_batch(seed: int, k: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    codes, dense = [], []
+    for _ in range(2):
+        indices = torch.rand(PAIRS, FEATURES, generator=generator).argsort(1)[:, :k]
+        values = torch.randn(PAIRS, k, generator=generator)
+        values *= torch.rand(PAIRS, k, generator=generator) < 0.6
+        codes.append(SparseCode(values, indices))
+        dense.append(torch.zeros(PAIRS, FEATURES).scatter(1, indices, values))
+    found = ActivePairs.of_codes(codes[0], codes[1], FEATURES)
+    expected = ActivePairs.of(dense[0], dense[1])
+    assert found.pairs == expected.pairs and found.features == expected.features
+    for name in ("pair", "feature", "counts", "image", "text"):
+        mine, theirs = getattr(found, name), getattr(expected, name)
+        assert torch.equal(mine, theirs) and mine.dtype == theirs.dtype
+
+
+def test_codes_without_an_activation_have_no_places() -> None:
+    code = SparseCode(torch.zeros(PAIRS, 2), torch.zeros(PAIRS, 2, dtype=torch.long))
+    found = ActivePairs.of_codes(code, code, FEATURES)
+    assert len(found.pair) == 0 and found.counts.tolist() == [0] * FEATURES

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from features.bootstrap import bootstrap_weights
+from features.bootstrap import bootstrap_weights, bootstrap_weights_of
 from features.errors import UserError
 from features.scores.dominance import Dominance, DominanceStatistics, classify
 
@@ -169,6 +169,13 @@ def test_weights_are_exponential_and_belong_to_the_pair() -> None:
     assert weights.var() == pytest.approx(1, abs=0.02)
     assert weights.median() == pytest.approx(np.log(2), abs=0.01)
     assert torch.equal(bootstrap_weights(7, "a", 1500, 10, 50), weights[1500:1510])
+    numbers = torch.tensor([3999, 0, 17, 2500, 17])
+    assert torch.equal(bootstrap_weights_of(7, "a", numbers, 50), weights[numbers])
+    late = 2**31 + 5
+    assert torch.equal(
+        bootstrap_weights_of(7, "a", torch.tensor([late]), 200),
+        bootstrap_weights(7, "a", late, 1, 200),
+    )
     assert not torch.equal(bootstrap_weights(7, "b", 0, 4000, 50), weights)
     assert not torch.equal(bootstrap_weights(8, "a", 0, 4000, 50), weights)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -121,13 +122,14 @@ def test_a_store_that_judges_itself_is_read_once_a_pass(
     }
     given = judges[judge]()
     started: list[Path] = []
-    read = ActivationStore.batches
+    for name in ("batches", "numbered_shuffled_batches"):
+        read = getattr(ActivationStore, name)
 
-    def counted(self: ActivationStore, *arguments: object) -> object:
-        started.append(self.path)
-        return read(self, *arguments)  # type: ignore[arg-type]
+        def counted(self: ActivationStore, *arguments: Any, read: Any = read) -> Any:
+            started.append(self.path)
+            return read(self, *arguments)
 
-    monkeypatch.setattr(ActivationStore, "batches", counted)
+        monkeypatch.setattr(ActivationStore, name, counted)
     space = score(store, axes(), given, progress=False)
     assert len(started) == readings
     assert space.config.judge_independent == (judge == "other")

@@ -74,6 +74,8 @@ class Dictionary(nn.Module, ABC):
     """Whether `fit_dictionary` makes one; others are converted."""
     selects_by_bf16: ClassVar[bool] = False
     """Whether training can choose candidates by bf16 products (`features.dictionary.selection`)."""
+    codes_are_sparse: ClassVar[bool] = True
+    """Whether `encode` is made from `encode_sparse`, and not the other way round."""
     exact_selection: bool = True
     """Whether training does without."""
     means: Tensor

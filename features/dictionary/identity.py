@@ -16,6 +16,7 @@ class IdentityDictionary(Dictionary):
 
     kind = "identity"
     default_modality_bias = False
+    codes_are_sparse = False
 
     def __init__(self, config: DictionaryConfig) -> None:
         if not config.features == config.k == config.dim:

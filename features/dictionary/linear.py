@@ -22,6 +22,7 @@ class ReluDictionary(Dictionary):
     kind = "relu"
     default_modality_bias = False
     trained_here = False
+    codes_are_sparse = False
     encoder: Tensor
     encoder_bias: Tensor
     decoder: Tensor

@@ -136,7 +136,9 @@ def _partitioned(keys: Tensor, count: int) -> Tensor:
         return keys.topk(count, dim=1, sorted=False).indices
     packed = (keys.to(wide) << bits) | torch.arange(width, dtype=wide)  # [n, width]
     threads = torch.get_num_threads() if packed.numel() >= WORTH_THREADS else 1
+    parts = np.array_split(packed.numpy(), threads)
     with ThreadPoolExecutor(threads) as pool:  # numpy's own work is of one thread
-        for part in np.array_split(packed.numpy(), threads):
+        for part in parts[1:]:
             pool.submit(part.partition, width - count, axis=1)
+        parts[0].partition(width - count, axis=1)
     return (packed[:, width - count :] & ((1 << bits) - 1)).long()

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from features.dictionary.base import SparseCode
+
 DENSE_SHARE = 0.1
 """With a larger share of places that aren't 0, dense products are faster."""
 
@@ -54,6 +56,30 @@ class ActivePairs:
             text=text.flatten()[source].double().abs(),
         )
 
+    @classmethod
+    def of_codes(cls, image: SparseCode, text: SparseCode, features: int) -> ActivePairs:
+        """The places of a batch's codes, without a dense `[pairs, features]`."""
+        pairs = len(image.values)
+        keys = torch.cat([_keys(code) for code in (image, text)])
+        if pairs * features < 2**31:
+            keys = keys.int()  # sorted faster
+        values = torch.cat([code.values.flatten() for code in (image, text)])
+        active = values.nonzero().squeeze(1)
+        keys, order = keys[active].sort()
+        order = active[order]
+        places, place = torch.unique_consecutive(keys, return_inverse=True)
+        feature = torch.div(places, pairs, rounding_mode="floor")
+        by_modality = values.new_zeros(2, len(places), dtype=torch.float64)
+        by_modality[(order >= image.values.numel()).long(), place] = values[order].double().abs()
+        return cls(
+            pairs=pairs,
+            pair=(places - feature * pairs).long(),
+            feature=feature.long(),
+            counts=torch.bincount(feature, minlength=features),
+            image=by_modality[0],
+            text=by_modality[1],
+        )
+
     @property
     def features(self) -> int:
         return len(self.counts)
@@ -91,14 +117,21 @@ class ActivePairs:
         Returns:
             `[features, dim]`
         """
-        places = values.nonzero().squeeze(1)
-        if len(places) > DENSE_SHARE * self.pairs * self.features:
+        present = int(values.count_nonzero())
+        if present > DENSE_SHARE * self.pairs * self.features:
             return self.dense(values).T @ rows
-        counts = torch.bincount(self.feature[places], minlength=self.features)
-        return F.embedding_bag(
-            self.pair[places],
-            rows,
-            counts.cumsum(0) - counts,
-            per_sample_weights=values[places],
-            mode="sum",
-        )
+        pair, counts = self.pair, self.counts
+        if present < len(values):
+            places = values.nonzero().squeeze(1)
+            pair, values = pair[places], values[places]
+            counts = torch.bincount(self.feature[places], minlength=self.features)
+        starts = counts.cumsum(0) - counts
+        return F.embedding_bag(pair, rows, starts, per_sample_weights=values, mode="sum")
+
+
+def _keys(code: SparseCode) -> Tensor:
+    """Numbers that order a code's places by feature and then by pair: `[pairs * k]`."""
+    pairs = len(code.indices)
+    return (
+        code.indices * pairs + torch.arange(pairs, device=code.indices.device)[:, None]
+    ).flatten()

@@ -14,13 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from features.bootstrap import FLOOR_QUANTILE, bootstrap_weights, ratio_interval
+from features.bootstrap import FLOOR_QUANTILE, bootstrap_weights_of, ratio_interval
 from features.scores.active import ActivePairs
 
 PERMUTATIONS = 40
 """Ways in which images get the texts of other pairs, for the floor."""
-FEATURE_CHUNK = 256
-"""Features whose floors are added to together, which bounds the memory."""
+PLACES_AT_ONCE = 1 << 15
+"""Images' places whose floors are added to together, which bounds the memory."""
 
 
 @dataclass(frozen=True)
@@ -105,11 +105,17 @@ class AgreementStatistics:
         """
         self.add(ActivePairs.of(image, text))
 
-    def add(self, active: ActivePairs) -> None:
-        """Add the stream's next pairs."""
+    def add(self, active: ActivePairs, numbers: Tensor | None = None) -> None:
+        """Add pairs.
+
+        Args:
+            numbers: theirs in the stream, `[n]`; None for the next ones.
+        """
         u, v = self._scaled(active)
-        n = active.pairs
-        weights = bootstrap_weights(self.seed, self.stream, self._next, n, self.replicates)
+        if numbers is None:
+            numbers = torch.arange(self._next, self._next + active.pairs)
+            self._next += active.pairs
+        weights = bootstrap_weights_of(self.seed, self.stream, numbers, self.replicates)
         weights = weights.to(u)  # [n, replicates]
         self.active += active.counts
         self.least += active.sums(torch.minimum(u, v))
@@ -119,7 +125,6 @@ class AgreementStatistics:
         for sums, part in zip(self.replicate_sums, parts, strict=True):
             sums += active.products(part, weights)
         self.replicate_weight += weights.sum(0)
-        self._next += n
 
     def update_chance(self, image: Tensor, text: Tensor) -> None:
         """Add pairs to the floor: within them, images are paired with the texts of others.
@@ -139,27 +144,18 @@ class AgreementStatistics:
         u, v = self._scaled(active)
         both = active.sums(u) + active.sums(v)  # of min(u, other) + max(u, other)
         furthest = min(PERMUTATIONS, n - 1)
-        texts = active.dense(v).T  # [features, n]
-        texts = torch.cat([texts[:, n - furthest :], texts], dim=1)  # [features, furthest + n]
-        before = texts.flatten().unfold(0, furthest, 1)  # a row: the texts before a pair's own
-        images, u = active.where(u > 0), u[u > 0]
-        rows = images.feature * (furthest + n) + images.pair
-        sizes = [int(counts.sum()) for counts in images.counts.split(FEATURE_CHUNK)]
-        least = torch.cat(
-            [
-                torch.segment_reduce(
-                    torch.minimum(before.index_select(0, row), a[:, None]), "sum", lengths=counts
-                )
-                for row, a, counts in zip(
-                    rows.split(sizes),
-                    u.split(sizes),
-                    images.counts.split(FEATURE_CHUNK),
-                    strict=True,
-                )
-            ]
-        )  # [features, furthest], the furthest text first
-        order = torch.arange(PERMUTATIONS, device=least.device) % furthest
-        least = least.flip(1)[:, order].T  # [permutations, features]
+        keys = active.feature * n + active.pair
+        images, texts = ((values > 0).nonzero().squeeze(1) for values in (u, v))
+        image_keys, text_keys, u, v = keys[images], keys[texts], u[images], v[texts]
+        sums = u.new_zeros(active.features * furthest)
+        for some in torch.arange(len(u), device=u.device).split(PLACES_AT_ONCE):
+            image, text = _texts_before(image_keys[some], text_keys, n, furthest)
+            own = image_keys[some][image]
+            distance = (own - text_keys[text]) % n  # 1 to furthest
+            place = own // n * furthest + distance - 1
+            sums.index_add_(0, place, torch.minimum(u[some][image], v[text]))
+        order = torch.arange(PERMUTATIONS, device=u.device) % furthest
+        least = sums.view(active.features, furthest)[:, order].T  # [permutations, features]
         self.chance_least += least
         self.chance_greatest += both - least
 
@@ -210,6 +206,31 @@ class AgreementStatistics:
         """Activations over their modality's mean, `[places]` each; 0 where that is 0."""
         image_mean, text_mean = self.means[:, active.feature]  # [places] each
         return _ratio(active.image, image_mean), _ratio(active.text, text_mean)
+
+
+def _texts_before(
+    image_keys: Tensor, text_keys: Tensor, pairs: int, furthest: int
+) -> tuple[Tensor, Tensor]:
+    """Images with the texts of the same feature at up to `furthest` pairs before each; before the
+    first pair comes the last one.
+
+    Args:
+        image_keys: feature times pairs plus pair, of the places of images: `[images]`.
+        text_keys: of the places of texts, ascending: `[texts]`.
+
+    Returns:
+        Numbers of images and of texts, `[matches]` each.
+    """
+    pair = image_keys % pairs
+    wraps = (pair < furthest).nonzero().squeeze(1)
+    starts = image_keys - pair.clamp(max=furthest)
+    ends = (image_keys - pair + pairs)[wraps]  # of the feature
+    low = torch.searchsorted(text_keys, torch.cat([starts, ends + pair[wraps] - furthest]))
+    matches = torch.searchsorted(text_keys, torch.cat([image_keys, ends])) - low
+    image = torch.cat([torch.arange(len(pair), device=pair.device), wraps])
+    image = image.repeat_interleave(matches)
+    within = torch.arange(len(image), device=pair.device)
+    return image, within + (low + matches - matches.cumsum(0)).repeat_interleave(matches)
 
 
 def _ratio(part: Tensor, whole: Tensor) -> Tensor:

@@ -16,7 +16,9 @@ import torch
 from torch import Tensor
 
 from features.dictionary import Dictionary
+from features.dictionary.base import SparseCode
 from features.distributed import broadcast, own_run, statistics_device, this_process
+from features.modality import MODALITIES
 from features.scores.active import ActivePairs
 from features.scores.agreement import AgreementStatistics
 from features.scores.dominance import DominanceStatistics
@@ -181,38 +183,26 @@ def collect_agreement(
     means: Tensor,
     terms: Sequence[str],
     *,
-    batch_size: int,
     seed: int,
     replicates: int,
     device: torch.device,
     progress: bool,
 ) -> tuple[AgreementStatistics, NamingStatistics]:
-    """Pass over the pairs once more, in their order and shuffled.
+    """Pass over the pairs once more, shuffled.
 
     Args:
         dictionary: on the device.
         means: `DominanceStatistics.means` of all pairs, `[2, features]`.
 
     Returns:
-        The agreement, and what `collect_naming_chance` gives, from the same shuffled pass.
+        The agreement, and what `collect_naming_chance` gives, from the same pass.
     """
-    from rich.progress import track
-
-    pairs = own_run(len(store))
     found = AgreementStatistics(
         means.to(statistics_device(device)),
         seed=seed,
         stream=store.config.pairs_fingerprint,
-        start=pairs.start,
         replicates=replicates,
     )
-    for active in track(
-        one_ahead(_active_pairs(store.batches(batch_size, pairs), dictionary, device)),
-        description="agreement of images and texts",
-        total=-(-len(pairs) // batch_size),
-        disable=not (progress and this_process().is_local_main_process),
-    ):
-        found.add(active)
     names = collect_naming_chance(
         store, dictionary, terms, found, seed=seed, device=device, progress=progress
     )
@@ -234,7 +224,7 @@ def collect_naming_chance(
 
     Args:
         dictionary: on the device.
-        agreement: is given its floor from the same shuffled activations.
+        agreement: is given the pairs and its floor from the same shuffled activations.
 
     Returns:
         As `collect`.
@@ -242,20 +232,23 @@ def collect_naming_chance(
     from rich.progress import track
 
     found = NamingStatistics(dictionary.config.features, terms, statistics_device(device))
-    shuffled = store.shuffled_batches(SHUFFLED_BATCH, torch.Generator().manual_seed(seed))
-    batches = zip(
-        _active_pairs(_own_batches(shuffled), dictionary, device),
+    shuffled = store.numbered_shuffled_batches(SHUFFLED_BATCH, torch.Generator().manual_seed(seed))
+    numbered, batches = tee(_own_batches(shuffled))
+    passed = zip(
+        _active_pairs((batch[1:] for batch in batches), dictionary, device),
+        (numbers for numbers, *_ in numbered),
         _own_batches(store.sample_batches(SHUFFLED_BATCH)),
         strict=True,
     )
-    for active, samples in track(
-        one_ahead(batches),
-        description="scores by chance",
+    for active, numbers, samples in track(
+        one_ahead(passed),
+        description="agreement, and scores by chance",
         total=_own_batch_count(store),
         disable=not (progress and this_process().is_local_main_process),
     ):
         found.add(active, samples)
         if agreement is not None:
+            agreement.add(active, numbers)
             agreement.add_chance(active)
     return _merged(found)
 
@@ -289,10 +282,20 @@ def _active_pairs(
 ) -> Iterator[ActivePairs]:
     """Where batches of embeddings activate the features, where statistics are kept."""
     sums = statistics_device(device)
-    for image, text in batches:
-        z = dictionary.encode(image.to(device), "image")  # [n, features]
-        w = dictionary.encode(text.to(device), "text")  # [n, features]
-        yield ActivePairs.of(z.to(sums), w.to(sums))
+    for batch in batches:
+        embeddings = [x.to(device) for x in batch]
+        if dictionary.codes_are_sparse:
+            codes = [
+                SparseCode(*(part.to(sums) for part in dictionary.encode_sparse(x, modality)))
+                for x, modality in zip(embeddings, MODALITIES, strict=True)
+            ]
+            yield ActivePairs.of_codes(codes[0], codes[1], dictionary.config.features)
+        else:
+            z, w = (
+                dictionary.encode(x, modality).to(sums)
+                for x, modality in zip(embeddings, MODALITIES, strict=True)
+            )  # [n, features] each
+            yield ActivePairs.of(z, w)
 
 
 def _merged(found: Mergeable) -> Mergeable:

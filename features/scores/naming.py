@@ -44,7 +44,6 @@ def pair_terms(samples: pa.Table, phrases: Sequence[str] = ()) -> Iterator[set[s
     attributes = [name for name in samples.column_names if name.startswith(ATTRIBUTE)]
     columns = (samples[name].to_pylist() for name in ("captions", *attributes))
     for captions, *values in zip(*columns, strict=True):
-        captions = [normalised(caption) for caption in captions]
         terms = set().union(*map(words, captions))
         for column, value in zip(attributes, values, strict=True):
             if not value:
@@ -55,7 +54,9 @@ def pair_terms(samples: pa.Table, phrases: Sequence[str] = ()) -> Iterator[set[s
                 name = column.removeprefix(ATTRIBUTE)
                 terms.add(unicodedata.normalize("NFC", name + OF_ATTRIBUTE + value))
         terms.discard("")
-        terms.update(p for p in phrases if any(holds(caption, p) for caption in captions))
+        if phrases:
+            plain = [normalised(caption) for caption in captions]
+            terms.update(p for p in phrases if any(holds(caption, p) for caption in plain))
         yield terms
 
 
@@ -175,12 +176,10 @@ class NamingStatistics:
 
     def _presence(self, samples: pa.Table) -> Tensor:
         """Which terms each pair has: sparse `[terms, n]` float64."""
-        places: list[int] = []
-        counts = []  # a pair
-        for terms in pair_terms(samples, self._phrases):
-            found = [self._index[term] for term in terms if term in self._index]
-            places += found
-            counts.append(len(found))
+        known = self._index.keys()
+        found = [known & terms for terms in pair_terms(samples, self._phrases)]
+        counts = [len(terms) for terms in found]
+        places = [self._index[term] for terms in found for term in terms]
         pairs = torch.arange(len(samples)).repeat_interleave(torch.tensor(counts))
         indices = torch.stack([torch.tensor(places, dtype=torch.long), pairs])
         ones = torch.ones(len(places), dtype=torch.float64)

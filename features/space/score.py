@@ -90,7 +90,6 @@ def score(
         dictionary,
         from_main_process(lambda: found.dominance.means.cpu()),
         terms,
-        batch_size=batch_size,
         seed=seed,
         replicates=replicates,
         device=device,

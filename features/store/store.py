@@ -165,23 +165,31 @@ class ActivationStore:
         Up to 65,536 pairs the order is a uniform permutation. Beyond, runs of 256 neighbours are
         shuffled, and then the pairs within each 65,536 of them, which bounds the memory.
         """
+        return (batch[1:] for batch in self.numbered_shuffled_batches(batch_size, generator))
+
+    def numbered_shuffled_batches(
+        self, batch_size: int, generator: torch.Generator
+    ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """As `shuffled_batches`, with the pairs' numbers before them: `[batch]` int64."""
         chunks = torch.randperm(-(-len(self) // SHUFFLE_CHUNK), generator=generator).tolist()
         chunks_held = SHUFFLE_BUFFER // SHUFFLE_CHUNK
-        left = [np.empty((0, self.dim), np.float16)] * 2
+        left = [np.empty(0, np.int64), *[np.empty((0, self.dim), np.float16)] * 2]
         for first in range(0, len(chunks), chunks_held):
-            held = [
-                self._range(c * SHUFFLE_CHUNK, min((c + 1) * SHUFFLE_CHUNK, len(self)))
+            runs = [
+                (c * SHUFFLE_CHUNK, min((c + 1) * SHUFFLE_CHUNK, len(self)))
                 for c in chunks[first : first + chunks_held]
             ]
-            image = torch.from_numpy(np.concatenate([left[0], *(i for i, _ in held)]))
-            text = torch.from_numpy(np.concatenate([left[1], *(t for _, t in held)]))
+            held = [(np.arange(*run), *self._range(*run)) for run in runs]
+            numbers, image, text = (
+                torch.from_numpy(np.concatenate(parts)) for parts in zip(left, *held, strict=True)
+            )
             order = torch.randperm(len(image), generator=generator)  # [rows held]
             last = first + chunks_held >= len(chunks)
             whole = len(order) if last else len(order) // batch_size * batch_size
             for start in range(0, whole, batch_size):
                 picked = order[start : min(start + batch_size, whole)]
-                yield image[picked].float(), text[picked].float()
-            left = [image[order[whole:]].numpy(), text[order[whole:]].numpy()]
+                yield numbers[picked], image[picked].float(), text[picked].float()
+            left = [part[order[whole:]].numpy() for part in (numbers, image, text)]
 
     def rows(self, indices: Sequence[int] | Tensor) -> tuple[Tensor, Tensor]:
         """The pairs at `indices`, in their order: (image, text), each `[n, dim]` float32.
