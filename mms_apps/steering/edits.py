@@ -197,13 +197,16 @@ class Steering:
             modality: of the embeddings.
 
         Raises:
-            UserError: a feature's number is beyond the space, or the dimension is another.
+            UserError: a feature's number is beyond the space, the dimension is another, or an
+                embedding is not finite.
         """
         if embedding.ndim != 2 or embedding.shape[1] != space.dictionary.config.dim:
             raise UserError(
                 f"embeddings of shape {tuple(embedding.shape)}: the space takes "
                 f"[n, {space.dictionary.config.dim}]"
             )
+        if not torch.isfinite(embedding).all():
+            raise UserError("embeddings that are not finite (NaN or infinite) cannot be steered")
         length = embedding.float().norm(dim=1, keepdim=True)  # [n, 1]
         unit = embedding.float().to(space.device) / length.to(space.device).clamp(min=1e-12)
         move = self.change(space, unit, modality) @ space.dictionary.directions  # [n, dim]

@@ -344,6 +344,14 @@ def test_features_and_dimensions_that_the_space_lacks_are_refused(space: Feature
         Steering((Edit(1),)).apply(space, torch.zeros(1, 8))
 
 
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_embeddings_that_are_not_finite_are_refused(space: FeatureSpace, bad: float) -> None:
+    embedding = raw(2)
+    embedding[1, 3] = bad
+    with pytest.raises(UserError, match="not finite"):
+        Steering((Edit(1),)).apply(space, embedding)
+
+
 def test_words_choose_features_that_answer_to_them(embedded: FeatureSpace) -> None:
     choices = choose(embedded, "more woman, less dark skin tone", strength=2.0)
     assert [choice.word for choice in choices] == sorted(
