@@ -403,6 +403,58 @@ def test_what_a_file_does_not_say_is_asked_for(tmp_path: Path) -> None:
     assert read_autoencoder(tmp_path, k=K).k == K
 
 
+def _saelens_topk(folder: Path, **changes: Any) -> Path:
+    """A SAELens folder of a TopK autoencoder, with changes to its config or its weights."""
+    config = {"architecture": "topk", "k": 2, "d_in": 4, "d_sae": 8}
+    state = {
+        "W_enc": torch.eye(4, 8),
+        "W_dec": torch.eye(8, 4),
+        "b_enc": torch.zeros(8),
+        "b_dec": torch.zeros(4),
+    }
+    state |= {name: value for name, value in changes.items() if name in state}
+    config |= {name: value for name, value in changes.items() if name not in state}
+    folder.mkdir()
+    (folder / "cfg.json").write_text(json.dumps({n: v for n, v in config.items() if v != ""}))
+    save_file({n: t.contiguous() for n, t in state.items()}, folder / "sae_weights.safetensors")
+    return folder
+
+
+@pytest.mark.parametrize("own", [{"k": ""}, {"k": "", "activation_fn_kwargs": None}])
+def test_a_config_without_k_is_asked_for_it(tmp_path: Path, own: dict) -> None:
+    folder = _saelens_topk(tmp_path / "s", **own)
+    with pytest.raises(UserError, match="--k"):
+        read_autoencoder(folder)
+    assert read_autoencoder(folder, k=3).k == 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"k": "many"}, "config or weights are not as the library writes them"),
+        ({"activation_fn_kwargs": [], "k": ""}, "--k"),
+        ({"W_enc": torch.zeros(3)}, "not as the library writes them"),
+        ({"W_dec": torch.zeros(6, 4)}, "decoder is [6, 4] beside"),
+        ({"b_enc": torch.zeros(9)}, "encoder_bias is [9] beside"),
+        ({"b_dec": torch.full((4,), float("nan"))}, "bias holds NaN"),
+    ],
+)
+def test_damaged_folders_are_user_errors(
+    tmp_path: Path, changes: dict, message: str, mms: Callable
+) -> None:
+    folder = _saelens_topk(tmp_path / "s", **changes)
+    code, _, err = mms("convert", folder, "--out", tmp_path / "out")
+    assert code == 2 and message in err and "Traceback" not in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_without_its_config_names_it(tmp_path: Path) -> None:
+    folder = _saelens_topk(tmp_path / "s")
+    (folder / "cfg.json").unlink()
+    with pytest.raises(UserError, match=r"cfg\.json: no such file"):
+        read_autoencoder(folder)
+
+
 @pytest.mark.parametrize("name", ["mlp_blocks.0.0.weight", "attention_blocks.0.norm1.weight"])
 def test_encoders_with_hidden_layers_are_refused(tmp_path: Path, name: str) -> None:
     state = torch.load(HERE / "overcomplete-topk" / "sae.pt", weights_only=True)

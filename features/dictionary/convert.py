@@ -114,6 +114,11 @@ class Autoencoder:
         return dictionary.eval().requires_grad_(False)
 
     def _require_fit(self) -> None:
+        if self.encoder.ndim != 2:
+            raise UserError(
+                f"{self.library}: encoder is {list(self.encoder.shape)}, no matrix; the file is "
+                "damaged or of another kind"
+            )
         features, dim = self.encoder.shape
         shapes = {
             "encoder_bias": (features,),

@@ -51,12 +51,23 @@ def read_autoencoder(
         UserError: nothing is there; it is no autoencoder that is known; it computes what no
             dictionary here computes; or it holds more than weights.
     """
-    path = Path(source)
+    try:
+        return _read(Path(source), k, threshold)
+    except UserError:
+        raise
+    except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{source}: its config or weights are not as the library writes them "
+            f"({type(error).__name__}: {first_line(error)}); copy it again"
+        ) from None
+
+
+def _read(path: Path, k: int | None, threshold: float | None) -> Autoencoder:
     if path.is_dir():
         if (path / SAELENS_WEIGHTS).is_file():
-            return _saelens(read_json(path / SAELENS_CONFIG), _tensors(path / SAELENS_WEIGHTS))
+            return _saelens(_config(path), _tensors(path / SAELENS_WEIGHTS), k)
         if (path / SPARSIFY_WEIGHTS).is_file():
-            return _sparsify(read_json(path / SAELENS_CONFIG), _tensors(path / SPARSIFY_WEIGHTS))
+            return _sparsify(_config(path), _tensors(path / SPARSIFY_WEIGHTS), k)
         if not (path / DICTIONARY_LEARNING).is_file():
             raise UserError(
                 f"{path}: no autoencoder that is known; give a folder with {SAELENS_WEIGHTS}, "
@@ -75,6 +86,22 @@ def read_autoencoder(
     if "dictionary._weights" in state:
         return _overcomplete(state, k, threshold)
     return _dictionary_learning(path, state, k)
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    path = folder / SAELENS_CONFIG
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; copy it too, it says how the weights are meant")
+    return read_json(path)
+
+
+def _active(library: str, k: int | None, own: Any) -> int:
+    """Features active for one sample: what the user says, or else the config."""
+    if k is None and own is None:
+        raise UserError(
+            f"{library}: the config does not say how many features are active; give --k"
+        )
+    return int(own if k is None else k)
 
 
 def _tensors(path: Path) -> State:
@@ -134,12 +161,12 @@ def _refuse(library: str, what: str) -> UserError:
     return UserError(f"{library}: {what}, which no dictionary here computes")
 
 
-def _saelens(config: dict[str, Any], state: State) -> Autoencoder:
+def _saelens(config: dict[str, Any], state: State, given: int | None) -> Autoencoder:
     library = "SAELens"
     old_topk = config.get("activation_fn_str", config.get("activation_fn")) == "topk"
     architecture = "topk" if old_topk else config.get("architecture", "standard")
     encoder, decoder, bias = _needed(library, state, "W_enc", "W_dec", "b_dec")
-    encoder = encoder.T  # [features, dim]
+    encoder = encoder.mT  # [features, dim]
     if config.get("finetuning_scaling_factor") or "scaling_factor" in state:
         raise _refuse(library, "activations are scaled after the encoder (finetuning)")
     input_bias = bias if config.get("apply_b_dec_to_input", True) else torch.zeros_like(bias)
@@ -154,7 +181,8 @@ def _saelens(config: dict[str, Any], state: State) -> Autoencoder:
     k: int | None = None
     threshold: Tensor | None = None
     if architecture == "topk":
-        k = int(config["k"] if "k" in config else config["activation_fn_kwargs"]["k"])
+        own = config.get("k", (config.get("activation_fn_kwargs") or {}).get("k"))
+        k = _active(library, given, own)
         if config.get("rescale_acts_by_decoder_norm"):
             norms = decoder.norm(dim=1)  # [features]
             encoder, encoder_bias = encoder * norms[:, None], encoder_bias * norms
@@ -189,7 +217,7 @@ def _ungated(
     return encoder * ratio[:, None], magnitude_bias, magnitude_bias - ratio * gate_bias
 
 
-def _sparsify(config: dict[str, Any], state: State) -> Autoencoder:
+def _sparsify(config: dict[str, Any], state: State, given: int | None) -> Autoencoder:
     library = "sparsify"
     if config.get("transcode"):
         raise _refuse(library, "a transcoder predicts another vector than its input")
@@ -199,7 +227,8 @@ def _sparsify(config: dict[str, Any], state: State) -> Autoencoder:
         raise _refuse(library, f"the activation is {config.get('activation', 'signed topk')}")
     names = ("encoder.weight", "encoder.bias", "W_dec", "b_dec")
     encoder, encoder_bias, decoder, bias = _needed(library, state, *names)
-    return Autoencoder(library, encoder, encoder_bias, decoder, bias, bias, int(config["k"]))
+    k = _active(library, given, config.get("k"))
+    return Autoencoder(library, encoder, encoder_bias, decoder, bias, bias, k)
 
 
 def _dictionary_learning(path: Path, state: State, k: int | None) -> Autoencoder:
@@ -336,7 +365,7 @@ def _msae(path: Path, state: dict[str, Any]) -> Autoencoder:
         raise _refuse(library, f"the activation is {activation}")
     weights = _named(state["model"], path)
     encoder, encoder_bias, bias = _needed(library, weights, "encoder", "latent_bias", "pre_bias")
-    encoder = encoder.T  # [features, dim]
+    encoder = encoder.mT  # [features, dim]
     threshold = None
     if activation == "JumpReLU":
         (logarithm,) = _needed(library, weights, "activation.log_threshold")
