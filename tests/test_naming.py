@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pyarrow as pa
 import pytest
 import torch
 from torch import Tensor
 
+from features.errors import UserError
 from features.scores.naming import (
     NamingStatistics,
     name_features,
     naming_floor,
     pair_terms,
     phrases_among,
+    read_vocabulary,
     vocabulary,
 )
 from features.store.write import sample_table
@@ -174,3 +178,19 @@ def test_without_a_vocabulary_there_are_no_names() -> None:
     result = NamingStatistics(2, [])
     result.update(torch.rand(PAIRS, 2), torch.rand(PAIRS, 2), samples())
     assert name_features(result, np.ones(2), ["ImgD"] * 2).names == ["", ""]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "cp1252"])
+def test_terms_are_read_in_any_encoding_that_can_be_told(tmp_path: Path, encoding: str) -> None:
+    path = tmp_path / "terms.txt"
+    path.write_bytes("caf\u00e9\r\n\r\nna\u00efve dog\r\ncaf\u00e9\r\n".encode(encoding))
+    assert read_vocabulary(path) == ["caf\u00e9", "na\u00efve dog"]
+
+
+def test_terms_that_cannot_be_read_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "terms.txt"
+    with pytest.raises(UserError, match=r"terms\.txt: cannot be read"):
+        read_vocabulary(path)
+    path.write_bytes("\u72ac\n\u732b\n".encode("shift-jis"))
+    with pytest.raises(UserError, match=r"terms\.txt: byte .* save the file as UTF-8"):
+        read_vocabulary(path)

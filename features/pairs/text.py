@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import re
 from collections.abc import Iterable
+from pathlib import Path
 
 from features.errors import UserError
 
@@ -86,6 +87,20 @@ def decode_text(content: bytes) -> str:
         return content.decode(encoding).lstrip("\ufeff")
     except UnicodeDecodeError as error:
         raise UnknownEncoding(f"not valid {encoding} ({error.reason})") from None
+
+
+def read_text(path: str | Path) -> str:
+    """A text file that a user wrote, in whatever encoding can be told.
+
+    Raises:
+        UserError: it cannot be read, or its encoding cannot be told.
+    """
+    try:
+        return decode_text(Path(path).read_bytes())
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); check the path") from None
+    except UnknownEncoding as error:
+        raise UserError(f"{path}: {error}") from None
 
 
 def is_unicode(text: str) -> bool:

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from features.bootstrap import FLOOR_QUANTILE
 from features.errors import UserError
+from features.pairs.text import read_text
 from features.scores.active import ActivePairs
 from features.scores.words import holds, normalised, words
 from features.store.store import ATTRIBUTE
@@ -98,10 +99,7 @@ def read_vocabulary(path: str | Path) -> list[str]:
     Raises:
         UserError: the file cannot be read or holds no term.
     """
-    try:
-        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read as a vocabulary ({error})") from None
+    lines = read_text(path).splitlines()
     terms = (
         unicodedata.normalize("NFC", line) if OF_ATTRIBUTE in line else normalised(line)
         for line in map(str.strip, lines)

@@ -162,11 +162,13 @@ def read_prompts(path: Path | None) -> dict[str, list[str]] | None:
     Raises:
         UserError: it is no such JSON.
     """
+    from features.pairs.text import read_text
+
     if path is None:
         return None
     advice = f'{path}: not prompts by value; write {{"man": ["a picture of a man"], ...}}'
     try:
-        found = json.loads(path.read_text(encoding="utf-8-sig"))
+        found = json.loads(read_text(path))
     except ValueError as error:
         raise UserError(f"{advice} ({error})") from None
     if not isinstance(found, dict) or len(found) < 2:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from features.errors import UserError
+from features.pairs.text import read_text
 
 Names = Sequence[str] | Mapping[str, str]
 
@@ -112,12 +113,7 @@ def _is_synset(word: str) -> bool:
 
 def _read(path: Path) -> list[str] | dict[str, Any]:
     """What a file lists; never nothing."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); check the path") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{path}: is not in UTF-8; save it so") from None
+    text = read_text(path)
     found: Any = [line.strip() for line in text.splitlines() if line.strip()]
     if path.suffix.lower() == ".json":
         try:

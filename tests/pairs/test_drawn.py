@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from features.embedded.world import EmbeddedPairs
@@ -17,6 +17,7 @@ from features.pairs.open import open_pairs
 from features.store.extract import extract
 
 
+@settings(deadline=None)
 @given(count=st.integers(1, 900), seed=st.integers(0, 3))
 def test_as_many_as_asked_for_each_once_and_the_same_again(count: int, seed: int) -> None:
     source = EmbeddedPairs("heldout")
@@ -42,6 +43,7 @@ def test_another_draw_has_another_fingerprint() -> None:
     assert source.fingerprint() not in prints
 
 
+@settings(deadline=None)
 @given(locations=st.lists(st.sampled_from("abcdefg"), min_size=1, max_size=30))
 def test_halves_share_no_image(locations: list[str]) -> None:
     described = [Described(str(n), ("",), {}, place) for n, place in enumerate(locations)]

@@ -100,8 +100,10 @@ def test_files_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot be read"):
         read_class_names(tmp_path / "none.txt")
     (tmp_path / "latin.txt").write_bytes("Aal\nBär".encode("latin-1"))
-    with pytest.raises(UserError, match="UTF-8"):
-        read_class_names(tmp_path / "latin.txt")
+    assert read_class_names(tmp_path / "latin.txt") == ["Aal", "Bär"]
+    (tmp_path / "japanese.txt").write_bytes("犬\n猫".encode("shift-jis"))
+    with pytest.raises(UserError, match=r"japanese\.txt: byte .* UTF-8"):
+        read_class_names(tmp_path / "japanese.txt")
     (tmp_path / "names.json").write_text('{"a": 3}')
     with pytest.raises(UserError, match="'a' has no name"):
         read_class_names(tmp_path / "names.json")
