@@ -98,6 +98,9 @@ def read_eps(given: str | float, norm: Norm) -> float:
 
 
 def readable_eps(eps: float) -> str:
-    """An eps in 255ths where it is one of them."""
-    steps = eps * 255
-    return f"{round(steps)}/255" if abs(steps - round(steps)) < 1e-6 and eps < 1 else f"{eps:g}"
+    """An eps in 255ths where it is some of them, or where that is shorter, such as 0.25/255."""
+    plain, steps = f"{eps:g}", round(255 * eps, 2)
+    if eps >= 1 or abs(steps - 255 * eps) > 1e-6:
+        return plain
+    in_255ths = f"{steps:g}/255"
+    return in_255ths if steps == int(steps) else min(plain, in_255ths, key=len)

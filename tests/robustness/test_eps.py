@@ -112,3 +112,12 @@ def test_eps_as_a_user_gives_it() -> None:
     assert EvaluationConfig(eps=("8/255", "2/255", 2 / 255)).eps == (2 / 255, 8 / 255)
     assert readable_eps(4 / 255) == "4/255"
     assert readable_eps(0.25) == "0.25"
+
+
+@pytest.mark.parametrize(
+    ("eps", "written"),
+    [(0.25 / 255, "0.25/255"), (1.5 / 255, "1.5/255"), (0.03, "0.03"), (0.5, "0.5"), (2.0, "2")],
+)
+def test_parts_of_a_255th_are_written_as_they_are_given(eps: float, written: str) -> None:
+    assert readable_eps(eps) == written
+    assert read_eps(written, "L2") == pytest.approx(eps)
