@@ -232,6 +232,34 @@ def test_a_finished_store_returns_at_once(source, encoder, tmp_path, monkeypatch
     assert again.fingerprint == first.fingerprint
 
 
+def test_a_finished_store_with_a_shard_missing_is_refused(source, encoder, tmp_path) -> None:
+    store = extract(source, encoder, tmp_path / "store", progress=False)
+    shard = store.path / shard_name(1)
+    shard.unlink()
+    with pytest.raises(UserError, match=rf"{shard.name}: missing"):
+        extract(source, encoder, store.path, progress=False)
+
+
+@pytest.mark.parametrize("left", [None, 100])
+def test_an_unfinished_store_that_lost_a_shard_makes_it_again(
+    source, encoder, tmp_path, monkeypatch, left: int | None
+) -> None:
+    whole = extract(source, encoder, tmp_path / "whole", progress=False)
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("features.store.extract.finish_store", killed)
+        extract(source, encoder, tmp_path / "store", progress=False)
+    shard = tmp_path / "store" / shard_name(1)
+    content = shard.read_bytes()
+    shard.unlink()
+    if left is not None:
+        shard.write_bytes(content[:left])
+    same(extract(source, encoder, tmp_path / "store", progress=False), whole)
+
+
 def test_other_settings_are_refused(source, encoder, tmp_path) -> None:
     out = tmp_path / "s"
     extract(source, encoder, out, workers=0, progress=False)

@@ -1,4 +1,6 @@
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -273,4 +275,27 @@ def test_a_shard_that_is_cut_off_is_named(tmp_path, left: int) -> None:
     shard = tmp_path / "s" / "shard-00001.safetensors"
     shard.write_bytes(shard.read_bytes()[:left])
     with pytest.raises(UserError, match=r"shard-00001\.safetensors: damaged or cut off"):
-        list(ActivationStore.open(store.path).batches(4))
+        ActivationStore.open(store.path)
+
+
+def test_a_store_that_was_copied_in_part_is_not_opened_and_the_file_is_named(tmp_path) -> None:
+    store = make(tmp_path / "s", 20, 10)
+    make(tmp_path / "other", 10, 5)
+
+    def refused(change: Callable[[Path], object], name: str, why: str) -> None:
+        copy = tmp_path / "copy"
+        shutil.rmtree(copy, ignore_errors=True)
+        shutil.copytree(store.path, copy)
+        change(copy / name)
+        with pytest.raises(UserError, match=f"{name}: {why}.*copy the store again"):
+            ActivationStore.open(copy)
+
+    shard, samples = "shard-00001.safetensors", "samples.parquet"
+    refused(Path.unlink, shard, "missing")
+    refused(lambda p: p.write_bytes(p.read_bytes()[:-1]), shard, "damaged or cut off")
+    refused(lambda p: p.write_bytes((tmp_path / "other" / shard).read_bytes()), shard, "holds")
+    refused(Path.unlink, samples, "missing")
+    refused(lambda p: p.write_bytes(p.read_bytes()[:-1]), samples, "damaged or cut off")
+    refused(
+        lambda p: p.write_bytes((tmp_path / "other" / samples).read_bytes()), samples, "10 samples"
+    )

@@ -7,6 +7,7 @@ import hashlib
 import os
 import shutil
 from collections import Counter
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,7 @@ def extend(
     if from_main_process(lambda: _added(store, name)):
         return store
     _require_same(store, encoder, resolve_precision(precision, encoder.device))
+    from_main_process(lambda: _take_back(store))
     extract(source, encoder, out / ADDING, precision=precision, **options)
     from_main_process(lambda: _merge(store, name))
     return ActivationStore.open(out)
@@ -87,14 +89,24 @@ def _require_same(store: ActivationStore, encoder: Encoder, precision: str) -> N
         )
 
 
+def _take_back(store: ActivationStore) -> None:
+    """Put new shards that a merge had moved when it was killed back where they were encoded."""
+    new = store.path / ADDING
+    if not (new / "config.json").is_file():
+        return
+    for index in count():
+        moved = store.path / shard_name(len(store.config.shards) + index)
+        if not moved.is_file() or (new / shard_name(index)).is_file():
+            return
+        os.replace(moved, new / shard_name(index))
+
+
 def _merge(store: ActivationStore, name: str) -> None:
     """Move the new shards into the store; its config comes last, and makes them part of it."""
     new = ActivationStore.open(store.path / ADDING)
     old, more = store.config, new.config
     for index in range(len(more.shards)):
-        shard = new.path / shard_name(index)
-        if shard.is_file():  # else a run that was killed moved it
-            os.replace(shard, store.path / shard_name(len(old.shards) + index))
+        os.replace(new.path / shard_name(index), store.path / shard_name(len(old.shards) + index))
     _merge_samples(store, new)
     if old.skipped or more.skipped:
         before = _lines(store.path)[: old.skipped]

@@ -19,6 +19,7 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -40,6 +41,7 @@ OPEN_SHARDS = 256
 MAX_HEADER = 1 << 20
 """Bytes of a shard's header; a damaged file may claim any number."""
 ATTRIBUTE = "attribute."
+COPY_AGAIN = "copy the store again whole, or extract it to another folder"
 SAMPLE_BATCH = 4096
 """Rows of samples that are read together."""
 
@@ -97,7 +99,8 @@ class ActivationStore:
         """Open a finished store.
 
         Raises:
-            UserError: there is none at `path`, its extraction was cut off, or its schema is newer.
+            UserError: there is none at `path`, its extraction was cut off, its schema is newer, or
+                a file of it is missing or cut off.
         """
         path = Path(path)
         if not (path / "config.json").is_file():
@@ -115,7 +118,9 @@ class ActivationStore:
         known = {f.name for f in dataclasses.fields(StoreConfig)}
         record = {key: value for key, value in record.items() if key in known}
         lists = {key: tuple(record.get(key, ())) for key in ("shards", "sources")}
-        return cls(path, StoreConfig(**record | lists))
+        config = StoreConfig(**record | lists)
+        _require_whole(path, config)
+        return cls(path, config)
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -309,27 +314,71 @@ def _group_starts(file: pq.ParquetFile) -> np.ndarray:
     return np.concatenate([[0], np.cumsum(rows, dtype=np.int64)])
 
 
-def _map_shard(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Memory-map a safetensors file's `image` and `text` (8 bytes of length, JSON header, data).
+class _Place(NamedTuple):
+    """Where a tensor stands in its file."""
+
+    offset: int
+    shape: tuple[int, ...]
+
+
+def shard_places(path: Path) -> tuple[_Place, _Place]:
+    """Where a whole shard's `image` and `text` stand (8 bytes of length, JSON header, data).
 
     Raises:
-        UserError: it is damaged, or cut off.
+        UserError: it is missing, damaged, or cut off.
     """
+    if not path.is_file():
+        raise UserError(f"{path}: missing; {COPY_AGAIN}")
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         head = file.read(min(length, MAX_HEADER))
-
-    def tensor(name: str) -> np.ndarray:
-        shape = tuple(header[name]["shape"])
-        if 0 in shape:
-            return np.empty(shape, np.float16)
-        offset = 8 + length + header[name]["data_offsets"][0]
-        return np.memmap(path, np.float16, "r", offset, shape)
-
     try:
         header = json.loads(head)
-        return tensor("image"), tensor("text")
-    except (ValueError, KeyError, TypeError) as error:
+        entries = [header[name] for name in ("image", "text")]
+        end = 8 + length + max(entry["data_offsets"][1] for entry in entries)
+        if path.stat().st_size < end:
+            raise ValueError(f"{path.stat().st_size:,} of {end:,} bytes")
+        image, text = (
+            _Place(8 + length + entry["data_offsets"][0], tuple(entry["shape"]))
+            for entry in entries
+        )
+    except (ValueError, KeyError, TypeError, IndexError) as error:
+        raise UserError(f"{path}: damaged or cut off ({first_line(error)}); {COPY_AGAIN}") from None
+    return image, text
+
+
+def _map_shard(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Memory-map a shard's `image` and `text`.
+
+    Raises:
+        UserError: it is missing, damaged, or cut off.
+    """
+    image, text = (
+        np.empty(shape, np.float16) if 0 in shape else np.memmap(path, np.float16, "r", at, shape)
+        for at, shape in shard_places(path)
+    )
+    return image, text
+
+
+def _require_whole(path: Path, config: StoreConfig) -> None:
+    """Raise a UserError that names the first file of a finished store that is missing, cut off, or
+    another's."""
+    for index, rows in enumerate(config.shards):
+        shard = path / shard_name(index)
+        image, text = (place.shape for place in shard_places(shard))
+        if image != (rows, config.dim) or text != image:
+            raise UserError(
+                f"{shard}: holds embeddings {image} and {text}, config.json says "
+                f"{(rows, config.dim)}; {COPY_AGAIN}"
+            )
+    samples = path / "samples.parquet"
+    if not samples.is_file():
+        raise UserError(f"{samples}: missing; {COPY_AGAIN}")
+    try:
+        rows = pq.read_metadata(samples).num_rows
+    except (OSError, pa.ArrowException) as error:
         raise UserError(
-            f"{path}: damaged or cut off ({first_line(error)}); copy the store or extract it again"
+            f"{samples}: damaged or cut off ({first_line(error)}); {COPY_AGAIN}"
         ) from None
+    if rows < sum(config.shards):
+        raise UserError(f"{samples}: {rows} samples for {sum(config.shards)} pairs; {COPY_AGAIN}")

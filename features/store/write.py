@@ -21,7 +21,7 @@ from torch import Tensor
 from features.errors import UserError
 from features.files import replacing, write_json, write_whole
 from features.pairs.base import Skipped
-from features.store.store import ATTRIBUTE, ActivationStore, StoreConfig, shard_name
+from features.store.store import ATTRIBUTE, ActivationStore, StoreConfig, shard_name, shard_places
 
 SKIPPED = "skipped.jsonl"
 LENGTH_TOLERANCE = 1e-3
@@ -217,8 +217,14 @@ def write_part(
 
 
 def part_finished(folder: Path, index: int) -> bool:
-    """Whether `write_part` ran to its end."""
-    return (folder / shard_name(index)).is_file() and (folder / part_name(index)).is_file()
+    """Whether `write_part` ran to its end, and its shard is still whole."""
+    if not (folder / part_name(index)).is_file():
+        return False
+    try:
+        shard_places(folder / shard_name(index))
+    except UserError:
+        return False
+    return True
 
 
 def finish_store(folder: Path, config: StoreConfig, parts: int) -> StoreConfig:
