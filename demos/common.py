@@ -200,6 +200,6 @@ def launch(demo: gr.Blocks, *, port: int | None = None, css: str = "", **given: 
             **given,
         )
     except (OSError, OverflowError) as error:
-        if port is None:
-            raise
-        raise UserError(f"--port {port}: cannot be taken; name another ({error})") from None
+        if port is not None:
+            raise UserError(f"--port {port}: cannot be taken; name another ({error})") from None
+        raise UserError(f"no port for the page; name a free one as --port ({error})") from None

@@ -145,8 +145,12 @@ def fill(
 
     def wish(words: str) -> list[Any]:
         with errors_in_words():
-            found = choose(space, words)[:SLOTS]
-        said = "Took " + "; ".join(f"{title(space, c.feature)} for “{c.word}”" for c in found)
+            choices = choose(space, words)
+        found, words_left = choices[:SLOTS], {c.word for c in choices[SLOTS:]}
+        took = [f"{title(space, c.feature)} for “{c.word}”, {c.found}" for c in found]
+        said = "Took " + "; ".join(took)
+        if lost := sorted(words_left - {c.word for c in found}):
+            said += f". No slider was left for “{'”, “'.join(lost)}”"
         return [*shown_sliders(Sliders.of(as_edits(found))), said]
 
     def written(steering: Steering, source: Source) -> str:

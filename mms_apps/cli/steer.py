@@ -171,6 +171,7 @@ def _reference(
 
 def _wished(space: FeatureSpace, wish: str | None, strength: float) -> tuple[Edit, ...]:
     """Edits of the features that words mean; says which were taken."""
+    from mms_apps.steering.catalogue import UNNAMED
     from mms_apps.steering.choosing import as_edits, choose
 
     if wish is None:
@@ -178,7 +179,7 @@ def _wished(space: FeatureSpace, wish: str | None, strength: float) -> tuple[Edi
     choices = choose(space, wish, strength)
     for choice in choices:
         typer.echo(
-            f"{choice.word}: feature {choice.feature} ({choice.name}), found by its {choice.how}, "
+            f"{choice.word}: feature {choice.feature} ({choice.name or UNNAMED}), {choice.found}, "
             f"strength {choice.strength:+g}"
         )
     return as_edits(choices)

@@ -37,6 +37,13 @@ class Choice:
     how: str
     strength: float
 
+    @property
+    def found(self) -> str:
+        """How the feature was found, to be read after it."""
+        if self.how == "name":
+            return "found by its name"
+        return "the nearest by its text, as no feature's name has the word"
+
 
 def choose(space: FeatureSpace, wishes: str, strength: float = 1.0) -> list[Choice]:
     """The features that wishes mean.

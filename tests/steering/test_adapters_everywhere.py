@@ -94,22 +94,44 @@ def edited(calls: list[list[Tensor]], inputs: dict[str, Any], width: int) -> lis
     ]
 
 
+def without_noise(pipe: Any, patch: pytest.MonkeyPatch) -> None:
+    """Let Stable unCLIP add no noise to embeddings: its generators go by embeddings, not pictures,
+    so that pictures of one embedding are drawn from other noise than alone."""
+    noised = pipe.noise_image_embeddings
+
+    def plain(image_embeds: Tensor, noise_level: int, **_: Any) -> Tensor:
+        return noised(image_embeds, noise_level, noise=torch.zeros_like(image_embeds))
+
+    patch.setattr(pipe, "noise_image_embeddings", plain)
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 @pytest.mark.parametrize("times", [1, 2])
+@pytest.mark.parametrize("begin", [0.0, 0.5])
 def test_a_batch_is_the_pictures_drawn_alone(
-    name: str, times: int, pipes: dict[str, Any], space: FeatureSpace
+    name: str,
+    times: int,
+    begin: float,
+    pipes: dict[str, Any],
+    space: FeatureSpace,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     pipe = pipes[name]
-    together = Steering(EDITS).inputs(space, pipe, **source(name))
-    more = {"num_images_per_prompt": times}
     if times > 1 and name == "sd3-pooled":
         pytest.skip("the pipeline repeats no pooled embedding that it is given")
-    if times > 1 and name == "unclip":
-        pytest.skip("the pipeline draws its noise from other generators then")
-    batch = call(pipe, name, together, 2 * times, **more)
+    if name == "unclip":
+        without_noise(pipe, monkeypatch)
+    steering = Steering(EDITS, begin=begin)
+
+    def drawn(rows: slice, pictures: int, **more: Any) -> np.ndarray:
+        given = source(name, rows)
+        inputs = steering.inputs(space, pipe, **given)
+        with steering.scheduled(space, pipe, **given):
+            return call(pipe, name, inputs, pictures, **more)
+
+    batch = drawn(slice(None), 2 * times, num_images_per_prompt=times)
     for row in range(2):
-        alone = Steering(EDITS).inputs(space, pipe, **source(name, slice(row, row + 1)))
-        picture = call(pipe, name, alone, 1)[0]
+        picture = drawn(slice(row, row + 1), 1)[0]
         for place in range(times):
             np.testing.assert_allclose(batch[row * times + place], picture, atol=2e-3)
     assert np.abs(batch[0] - batch[-1]).max() > 1e-2

@@ -51,6 +51,8 @@ def test_draw_strip_find_and_wish_through_the_api(address: str) -> None:
     assert client.predict("woman", "", api_name="/find")[0]
     taken = client.predict("more woman, less man", api_name="/wish")
     assert "Took" in taken[-1] and taken[0] is not None
+    many = client.predict("more woman, more man, more cat", api_name="/wish")
+    assert "No slider was left for “cat”" in many[-1]
     restored = client.predict(edits, api_name="/restore")
     assert restored[0] == "a woman" and restored[1] == 0
     assert restored[8] == 400 and restored[8 + 2 * SLOTS] == 2.0

@@ -118,7 +118,7 @@ def test_mms_steer_leaves_pictures_and_edits(folder: Path, tmp_path: Path, mms: 
     edits += ("--begin", "0.1", "--end", "0.5", "--seed", "3", "--max-drift", "40")
     out = tmp_path / "out"
     code, said, _ = mms("steer", *options, *edits, "--towards", "a cat", "--out", out)
-    assert code == 0 and "woman: feature" in said
+    assert code == 0 and "woman: feature" in said and "found by its name" in said
     for name in ("plain", "steered", "strip"):
         assert Image.open(out / f"{name}.png").size[1] == 64
     record = json.loads((out / "steered.json").read_text())
@@ -136,6 +136,14 @@ def test_mms_steer_leaves_pictures_and_edits(folder: Path, tmp_path: Path, mms: 
     assert mms("steer", *saved, "--seed", "4", "--begin", "0", "--out", other)[0] == 0
     changed = json.loads((other / "edits.json").read_text())
     assert (changed["source"]["seed"], changed["begin"], changed["end"]) == (4, 0, 0.5)
+
+
+def test_a_word_that_no_name_has_is_said_to_be_a_guess(
+    folder: Path, tmp_path: Path, mms: Mms
+) -> None:
+    options = ("--generator", folder, "--device", "cpu", "--steps", "1", "--prompt", "a man")
+    code, said, _ = mms("steer", *options, "--wish", "more zzzz", "--out", tmp_path / "out")
+    assert code == 0 and "the nearest by its text, as no feature's name has the word" in said
 
 
 def test_edits_of_a_reference_ask_for_it(folder: Path, tmp_path: Path, mms: Mms) -> None:
