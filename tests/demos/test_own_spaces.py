@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import socket
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
@@ -205,6 +206,15 @@ def test_mistakes_are_one_line(
         code, err = stopped.value.code, capsys.readouterr().err
     assert code == 2
     assert re.search(expected, one_error_line(err)), err
+
+
+def test_no_free_port_at_all_is_one_line(
+    space_folder: Path, mms: Mms, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        monkeypatch.setenv("GRADIO_SERVER_PORT", str(taken.getsockname()[1]))
+        code, _, err = mms("explore", space_folder, "--device", "cpu")
+    assert code == 2 and "no port for the page; name a free one" in one_error_line(err)
 
 
 def test_mms_explore_serves_what_is_asked_for(
