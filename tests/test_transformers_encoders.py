@@ -202,6 +202,14 @@ def another_shape(folder: Path) -> None:
     changed(folder, "processor_config.json", widen)
 
 
+def a_shape_for_each(folder: Path) -> None:
+    changed(folder, "processor_config.json", lambda c: images_of(c).update(do_center_crop=False))
+
+
+def padding_beyond_the_vocabulary(folder: Path) -> None:
+    changed(folder, "tokenizer_config.json", lambda c: c.update(pad_token="unheard of"))
+
+
 def half_the_weights(folder: Path) -> None:
     from safetensors.torch import load_file, save_file
 
@@ -228,6 +236,8 @@ def cut_off(folder: Path) -> None:
         (one_tower, "embeds no"),
         (half_the_weights, "no weights for"),
         (another_shape, "cannot embed what its processor makes"),
+        (a_shape_for_each, "cannot embed what its processor makes"),
+        (padding_beyond_the_vocabulary, "cannot embed what its processor makes"),
     ],
 )
 def test_broken_folders_are_user_errors(

@@ -33,6 +33,8 @@ AS_IT_IS = {"do_rescale": False, "image_mean": [0.0] * 3, "image_std": [1.0] * 3
 """A normalisation that changes nothing; some processors normalise even where they need not."""
 AFFINE_DECIMALS = 6
 """To which mean and deviation are measured."""
+TRIED_SHAPES = ((64, 64), (96, 48))
+"""Of the pictures that a model is tried on: a processor must make one shape of all."""
 TOLERANCE = 1e-4
 """Of normalised pixels."""
 
@@ -293,8 +295,9 @@ def _require_one_space(
     """Raise a UserError where the model does not embed what its processor makes, or not in one
     space."""
     try:
-        image = model.encode_image(transform(Image.new("RGB", (64, 64)))[None])  # [1, dim]
-        text = model.encode_text(tokens(["a"]))  # [1, dim]
+        pictures = [transform(Image.new("RGB", shape)) for shape in TRIED_SHAPES]
+        image = model.encode_image(torch.stack(pictures))  # [2, dim]
+        text = model.encode_text(tokens(["a", "a longer text"]))  # [2, dim]
     except Exception as error:  # whatever the model's code raises
         raise UserError(
             f"{TRANSFORMERS}{place}: the model cannot embed what its processor makes "
