@@ -26,6 +26,7 @@ import pytest
 import typer
 
 from benchmarks import write_pages
+from benchmarks.evaluator import ATTRIBUTES
 from features.dictionary import TrainConfig
 from features.embedded.photos import PhotoPairs
 from features.embedded.world import EmbeddedPairs
@@ -336,6 +337,10 @@ def test_the_readmes_table_has_the_figures_of_their_json() -> None:
         assert f"{method.replace('_', ' ').removeprefix('features')} {figure}".strip() in line(
             "edits"
         )
+    for features in ("ImgD", "random_as_ImgD"):
+        assert short("steering", f"class/{features}/background", 2) in line("image-dominant")
+    for method in ("features", "text_direction", "image_direction"):
+        assert short("steering", f"success/background/{method}", 2) in line("features steer")
 
 
 @pytest.mark.parametrize("name", write_pages.names())
@@ -350,11 +355,11 @@ def test_the_steering_page_has_every_method_of_every_attribute() -> None:
     template = (write_pages.TEMPLATES / "steering.md").read_text(encoding="utf-8")
     shown = {match["name"] for match in write_pages.FIGURE.finditer(template)}
     methods = [name.split("/")[1:] for name in found if name.startswith("success/")]
-    assert {"gender", "skin_tone"} <= {attribute for attribute, _ in methods}
+    assert {attribute for attribute, _ in methods} == set(ATTRIBUTES)
     for attribute, method in methods:
         for measure in ("success", "gain", "excess", "preservation"):
             assert f"{measure}/{attribute}/{method}" in shown
-    assert {name for name in found if name.startswith("less/")} <= shown
+    assert {name for name in found if name.startswith(("less/", "class/"))} <= shown
     assert {"frechet/reference", "frechet/real"} <= shown
 
 
