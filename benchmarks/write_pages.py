@@ -77,7 +77,8 @@ def written(row: dict[str, Any], digits: int, how: list[str]) -> str:
     ends = f"{number(scale * low, digits)}{sign} to {number(scale * high, digits)}{sign}"
     if "range" in how:
         return ends
-    if low == high and value in (0, 1) and scale == 1:
+    counted = row.get("unit", "share").startswith("share")
+    if low == high and value in (0, 1) and scale == 1 and counted:
         ends = f"{round(value * row['n'])} of {row['n']}"
     return f"{number(scale * value, digits)}{sign} ({ends})"
 

@@ -380,3 +380,4 @@ def test_figures_are_written_with_their_intervals() -> None:
     assert write_pages.written(row, 2, ["range"]) == "0.00 to 0.75"
     certain = {"value": 1.0, "ci_low": 1.0, "ci_high": 1.0, "n": 8}
     assert write_pages.written(certain, 2, []) == "1.00 (8 of 8)"
+    assert write_pages.written(certain | {"unit": "Spearman"}, 2, []) == "1.00 (1.00 to 1.00)"
