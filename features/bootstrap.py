@@ -137,7 +137,7 @@ def mean_estimate(values: np.ndarray, *, seed: int = 0) -> Estimate:
     return Estimate(float(np.mean(values)), low, high)
 
 
-def share_estimate(hits: np.ndarray) -> Estimate:
+def share_estimate(hits: np.ndarray, *, level: float = LEVEL) -> Estimate:
     """The share of the hits among `[n]` bool, with its Clopper-Pearson interval, which is what
     `ratio_interval` comes to for ratios of 0 and 1: never of width 0."""
     if len(hits) == 0:
@@ -145,7 +145,7 @@ def share_estimate(hits: np.ndarray) -> Estimate:
     from scipy.stats import beta
 
     n, found = len(hits), int(np.sum(hits))
-    tail = (1 - LEVEL) / 2
+    tail = (1 - level) / 2
     low = float(beta.ppf(tail, found, n - found + 1)) if found else 0.0
     high = float(beta.ppf(1 - tail, found + 1, n - found)) if found < n else 1.0
     return Estimate(found / n, low, high)
@@ -163,6 +163,8 @@ def bootstrap_interval(
 ) -> tuple[float, float]:
     """Percentile bootstrap interval of the mean.
 
+    Hits that are all alike leave nothing to draw from: theirs is that of `share_estimate`.
+
     Args:
         values: one value a sample, `[n]`.
         level: coverage, in (0, 1).
@@ -173,6 +175,9 @@ def bootstrap_interval(
     values = np.asarray(values, dtype=float)
     if len(values) == 0:
         return float("nan"), float("nan")
+    if (values == 0).all() or (values == 1).all():
+        share = share_estimate(values == 1, level=level)
+        return share.low, share.high
     means = _resampled_means(values, np.random.default_rng(seed), replicates)
     return percentile_interval(means, level=level)
 

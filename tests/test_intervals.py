@@ -44,6 +44,14 @@ def test_perfect_scores_of_few_samples_are_not_certain() -> None:
     assert auroc_interval(few, -few.astype(float))[0] == 0
 
 
+@pytest.mark.parametrize("hit", [0.0, 1.0])
+@pytest.mark.parametrize("samples", [1, 10, 200])
+def test_hits_that_are_all_alike_are_not_certain(hit: float, samples: int) -> None:
+    low, high = bootstrap_interval(np.full(samples, hit))
+    bound = 0.025 ** (1 / samples)
+    assert (low, high) == pytest.approx((0.0, 1 - bound) if hit == 0 else (bound, 1.0))
+
+
 def test_the_means_interval_covers_it_about_95_times_in_100() -> None:
     rng = np.random.default_rng(0)
     covered = 0

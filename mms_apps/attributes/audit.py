@@ -24,6 +24,7 @@ from mms_apps.attributes.measures import (
     Measures,
     bootstrap_weights,
     estimate,
+    estimate_share,
     measure,
     weighted_mean,
 )
@@ -189,6 +190,7 @@ def class_effects(
         return weighted_mean(model.predict(edit.apply(samples.embeddings)) == truth, weights)
 
     found = []
+    units = len(np.unique(samples.ids))
     for name in MODALITY_CLASSES:
         features = space.select(name).numpy()
         active = features[energy[features] > 0]
@@ -204,8 +206,8 @@ def class_effects(
                     modality_class=name,
                     features=len(active),
                     energy=float(energy[active].sum() / energy.sum()),
-                    accuracy=estimate(own),
-                    random=estimate(control),
+                    accuracy=estimate_share(own, units),
+                    random=estimate_share(control, units),
                     difference=estimate(own - control),
                 )
             )

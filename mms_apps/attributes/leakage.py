@@ -9,7 +9,12 @@ from torch import Tensor
 
 from features.bootstrap import NOT_KNOWN, Estimate
 from mms_apps.attributes.labels import Samples, cells
-from mms_apps.attributes.measures import REPLICATES, bootstrap_weights, estimate, weighted_mean
+from mms_apps.attributes.measures import (
+    REPLICATES,
+    bootstrap_weights,
+    estimate_share,
+    weighted_mean,
+)
 
 if TYPE_CHECKING:
     from sklearn.pipeline import Pipeline
@@ -48,7 +53,8 @@ def group_leakage(
     x = samples.embeddings.numpy()[kept]
     hits = cross_val_predict(_probe(), x, left, groups=ids, cv=folds) == left
     weights = bootstrap_weights(len(hits), replicates, seed, samples.ids[kept])
-    return estimate(weighted_mean(hits, weights)), float(sizes[sizes >= 2].max() / len(left))
+    accuracy = estimate_share(weighted_mean(hits, weights), len(names_of_ids))
+    return accuracy, float(sizes[sizes >= 2].max() / len(left))
 
 
 def leakage_hits(

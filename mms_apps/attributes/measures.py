@@ -7,12 +7,20 @@ replicates.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from features.bootstrap import NOT_KNOWN, Estimate, percentile_interval, weighted_auroc
+from features.bootstrap import (
+    NOT_KNOWN,
+    Estimate,
+    auroc_interval,
+    percentile_interval,
+    share_estimate,
+    weighted_auroc,
+)
 from features.extras import require
 from mms_apps.attributes.permutation import (
     DIFFERENCES,
@@ -104,6 +112,37 @@ def estimate(values: np.ndarray) -> Estimate:
     return Estimate(float(values[0]), *percentile_interval(rest))
 
 
+def estimate_share(values: np.ndarray, units: int) -> Estimate:
+    """`estimate` of a share of hits. Where all or none of them are hits in every replicate, the
+    interval is that of `share_estimate`: a bootstrap's would have width 0, however few they are.
+
+    Args:
+        units: samples, or clusters of them, that were drawn.
+    """
+    found = estimate(values)
+    if units and found.low == found.high == found.value and found.value in (0.0, 1.0):
+        return share_estimate(np.full(units, found.value == 1.0))
+    return found
+
+
+def estimate_difference(values: np.ndarray, rates: Sequence[Estimate]) -> Estimate:
+    """`estimate` of the greatest difference of rates; where it is the same in every replicate, it
+    is as uncertain as the most uncertain of them."""
+    found = estimate(values)
+    if found.low < found.high or not math.isfinite(found.low):
+        return found
+    margin = max((rate.high - rate.low for rate in rates if rate.low < rate.high), default=0.0)
+    low, high = np.clip([found.value - margin, found.value + margin], 0.0, 1.0)
+    return Estimate(found.value, float(low), float(high))
+
+
+def units_of(clusters: np.ndarray | None, inside: np.ndarray) -> int:
+    """How many samples, `[n]` bool, or clusters of them, are drawn of those inside."""
+    if clusters is None:
+        return int(np.sum(inside))
+    return len(np.unique(np.asarray(clusters, dtype=str)[inside]))
+
+
 def bootstrap_weights(
     samples: int, replicates: int, seed: int, clusters: Sequence[str] | np.ndarray | None = None
 ) -> np.ndarray:
@@ -180,27 +219,44 @@ def measure(
     accuracy = group_accuracy(truth == predicted, groups, weights)
     rates = _rates(truth, predicted, groups, names, weights)
     calibration = _calibration(truth == predicted, probabilities.max(axis=1), groups, weights)
-    rows = [
-        GroupRow(
-            group=label,
-            samples=int(sizes[g]),
-            counted=bool(counted[g]),
-            accuracy=estimate(accuracy.by_group[:, g]),
-            auroc=estimate(_auroc(truth[inside], probabilities[inside], names, weights[:, inside])),
-            calibration=estimate(calibration[:, 1 + g]),
-            **{
-                rate: {name: estimate(rates[rate][:, c, g]) for c, name in enumerate(classes)}
-                for rate in ("selected", "tpr", "fpr")
-            },
+    drawn_of: dict[str, dict[str, np.ndarray]] = {
+        "selected": {name: np.ones(len(truth), dtype=bool) for name in classes},
+        "tpr": {name: truth == name for name in classes},
+        "fpr": {name: truth != name for name in classes},
+    }
+    rows = []
+    for g, label in enumerate(labels):
+        inside = groups == label
+        units = units_of(clusters, inside)
+        among = {
+            rate: [
+                estimate_share(rates[rate][:, c, g], units_of(clusters, inside & of[name]))
+                for c, name in enumerate(classes)
+            ]
+            for rate, of in drawn_of.items()
+        }
+        rows.append(
+            GroupRow(
+                group=label,
+                samples=int(sizes[g]),
+                counted=bool(counted[g]),
+                accuracy=estimate_share(accuracy.by_group[:, g], units),
+                auroc=_auroc_estimate(
+                    truth[inside], probabilities[inside], names, weights[:, inside], seed
+                ),
+                calibration=estimate(calibration[:, 1 + g]),
+                **{rate: dict(zip(classes, found, strict=True)) for rate, found in among.items()},
+            )
         )
-        for g, (label, inside) in enumerate((name, groups == name) for name in labels)
-    ]
     smallest = int(sizes.argmin())
     if counted.sum() >= 2:
         large = np.isin(groups.astype(str), np.array(labels)[counted])
-        among = group_accuracy((truth == predicted)[large], groups[large], weights[:, large])
-        worst = np.array(labels)[counted][int(np.nanargmin(among.by_group[0]))]
-        worst_accuracy = estimate(among.worst)
+        of_large = group_accuracy((truth == predicted)[large], groups[large], weights[:, large])
+        worst = np.array(labels)[counted][int(np.nanargmin(of_large.by_group[0]))]
+        large_rows = [row for row in rows if row.counted]
+        worst_accuracy = estimate_share(
+            of_large.worst, min(units_of(clusters, groups == row.group) for row in large_rows)
+        )
         tests = permutation_tests(
             truth[large],
             predicted[large],
@@ -211,12 +267,21 @@ def measure(
             seed=seed,
         )
         differences = {
-            name: Difference(**asdict(estimate(values)), chance=tests[name].chance, p=tests[name].p)
-            for name, values in (
-                ("gap", among.gap),
-                ("parity", greatest_difference(rates["selected"][:, :, counted])),
-                ("tpr", greatest_difference(rates["tpr"][:, :, counted])),
-                ("fpr", greatest_difference(rates["fpr"][:, :, counted])),
+            name: Difference(
+                **asdict(estimate_difference(values, uncertain)),
+                chance=tests[name].chance,
+                p=tests[name].p,
+            )
+            for name, values, uncertain in (
+                ("gap", of_large.gap, [row.accuracy for row in large_rows]),
+                *(
+                    (
+                        name,
+                        greatest_difference(rates[rate][:, :, counted]),
+                        [one for row in large_rows for one in getattr(row, rate).values()],
+                    )
+                    for name, rate in (("parity", "selected"), ("tpr", "tpr"), ("fpr", "fpr"))
+                ),
             )
         }
     else:
@@ -224,7 +289,9 @@ def measure(
         differences = dict.fromkeys(DIFFERENCES, NO_DIFFERENCE)
     return Measures(
         samples=len(truth),
-        accuracy=estimate(accuracy.overall),
+        accuracy=estimate_share(
+            accuracy.overall, units_of(clusters, np.ones(len(truth), dtype=bool))
+        ),
         calibration=estimate(calibration[:, 0]),
         worst_accuracy=worst_accuracy,
         worst_group=str(worst),
@@ -279,6 +346,27 @@ def _calibration(
         total += np.abs(weights @ (inside * (hits - confidence)[:, None]))
     with np.errstate(divide="ignore", invalid="ignore"):
         return total / (weights @ members)
+
+
+def _auroc_estimate(
+    truth: np.ndarray,
+    probabilities: np.ndarray,
+    classes: np.ndarray,
+    weights: np.ndarray,
+    seed: int,
+) -> Estimate:
+    """The mean AUROC over the classes; where it is the same in every replicate, since classes are
+    told apart perfectly, with the mean of their bounds by `auroc_interval`."""
+    found = estimate(_auroc(truth, probabilities, classes, weights))
+    if found.low < found.high or not math.isfinite(found.low):
+        return found
+    bounds = [
+        auroc_interval(truth == name, probabilities[:, number], seed=seed)
+        for number, name in enumerate(classes)
+        if 0 < (truth == name).sum() < len(truth)
+    ]
+    low, high = np.mean(bounds, axis=0)
+    return Estimate(found.value, float(low), float(high))
 
 
 def _auroc(

@@ -12,6 +12,7 @@ from mms_apps.attributes.audit import wilson
 from mms_apps.attributes.measures import (
     bootstrap_weights,
     estimate,
+    estimate_share,
     group_accuracy,
     measure,
 )
@@ -140,6 +141,49 @@ def test_clusters_are_drawn_together_and_widen_the_interval() -> None:
     apart = estimate(group_accuracy(hits, np.repeat("a", 400), alone).overall)
     assert together.value == apart.value == hits.mean()
     assert together.high - together.low > 2 * (apart.high - apart.low)
+
+
+@pytest.mark.parametrize("wrong", [False, True])
+def test_predictions_that_are_all_right_or_all_wrong_leave_no_interval_of_width_0(
+    wrong: bool,
+) -> None:
+    truth = np.tile(CLASSES, 32)
+    groups = np.repeat(["a", "b"], 32)
+    second = np.where((truth == "yes") ^ wrong, 0.9, 0.1)
+    found = measure(
+        truth, np.column_stack([1 - second, second]), groups, CLASSES, replicates=40, permutations=9
+    )
+    right = 0.0 if wrong else 1.0
+    shares = [(found.accuracy, 64), (found.worst_accuracy, 32)]
+    for row in found.groups:
+        shares += [(row.accuracy, 32), *((row.tpr[name], 16) for name in CLASSES)]
+        assert row.auroc.value == right and row.auroc.high - row.auroc.low > 0.05
+    for share, samples in shares:
+        bound = 0.025 ** (1 / samples)
+        bounds = (0.0, 1 - bound) if wrong else (bound, 1.0)
+        assert (share.value, share.low, share.high) == pytest.approx((right, *bounds))
+    for difference in (found.gap, found.tpr_difference, found.fpr_difference):
+        assert difference.value == difference.low == 0 and difference.high > 0.1
+
+
+def test_clusters_that_are_all_right_count_once() -> None:
+    truth = np.tile(CLASSES, 32)
+    second = np.where(truth == "yes", 0.9, 0.1)
+    given = (truth, np.column_stack([1 - second, second]), np.full(64, "a"), CLASSES)
+    clusters = np.repeat(np.arange(8), 8)
+    found = measure(*given, clusters=clusters, replicates=20, permutations=9)
+    assert found.accuracy.low == pytest.approx(0.025 ** (1 / 8))
+
+
+def test_few_samples_near_1_hold_the_true_accuracy() -> None:
+    rng = np.random.default_rng(0)
+    held = []
+    for seed in range(300):
+        hits = rng.random(20) < 0.95
+        weights = bootstrap_weights(20, 200, seed)
+        found = estimate_share(weights @ hits / weights.sum(1), 20)
+        held.append(found.low <= 0.95 <= found.high)
+    assert np.mean(held) > 0.9
 
 
 def test_wilson_is_not_certain_of_six_in_six() -> None:

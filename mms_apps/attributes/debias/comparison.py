@@ -19,7 +19,9 @@ from mms_apps.attributes.measures import (
     REPLICATES,
     bootstrap_weights,
     estimate,
+    estimate_share,
     group_accuracy,
+    units_of,
     weighted_mean,
 )
 from mms_apps.attributes.model import AttributeModel
@@ -148,18 +150,20 @@ def compare_methods(
             **asdict(estimate(seen[method]["gap"])), chance=chance.chance, p=chance.p
         )
     none, features = seen["none"], seen["features"]
+    every = np.ones(len(test), dtype=bool)
+    smallest = min(units_of(test.ids, groups == name) for name in names[sizes >= MIN_GROUP])
     return [
         MethodRow(
             method=method,
             setting=methods[method][0].setting,
             samples=len(test),
-            accuracy=estimate(mean["accuracy"]),
-            worst_group=estimate(mean["worst"]),
+            accuracy=estimate_share(mean["accuracy"], units_of(test.ids, every)),
+            worst_group=estimate_share(mean["worst"], smallest),
             worst_group_name=str(mean["worst_name"]),
             worst_group_samples=int((groups == mean["worst_name"]).sum()),
             gap=gaps[method],
-            leakage=estimate(mean["leakage"]),
-            utility=estimate(mean["utility"]),
+            leakage=estimate_share(mean["leakage"], units_of(test.ids, every)),
+            utility=estimate_share(mean["utility"], units_of(test.ids, known)),
             utility_cost=estimate(none["utility"] - mean["utility"]),
             gap_change=estimate(mean["gap"] - none["gap"]),
             accuracy_change=estimate(mean["accuracy"] - none["accuracy"]),
