@@ -45,6 +45,7 @@ def credited_store(path: Path, spelling: str = "licence") -> ActivationStore:
 )
 def test_credit_and_licence_in_one_line(credit: str | None, licence: str | None, line: str) -> None:
     assert credit_line({"credit": credit, "licence": licence}) == line
+    assert credit_line({"credit": credit, "license": licence}) == line
 
 
 @pytest.mark.parametrize("spelling", ["licence", "license"])

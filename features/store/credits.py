@@ -30,14 +30,18 @@ def rights(store: ActivationStore, rows: Sequence[int]) -> dict[str, list[str | 
 
 
 def credit_line(row: Mapping[str, Any]) -> str:
-    """`credit` and `licence` of a row in one line; "" where it tells neither.
+    """`credit` and `licence` of a row, or of a pair's attributes, in one line; "" where it tells
+    neither.
 
     >>> credit_line({"credit": "credit: “Market” by A. Jones, CC BY 2.0", "licence": "CC BY"})
     '“Market” by A. Jones, CC BY 2.0'
     >>> credit_line({"credit": "A. Jones", "licence": "CC0"})
     'A. Jones, CC0'
     """
-    credit, licence = (str(row.get(kind) or "").strip() for kind in SPELLINGS)
+    credit, licence = (
+        str(next((row[s] for s in spellings if row.get(s)), "")).strip()
+        for spellings in SPELLINGS.values()
+    )
     if credit.lower().startswith(PREFIX):
         credit = credit[len(PREFIX) :].strip()
     said = licence.lower() in credit.lower()

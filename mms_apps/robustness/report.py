@@ -179,6 +179,7 @@ def _pictures(shown: dict[str, Any]) -> dict[str, Any] | None:
             "label": shown["labels"][i],
             "predicted": shown["predicted"][i],
             "caption": shown["captions"][i],
+            "credit": shown["credits"][i],
             "moved": moved_html(shown["moved"][i], clean[i], adversarial[i])
             if shown["moved"]
             else "",

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from features.bootstrap import Estimate
 from features.files import write_json
 from features.space.space import FeatureSpace
+from features.store.credits import credit_line
 from mms_apps.robustness.attacks.base import Attacked
 from mms_apps.robustness.attacks.registry import ATTACKS, single_attacks
 from mms_apps.robustness.attacks.run import run_attack
@@ -330,6 +331,7 @@ class Runner:
             "labels": [self.task.classes[i] for i in self.task.labels[chosen].tolist()],
             "predicted": [self.task.classes[i] for i in predicted.tolist()],
             "captions": [self.task.captions[i] for i in chosen.tolist()],
+            "credits": [credit_line(self.task.attributes[i]) for i in chosen.tolist()],
             "moved": self._features_moved(clean, shown),
         }
 

@@ -152,6 +152,21 @@ def test_the_report_shows_what_moved_those_pictures_first_that_moved_most(
     assert "\u00d7 its mean activation" in page and "rests most on" in page
 
 
+def test_the_report_says_whose_the_pictures_are_and_cuts_long_captions(
+    evaluated: Evaluation, tmp_path: Path
+) -> None:
+    count = len(evaluated.shown["labels"])
+    whose = ["A. Jones, CC BY 2.0"] + [""] * (count - 1)
+    long = "a cat on a mat " * 20
+    shown = evaluated.shown | {"credits": whose, "predicted": [long] * count}
+    found = dataclasses.replace(evaluated, shown=shown)
+    page = write_robustness_report(found, tmp_path / "report.html").read_text()
+    assert page.count("Image: ") == page.count("Image: A. Jones, CC BY 2.0") == 1
+    assert f'title="{long}"' in page and f">{long}" not in page
+    bare = write_robustness_report(evaluated, tmp_path / "bare.html").read_text()
+    assert "Image: " not in bare
+
+
 @needs_chromium
 @pytest.mark.parametrize(("width", "scheme"), [(1200, "light"), (375, "dark")])
 def test_the_report_in_a_browser(
