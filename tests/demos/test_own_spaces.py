@@ -212,7 +212,9 @@ def test_no_free_port_at_all_is_one_line(
     space_folder: Path, mms: Mms, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        monkeypatch.setenv("GRADIO_SERVER_PORT", str(taken.getsockname()[1]))
+        # Where Gradio looks for one; it reads GRADIO_SERVER_PORT when it is imported.
+        monkeypatch.setattr("gradio.http_server.INITIAL_PORT_VALUE", taken.getsockname()[1])
+        monkeypatch.setattr("gradio.http_server.TRY_NUM_PORTS", 1)
         code, _, err = mms("explore", space_folder, "--device", "cpu")
     assert code == 2 and "no port for the page; name a free one" in one_error_line(err)
 
