@@ -96,7 +96,7 @@ def picture_input(value: PIL.Image.Image | None = None, **options: Any) -> gr.Im
                 raise gr.Error(f"The picture has more than {MEGAPIXELS} megapixels.") from None
             raise gr.Error("The file cannot be read as a picture; give a PNG or JPEG.") from None
 
-    given.preprocess = preprocess
+    given.preprocess = preprocess  # type: ignore[method-assign]
     return given
 
 
