@@ -105,22 +105,28 @@ class FolderPairs(PairSource):
         return file_content(self.folder / location)
 
 
-def walk(folder: Path) -> list[str]:
+def walk(folder: Path, depth: int | None = None) -> list[str]:
     """Paths of all files below a folder, relative to it, sorted; without hidden ones. Links to
-    folders are followed, unless they lead back to where they are."""
+    folders are followed, unless they lead back to where they are.
+
+    Args:
+        depth: folders that may lie between; None for any number.
+    """
     found = []
     for where, folders, files in os.walk(folder, followlinks=True):
+        inside = Path(where).relative_to(folder)
+        if depth is not None and len(inside.parts) >= depth:
+            folders.clear()
         folders[:] = sorted(
             name
             for name in folders
-            if not name.startswith((".", "__MACOSX")) and not leads_back(where, name)
+            if not name.startswith((".", "__MACOSX")) and not _leads_back(where, name)
         )
-        inside = Path(where).relative_to(folder)
         found += [(inside / name).as_posix() for name in files if not name.startswith(".")]
     return sorted(found)
 
 
-def leads_back(where: str, name: str) -> bool:
+def _leads_back(where: str, name: str) -> bool:
     """Whether a folder is a link to one of those that it lies in."""
     path = os.path.join(where, name)
     if not os.path.islink(path):

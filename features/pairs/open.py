@@ -24,18 +24,16 @@ from pathlib import Path
 
 from features.errors import UserError
 from features.pairs.base import PairSource
-from features.pairs.folders import SPLITS, FolderPairs, leads_back
+from features.pairs.folders import SPLITS, FolderPairs, walk
 from features.pairs.parquet import ParquetPairs
 from features.pairs.records import Wanted
 from features.pairs.remote import is_url, path_of
 from features.pairs.several import SeveralPairs
-from features.pairs.tables import DELIMITED, JSON_LINES, FilePairs
+from features.pairs.tables import DELIMITED, JSON, JSON_LINES, FilePairs
 from features.pairs.tars import ENDINGS, TarPairs
 
 PARQUET = ".parquet"
 TABLES = (*JSON_LINES, *DELIMITED, PARQUET)
-JSON = ".json"
-"""A table only where it is named itself: folders have others."""
 METADATA = "metadata"
 DEPTH = 2
 """Folders below the named one in which tables and archives are looked for."""
@@ -177,22 +175,8 @@ def _split_of(place: str) -> str | None:
 
 def _files_below(folder: Path) -> list[Path]:
     """Tables and archives at most DEPTH folders deep, relative to the folder, sorted."""
-    found = []
-    for where, folders, files in os.walk(folder, followlinks=True):
-        inside = Path(where).relative_to(folder)
-        if len(inside.parts) >= DEPTH:
-            folders.clear()
-        folders[:] = [
-            name
-            for name in folders
-            if not name.startswith((".", "__MACOSX")) and not leads_back(where, name)
-        ]
-        found += [
-            inside / name
-            for name in files
-            if name.lower().endswith((*TABLES, *ENDINGS)) and not name.startswith(".")
-        ]
-    return sorted(found)
+    found = walk(folder, DEPTH)
+    return sorted(Path(name) for name in found if name.lower().endswith((*TABLES, *ENDINGS)))
 
 
 def _expand(pattern: str) -> list[str]:

@@ -19,6 +19,8 @@ from features.pairs.named import is_picture, named_content, path_named, possible
 from features.pairs.records import Wanted, make_pair, skipped, text_of
 
 JSON_LINES = (".jsonl", ".ndjson")
+JSON = ".json"
+"""A table only where it is named itself: folders have others."""
 DELIMITED = (".csv", ".tsv")
 
 
@@ -35,7 +37,7 @@ class FilePairs(PairSource):
         self.folder = metadata.parent
         self.name = name
         self.records: TextRecords
-        if metadata.suffix.lower() in (*JSON_LINES, ".json"):
+        if metadata.suffix.lower() in (*JSON_LINES, JSON):
             self.records = JsonLines(metadata)
         else:
             asked = [column for column in (wanted.image, wanted.caption) if column]
