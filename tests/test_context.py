@@ -20,7 +20,7 @@ from features.encoders.load import load_encoder
 from features.encoders.two_models import Tokenize
 from features.pairs.open import open_pairs
 from features.reports.report import write_report
-from features.scores.naming import vocabulary
+from features.scores.terms import vocabulary
 from features.space.score import score
 from features.space.space import FeatureSpace
 from features.store.extract import extract

@@ -15,11 +15,8 @@ from features.scores.naming import (
     NamingStatistics,
     name_features,
     naming_floor,
-    pair_terms,
-    phrases_among,
-    read_vocabulary,
-    vocabulary,
 )
+from features.scores.terms import pair_terms, phrases_among, read_vocabulary, vocabulary
 from features.store.write import sample_table
 
 PAIRS = 80

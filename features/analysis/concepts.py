@@ -15,7 +15,7 @@ from features.dictionary import Dictionary
 from features.encoders.fingerprint import same_encoder
 from features.errors import UserError
 from features.modality import CROSS_MODAL, MODALITIES
-from features.scores.naming import OF_ATTRIBUTE, pair_terms, phrases_among
+from features.scores.terms import OF_ATTRIBUTE, pair_terms, phrases_among
 from features.space.space import FeatureSpace
 from features.store.store import ATTRIBUTE, SAMPLE_BATCH, ActivationStore
 

@@ -24,7 +24,7 @@ from features.dictionary import Dictionary, TrainConfig, fit_dictionary
 from features.embedded import SPACES
 from features.embedded.photos import PhotoPairs
 from features.encoders.load import load_encoder
-from features.scores.naming import vocabulary
+from features.scores.terms import vocabulary
 from features.space.illustrate import illustrate
 from features.space.score import score
 from features.space.space import FeatureSpace

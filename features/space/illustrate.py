@@ -14,7 +14,8 @@ from features.errors import UserError
 from features.files import jsonable
 from features.pairs.base import PairSource
 from features.scores.collect import collect, collect_naming_chance
-from features.scores.naming import name_features, naming_floor, vocabulary
+from features.scores.naming import name_features, naming_floor
+from features.scores.terms import vocabulary
 from features.space.space import FeatureSpace
 from features.space.tables import exemplar_table
 from features.store.store import SAMPLE_BATCH, ActivationStore

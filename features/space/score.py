@@ -22,7 +22,8 @@ from features.scores.class_means import SWEEP, TopScores, all_measures, class_me
 from features.scores.collect import collect, collect_agreement
 from features.scores.dominance import Classes, classify
 from features.scores.monosemanticity import Monosemanticity
-from features.scores.naming import name_features, naming_floor, vocabulary
+from features.scores.naming import name_features, naming_floor
+from features.scores.terms import vocabulary
 from features.space.space import FeatureSpace, SpaceConfig
 from features.space.tables import exemplar_table, feature_table
 from features.store.store import SAMPLE_BATCH, ActivationStore, same_pairs

@@ -173,7 +173,7 @@ def concepts(
     from features.analysis.concepts import attribute_concepts, concept_support
     from features.pairs.open import open_pairs
     from features.reports.concepts import write_concepts
-    from features.scores.naming import read_vocabulary
+    from features.scores.terms import read_vocabulary
     from features.space.several import load_spaces
 
     if concepts is None and not attribute:

@@ -97,7 +97,7 @@ def run(
     from features.encoders.load import load_encoder
     from features.pairs.open import open_pairs
     from features.reports.report import write_report
-    from features.scores.naming import read_vocabulary
+    from features.scores.terms import read_vocabulary
     from features.space.score import score as score_features
     from features.space.space import FeatureSpace
     from features.store.extract import extract as extract_pairs

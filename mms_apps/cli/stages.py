@@ -135,7 +135,7 @@ def score(
     from features.dictionary import load_dictionary
     from features.distributed import from_main_process
     from features.pairs.open import open_pairs
-    from features.scores.naming import read_vocabulary
+    from features.scores.terms import read_vocabulary
     from features.space.score import score as score_features
     from features.store.sample import sampled
     from features.store.store import ActivationStore
