@@ -13,14 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
 
-from features.analysis.concepts import pair_terms
 from features.dictionary import TrainConfig, fit_dictionary
 from features.encoders.context import Context
 from features.encoders.load import load_encoder
 from features.encoders.two_models import Tokenize
 from features.pairs.open import open_pairs
 from features.reports.report import write_report
-from features.scores.terms import vocabulary
+from features.scores.terms import pair_terms, vocabulary
 from features.space.score import score
 from features.space.space import FeatureSpace
 from features.store.extract import extract
@@ -134,7 +133,8 @@ def test_names_and_concepts_stand_on_what_is_seen(
     assert captions[0] == ["a red line"] and captions[1] == ["a line", "a line of a drawing of"]
     assert "drawing" in vocabulary(store.sample_batches(100), max_share=0.9)
     assert "yellow" not in vocabulary(store.sample_batches(100), max_share=0.9)
-    assert not any("yellow" in terms for terms in pair_terms(store.samples(), ["of yellow"]))
+    assert "of yellow" not in pair_terms(store.samples(), ["of yellow"]).terms
+    assert "yellow" not in pair_terms(store.samples()).terms
     # Nothing of what is seen is lost.
     model = load_encoder(encoder, "cpu")
     whole = extract(

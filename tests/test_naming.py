@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -48,9 +49,33 @@ def statistics(image: Tensor, text: Tensor, batch: int = 30) -> NamingStatistics
     return result
 
 
+def terms_by_pair(table: pa.Table, phrases: Sequence[str] = ()) -> list[set[str]]:
+    """The terms of each pair."""
+    found = pair_terms(table, phrases)
+    terms: list[set[str]] = [set() for _ in range(len(table))]
+    for pair, term in zip(found.pair, found.term, strict=True):
+        assert found.terms[term] not in terms[pair]  # each once
+        terms[pair].add(found.terms[term])
+    return terms
+
+
 def test_terms_are_words_tags_and_values() -> None:
-    terms = next(pair_terms(samples()))
+    terms = terms_by_pair(samples())[0]
     assert terms == {"red", "thing", "n0", "full", "moon", "night", "dark sky", "size: big"}
+
+
+def test_terms_of_pairs_without_captions_or_values() -> None:
+    table = pa.table(
+        {
+            "captions": pa.array([["a-dog a-dog-"], [], ["Ünten x"]], pa.list_(pa.string())),
+            "attribute.tags": pa.array(["A| b  C|", None, ""]),
+            "attribute.unknown": pa.nulls(3, pa.string()),
+        }
+    )
+    assert terms_by_pair(table) == [{"a-dog", "a", "b c"}, set(), {"ünten"}]
+    parts = pa.concat_tables([table[1:], table[:1]])
+    assert terms_by_pair(parts, ["b c", "a"]) == [set(), {"ünten"}, {"a-dog", "a", "b c"}]
+    assert terms_by_pair(table[:0]) == []
 
 
 def test_vocabulary_leaves_out_the_rare_and_the_common() -> None:
@@ -68,7 +93,7 @@ def test_correlations_match_numpy(batch: int) -> None:
     image = torch.rand(PAIRS, 3, generator=generator) + every(5)[:, None]
     text = -torch.rand(PAIRS, 3, generator=generator)
     result = statistics(image, text, batch)
-    presence = np.array([[t in terms for t in result.terms] for terms in pair_terms(samples())])
+    presence = np.array([[t in terms for t in result.terms] for terms in terms_by_pair(samples())])
     for modality, activations in enumerate((image, text)):
         correlations = result.correlations(modality)
         for term in range(len(result.terms)):
@@ -132,7 +157,7 @@ def test_phrases_and_terms_of_any_script_are_found() -> None:
     captions = [["a red car"], ["a red carpet"], ["手机壳"], ["一只猫", "c++ x"], ["a mansion"]]
     table = pa.table({"captions": captions})
     assert phrases_among(["red", *terms]) == ["red car", "a man", "c++", "x"]
-    found = [terms_ & set(terms) for terms_ in pair_terms(table, phrases_among(terms))]
+    found = [terms_ & set(terms) for terms_ in terms_by_pair(table, phrases_among(terms))]
     assert found == [{"red car"}, set(), {"手机"}, {"猫", "c++", "x"}, set()]
 
 

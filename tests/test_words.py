@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import unicodedata
 
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from features.scores.words import TOKEN, holds, normalised, words
+from features.scores.words import TOKEN, holds, normalised, words, words_by_text
 
 PERSIAN = "\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645"
 """A word with a zero-width non-joiner in it."""
@@ -38,6 +39,20 @@ def test_words(text: str, expected: set[str]) -> None:
     expected = {unicodedata.normalize("NFC", word) for word in expected}
     assert words(text) == expected
     assert words(unicodedata.normalize("NFD", text)) == expected
+
+
+NEARLY_ASCII = st.text("aB1_'- ,\n\tz\x00\x7f\u212a\u00fc", max_size=12)
+
+
+@given(st.lists(st.one_of(NEARLY_ASCII, st.text(st.characters(codec="utf-8")))), st.booleans())
+def test_many_texts_at_once(texts: list[str], cut: bool) -> None:
+    array = pa.array(["left out", *texts], pa.string())[1:] if cut else pa.array(texts, pa.string())
+    names, rows, numbers = words_by_text(array)
+    found: list[set[str]] = [set() for _ in texts]
+    for row, number in zip(rows, numbers, strict=True):
+        found[row].add(names[number])
+    assert found == [words(text) for text in texts]
+    assert set(names) == set().union(*found)
 
 
 @given(st.text(st.characters(categories=("L", "M", "N")), min_size=1, max_size=12))

@@ -210,9 +210,8 @@ def _labels(store: ActivationStore, rows: np.ndarray, concepts: Sequence[str]) -
     columns = ["captions", *(name for name in names if name.startswith(ATTRIBUTE))]
     for start in range(0, len(rows), SAMPLE_BATCH):
         samples = store.sample_rows(rows[start : start + SAMPLE_BATCH].tolist(), columns)
-        for row, terms in enumerate(pair_terms(samples, phrases), start=start):
-            for term in terms & places.keys():
-                labels[row, places[term]] = True
+        found, which = pair_terms(samples, phrases).among(places)
+        labels[start + found, which] = True
     return labels
 
 

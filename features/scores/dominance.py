@@ -107,8 +107,9 @@ class DominanceStatistics:
         self.active += active.counts
         self.energy += torch.stack([active.sums(image), active.sums(text)])
         self.nonzero += torch.stack([active.sums(image > 0), active.sums(text > 0)])
-        self.replicate_ratio += active.products(ratio, weights)
-        self.replicate_active += active.products(torch.ones_like(ratio), weights)
+        of_images, of_texts = (active.products(part, weights) for part in (ratio, 1 - ratio))
+        self.replicate_ratio += of_images
+        self.replicate_active += of_images + of_texts
         self.pairs += n
         self._next += n
 

@@ -89,12 +89,8 @@ class NamingStatistics:
 
     def _presence(self, samples: pa.Table) -> Tensor:
         """Which terms each pair has: sparse `[terms, n]` float64."""
-        known = self._index.keys()
-        found = [known & terms for terms in pair_terms(samples, self._phrases)]
-        counts = [len(terms) for terms in found]
-        places = [self._index[term] for terms in found for term in terms]
-        pairs = torch.arange(len(samples)).repeat_interleave(torch.tensor(counts))
-        indices = torch.stack([torch.tensor(places, dtype=torch.long), pairs])
+        pairs, places = pair_terms(samples, self._phrases).among(self._index)
+        indices = torch.from_numpy(np.stack([places, pairs]))
         ones = torch.ones(len(places), dtype=torch.float64)
         shape = (len(self.terms), len(samples))
         return torch.sparse_coo_tensor(

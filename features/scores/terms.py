@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from features.errors import UserError
 from features.pairs.text import read_text
-from features.scores.words import holds, normalised, words
+from features.scores.words import holds, normalised, words, words_by_text
 from features.store.store import ATTRIBUTE
 
 TAGS = ATTRIBUTE + "tags"
@@ -29,26 +32,76 @@ COUNTED_TERMS = 500_000
 """Beyond this many different terms, those that were seen only once so far are forgotten."""
 
 
-def pair_terms(samples: pa.Table, phrases: Sequence[str] = ()) -> Iterator[set[str]]:
+@dataclass(frozen=True)
+class PairTerms:
+    """Which terms the pairs of a table have.
+
+    terms: those that any pair has.
+    pair, term: the pair's number in the table, and the term's in `terms`, for each term of each
+        pair once: `[n]` int64 each.
+    """
+
+    terms: list[str]
+    pair: np.ndarray
+    term: np.ndarray
+
+    def among(self, numbers: Mapping[str, int]) -> tuple[np.ndarray, np.ndarray]:
+        """The terms that are numbered elsewhere: pairs and those numbers, `[n]` int64 each."""
+        known = np.array([numbers.get(term, -1) for term in self.terms], dtype=np.int64)
+        kept = known[self.term] >= 0
+        return self.pair[kept], known[self.term[kept]]
+
+
+def pair_terms(samples: pa.Table, phrases: Sequence[str] = ()) -> PairTerms:
     """The terms of each row of a store's samples, and those of `phrases` whose words stand in one
     of its captions, whole and in this order."""
-    attributes = [name for name in samples.column_names if name.startswith(ATTRIBUTE)]
-    columns = (samples[name].to_pylist() for name in ("captions", *attributes))
-    for captions, *values in zip(*columns, strict=True):
-        terms = set().union(*map(words, captions))
-        for column, value in zip(attributes, values, strict=True):
-            if not value:
-                continue
-            if column == TAGS:
-                terms.update(normalised(tag) for tag in value.split(TAG_SEPARATOR))
-            else:
-                name = column.removeprefix(ATTRIBUTE)
-                terms.add(unicodedata.normalize("NFC", name + OF_ATTRIBUTE + value))
-        terms.discard("")
-        if phrases:
-            plain = [normalised(caption) for caption in captions]
-            terms.update(p for p in phrases if any(holds(caption, p) for caption in plain))
-        yield terms
+    captions = samples["captions"].combine_chunks()
+    texts, pair_of = pc.list_flatten(captions), pc.list_parent_indices(captions).to_numpy()
+    terms, text, term = words_by_text(texts)
+    numbers = {term: number for number, term in enumerate(terms)}
+    pairs, found = [pair_of[text]], [term]
+    for column in samples.column_names:
+        if column.startswith(ATTRIBUTE):
+            pair, term = _attribute_terms(column, samples[column].combine_chunks(), numbers)
+            pairs.append(pair)
+            found.append(term)
+    if phrases:
+        plain = map(normalised, texts.to_pylist())
+        held = [
+            (pair, numbers.setdefault(phrase, len(numbers)))
+            for pair, caption in zip(pair_of.tolist(), plain, strict=True)
+            for phrase in phrases
+            if holds(caption, phrase)
+        ]
+        pair, term = np.array(held, dtype=np.int64).reshape(-1, 2).T
+        pairs.append(pair)
+        found.append(term)
+    each = np.unique(np.concatenate(pairs) * len(numbers) + np.concatenate(found))
+    pair, term = np.divmod(each, max(1, len(numbers)))
+    return PairTerms(list(numbers), pair, term)
+
+
+def _attribute_terms(
+    column: str, values: pa.Array, numbers: dict[str, int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """The terms of an attribute's values: pairs and the terms' numbers, `[n]` int64 each; terms
+    without a number get the next ones."""
+    encoded = values.dictionary_encode()
+    by_value = [
+        [numbers.setdefault(term, len(numbers)) for term in _terms_of_value(column, value)]
+        for value in encoded.dictionary.to_pylist()
+    ]
+    by_pair = pa.array(by_value, pa.list_(pa.int64())).take(encoded.indices)
+    return pc.list_parent_indices(by_pair).to_numpy(), pc.list_flatten(by_pair).to_numpy()
+
+
+def _terms_of_value(column: str, value: str) -> set[str]:
+    if not value:
+        return set()
+    if column == TAGS:
+        return {normalised(tag) for tag in value.split(TAG_SEPARATOR)} - {""}
+    name = column.removeprefix(ATTRIBUTE)
+    return {unicodedata.normalize("NFC", name + OF_ATTRIBUTE + value)}
 
 
 def phrases_among(terms: Iterable[str]) -> list[str]:
@@ -74,8 +127,9 @@ def vocabulary(
     pairs = 0
     for table in samples:
         pairs += len(table)
-        for terms in pair_terms(table):
-            counts.update(terms)
+        found = pair_terms(table)
+        times = np.bincount(found.term, minlength=len(found.terms)).tolist()
+        counts.update(dict(zip(found.terms, times, strict=True)))
         if len(counts) > COUNTED_TERMS:
             counts = Counter({term: count for term, count in counts.items() if count > 1})
     most = max_share * pairs
