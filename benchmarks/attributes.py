@@ -197,7 +197,7 @@ def fresh_rows(space: FeatureSpace, seeds: Sequence[int] = FRESH_SEEDS) -> list[
             rows.append(mean_row(f"fresh/{measure}/{method.method}", values, "share", 0))
             if measure == "gap":
                 gaps[method.method] = values
-    halved = (gaps["features"] <= gaps["none"] / 2).astype(float)
+    halved = gaps["features"] <= gaps["none"] / 2
     rows.append(mean_row("fresh/gap_halved", halved, "share of seeds", 0))
     return rows
 

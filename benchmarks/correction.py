@@ -176,11 +176,11 @@ def case_rows(name: str, space: FeatureSpace, seeds: Sequence[int] = FRESH_SEEDS
         ("accepted", "share of seeds"),
         ("foretold", "share of seeds"),
     ):
-        values = np.array([float(getattr(one, key)) for one in found])
+        values = np.array([getattr(one, key) for one in found])
         rows.append(mean_row(f"correction/{key}/{name}", values, unit, 0))
     rows.append(each_row(f"correction/each/{name}", found))
     for key in ("accepted", "foretold"):
-        agrees = np.array([float(getattr(one, key) == one.enough) for one in found])
+        agrees = np.array([getattr(one, key) == one.enough for one in found])
         rows.append(mean_row(f"correction/{key}_agrees/{name}", agrees, "share of seeds", 0))
     return rows
 

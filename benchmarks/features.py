@@ -42,7 +42,7 @@ def encoder_rows(encoders: dict[str, Encoder], seed: int) -> list[Result]:
         for measure, hits in evaluate_encoder(encoder).items():
             plain = "embedded-ssl" if measure.startswith("probe/") else "embedded"
             row = measure if name == plain else f"{name}/{measure}"
-            rows.append(mean_row(row, hits.astype(float), "share", seed))
+            rows.append(mean_row(row, hits, "share", seed))
     return rows
 
 

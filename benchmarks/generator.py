@@ -53,7 +53,7 @@ def generator_rows(
             labels = torch.tensor(
                 [evaluator.vocabulary.label(attribute, p.attributes[attribute]) for p in pairs]
             )
-            right = (logits[attribute].argmax(1) == labels)[labels >= 0].float().numpy()
+            right = (logits[attribute].argmax(1) == labels)[labels >= 0].numpy()
             rows.append(mean_row(f"agreement/{name}/{attribute}", right, "share", seed))
         if name != "evaluator":
             distance = frechet(features["evaluator"], features[name])

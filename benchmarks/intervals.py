@@ -144,7 +144,7 @@ def planted_rows(seed: int, name: str = "embedded-ssl") -> list[Result]:
         ("text_only", alignment.text_only & ~alignment.of_both),
     ):
         of_kind = aligned & known
-        above = found.shared[of_kind].astype(float)
+        above = found.shared[of_kind]
         rows += [
             mean_row(f"agreement/planted/{kind}", found.agreement[of_kind], "agreement", seed),
             mean_row(f"agreement/planted_above_floor/{kind}", above, "share", seed),
@@ -175,7 +175,7 @@ def _auroc_row(name: str, truth: np.ndarray, scores: np.ndarray, seed: int) -> R
 def _coverage(
     names: tuple[str, str], truth: float, low: np.ndarray, high: np.ndarray, seed: int
 ) -> list[Result]:
-    covered = ((low <= truth) & (truth <= high)).astype(float)
+    covered = (low <= truth) & (truth <= high)
     return [
         mean_row(names[0], covered, "share", seed),
         mean_row(names[1], high - low, "mean width", seed),

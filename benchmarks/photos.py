@@ -51,7 +51,7 @@ FEWEST_GARMENTS = 10
 def retrieval_rows(encoder: Encoder, seed: int) -> list[Result]:
     """Among the 150 photographs held out."""
     rows = evaluate_photos(encoder).items()
-    return [mean_row(name, hits.astype(float), "share", seed) for name, hits in rows]
+    return [mean_row(name, hits, "share", seed) for name, hits in rows]
 
 
 def garment_rows(space: FeatureSpace, work: Path, seed: int) -> list[Result]:

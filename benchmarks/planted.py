@@ -187,7 +187,7 @@ def cross_share_row(name: str, mds: np.ndarray, alignment: Alignment, seed: int)
     of the cross-modal class."""
     low, high = FIXED_BOUNDS
     values = mds[alignment.of_both & np.isfinite(mds)]
-    crosses = ((values >= low) & (values <= high)).astype(float)
+    crosses = (values >= low) & (values <= high)
     return mean_row(f"planted/cross_share/{name}", crosses, "share", seed)
 
 

@@ -28,7 +28,7 @@ SHIFTS = (-20.0, 0.0, 100.0)
 
 def share_row(name: str, values: np.ndarray, seed: int, unit: str = "share") -> Result:
     """The mean of one value an image with its interval."""
-    return mean_row(name, values.astype(float), unit, seed)
+    return mean_row(name, values, unit, seed)
 
 
 class Shifted(nn.Module):

@@ -244,6 +244,12 @@ def variation(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     return np.abs(first - second).sum(-1) / 2
 
 
+def of_references(outcomes: list[Outcome], measure: str, place: int) -> np.ndarray:
+    """One measure of each reference's edit at one drift, `[references]`; success as bool."""
+    values = np.array([outcome.at(measure, place) for outcome in outcomes])
+    return values.astype(bool) if measure == "success" else values
+
+
 def chosen(outcomes: list[Outcome]) -> int:
     """The place of the smallest drift with enough success, or of the most success."""
     success = np.mean([outcome.success for outcome in outcomes], axis=0)  # [drifts]
@@ -272,12 +278,12 @@ def attribute_rows(bench: Bench, attribute: str, count: int) -> list[Result]:
             rows += curve(outcomes, name, row)
         places[method] = place
         for measure, unit in MEASURES.items():
-            values = np.array([outcome.at(measure, place) for outcome in outcomes])
+            values = of_references(outcomes, measure, place)
             rows.append(row(f"{measure}/{name}", values, unit))
         for other in outcomes[0].excess:
             values = np.array([outcome.excess[other][place] for outcome in outcomes])
             rows.append(row(f"excess/{name}/{other}", values, "share"))
-        at[method] = np.array([outcome.at("excess", place) for outcome in outcomes])
+        at[method] = of_references(outcomes, "excess", place)
     for method in OF_FEATURES:
         for baseline in (*BASELINES, "twin"):
             difference = at[method] - at[baseline]
@@ -300,7 +306,7 @@ def curve(outcomes: list[Outcome], name: str, row: Callable[..., Result]) -> lis
     return [
         row(
             f"curve/{measure}/{name}/{asked:g}",
-            np.array([outcome.at(measure, place) for outcome in outcomes]),
+            of_references(outcomes, measure, place),
             MEASURES[measure],
         )
         for place, asked in enumerate(DRIFTS)

@@ -130,9 +130,14 @@ NOT_KNOWN = Estimate(float("nan"), float("nan"), float("nan"))
 
 
 def mean_estimate(values: np.ndarray, *, seed: int = 0) -> Estimate:
-    """The mean of one value a sample, `[n]`, with its bootstrap interval."""
+    """The mean of one value a sample, `[n]`, with its bootstrap interval.
+
+    Hits (bool) that are all alike leave nothing to draw from: theirs is that of `share_estimate`.
+    """
     if len(values) == 0:
         return NOT_KNOWN
+    if values.dtype == bool and len(np.unique(values)) == 1:
+        return share_estimate(values)
     low, high = bootstrap_interval(values, seed=seed)
     return Estimate(float(np.mean(values)), low, high)
 
@@ -163,8 +168,6 @@ def bootstrap_interval(
 ) -> tuple[float, float]:
     """Percentile bootstrap interval of the mean.
 
-    Hits that are all alike leave nothing to draw from: theirs is that of `share_estimate`.
-
     Args:
         values: one value a sample, `[n]`.
         level: coverage, in (0, 1).
@@ -175,9 +178,6 @@ def bootstrap_interval(
     values = np.asarray(values, dtype=float)
     if len(values) == 0:
         return float("nan"), float("nan")
-    if (values == 0).all() or (values == 1).all():
-        share = share_estimate(values == 1, level=level)
-        return share.low, share.high
     means = _resampled_means(values, np.random.default_rng(seed), replicates)
     return percentile_interval(means, level=level)
 

@@ -8,7 +8,12 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from features.bootstrap import auroc_interval, bootstrap_interval, weighted_auroc
+from features.bootstrap import (
+    auroc_interval,
+    bootstrap_interval,
+    mean_estimate,
+    weighted_auroc,
+)
 
 
 def test_weighted_auroc_is_scikit_learns() -> None:
@@ -44,12 +49,19 @@ def test_perfect_scores_of_few_samples_are_not_certain() -> None:
     assert auroc_interval(few, -few.astype(float))[0] == 0
 
 
-@pytest.mark.parametrize("hit", [0.0, 1.0])
+@pytest.mark.parametrize("hit", [False, True])
 @pytest.mark.parametrize("samples", [1, 10, 200])
-def test_hits_that_are_all_alike_are_not_certain(hit: float, samples: int) -> None:
-    low, high = bootstrap_interval(np.full(samples, hit))
+def test_hits_that_are_all_alike_are_not_certain(hit: bool, samples: int) -> None:
+    found = mean_estimate(np.full(samples, hit))
     bound = 0.025 ** (1 / samples)
-    assert (low, high) == pytest.approx((0.0, 1 - bound) if hit == 0 else (bound, 1.0))
+    expected = (1.0, bound, 1.0) if hit else (0.0, 0.0, 1 - bound)
+    assert (found.value, found.low, found.high) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("value", [-1.0, 0.0, 1.0])
+def test_other_values_that_are_all_alike_are_not_taken_for_hits(value: float) -> None:
+    found = mean_estimate(np.full(10, value))
+    assert (found.value, found.low, found.high) == (value, value, value)
 
 
 def test_the_means_interval_covers_it_about_95_times_in_100() -> None:

@@ -367,7 +367,7 @@ def _match_summary(
             }
         )
     pairs.sort(key=lambda pair: -pair["correlation"])
-    same = np.array([pair["classes"][0] == pair["classes"][1] for pair in pairs], dtype=float)
+    same = np.array([pair["classes"][0] == pair["classes"][1] for pair in pairs], dtype=bool)
     correlations = [pair["correlation"] for pair in pairs]
     return MatchSummary(
         label=label,

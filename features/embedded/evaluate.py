@@ -171,7 +171,7 @@ def write_evaluation(folder: Path, pairs: str, *, device: str = "cpu", seed: int
     encoder = load_encoder(f"local-dir:{folder}", device=device)
     record = {}
     for measure, hits in EVALUATIONS[pairs](encoder).items():
-        share = mean_estimate(hits.astype(float), seed=seed)
+        share = mean_estimate(hits, seed=seed)
         record[measure] = {
             "value": round(share.value, 4),
             "ci_low": round(share.low, 4),

@@ -158,5 +158,5 @@ def worst_case(
 
 
 def image_estimate(values: Tensor, seed: int) -> Estimate:
-    """Of one value an image, `[n]`."""
-    return mean_estimate(values.float().cpu().numpy(), seed=seed)
+    """Of one value an image, or whether one is hit (bool), `[n]`."""
+    return mean_estimate(values.cpu().numpy(), seed=seed)

@@ -213,7 +213,8 @@ class Runner:
             for control in controls(space, group, clean, seeds=self.config.control_seeds):
                 drawn.append(control)
                 kind = control.described.kind
-                accuracy[kind].append(float(self._restricted(control.edit(space), clean).mean()))
+                right = self._restricted(control.edit(space), clean)
+                accuracy[kind].append(float(right.float().mean()))
                 drift[kind].append(float(control.share(moved, change).nanmean()))
             share = by_group[group][~by_group[group].isnan()]
             results.append(
@@ -392,11 +393,11 @@ class Runner:
         return correct(model, images, self.task.labels).cpu()
 
     def _restricted(self, edit: nn.Module, embedding: Tensor) -> Tensor:
-        """Whether predictions from edited embeddings are right: `[n]` float."""
+        """Whether predictions from edited embeddings are right: `[n]` bool."""
         assert isinstance(self.model, ZeroShot)
         with torch.no_grad():
             logits = self.model.logits(edit(embedding))
-        return right_class(self.model, logits, self.task.labels).float().cpu()
+        return right_class(self.model, logits, self.task.labels).cpu()
 
     def _within(self, what: str) -> Callable[[float], None]:
         return lambda share: self.tell(min(1.0, (self.done + share) / self.steps), what)
