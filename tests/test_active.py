@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from unittest import mock
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -35,11 +37,28 @@ def test_sums_and_products_are_those_of_dense_batches(seed: int, density: float)
         torch.testing.assert_close(active.products(values, rows), expected.T @ rows)
 
 
+@given(
+    seed=st.integers(0, 1000),
+    density=st.sampled_from([0.0, 0.03, 0.3, 1.0]),
+    at_once=st.sampled_from([1, 5, 1000]),
+)
+@settings(max_examples=40, deadline=None)
+def test_sums_by_label_are_those_of_dense_batches(seed: int, density: float, at_once: int) -> None:
+    image, text, _ = batch(seed, density)
+    has = torch.rand(PAIRS, 4, generator=torch.Generator().manual_seed(seed)) < 0.4
+    pair, label = has.nonzero(as_tuple=True)
+    active = ActivePairs.of(image, text)
+    sums = torch.ones(4, FEATURES, dtype=torch.float64)
+    with mock.patch("features.scores.active.PLACES_AT_ONCE", at_once):
+        active.add_by_label(sums, active.text, pair, label)
+    torch.testing.assert_close(sums, 1 + has.double().T @ text.double().abs())
+
+
 @pytest.mark.parametrize("density", [0.0, 0.2, 1.0])
 def test_a_part_of_the_places(density: float) -> None:
     image, text, rows = batch(1, density)
     active = ActivePairs.of(image, text)
-    images = active.where(active.image > 0)
+    images = active.images
     assert len(images.pair) == int((image != 0).sum())
     assert (images.image > 0).all()
     torch.testing.assert_close(

@@ -8,6 +8,7 @@ width.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +17,9 @@ from torch import Tensor
 from features.dictionary.base import SparseCode
 
 DENSE_SHARE = 0.1
-"""With a larger share of places that aren't 0, dense products are faster."""
+"""With a larger share of places, dense products are faster."""
+PLACES_AT_ONCE = 1 << 15
+"""Places that are joined with something else together, which bounds the memory."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,16 @@ class ActivePairs:
     def features(self) -> int:
         return len(self.counts)
 
+    @cached_property
+    def images(self) -> ActivePairs:
+        """The places at which images activate features."""
+        return self.where(self.image > 0)
+
+    @cached_property
+    def texts(self) -> ActivePairs:
+        """The places at which texts activate features."""
+        return self.where(self.text > 0)
+
     def where(self, kept: Tensor) -> ActivePairs:
         """Some of the places: `kept` is `[places]` bool."""
         places = kept.nonzero().squeeze(1)
@@ -117,16 +130,46 @@ class ActivePairs:
         Returns:
             `[features, dim]`
         """
-        present = int(values.count_nonzero())
-        if present > DENSE_SHARE * self.pairs * self.features:
+        if self.is_dense:
             return self.dense(values).T @ rows
-        pair, counts = self.pair, self.counts
-        if present < len(values):
-            places = values.nonzero().squeeze(1)
-            pair, values = pair[places], values[places]
-            counts = torch.bincount(self.feature[places], minlength=self.features)
-        starts = counts.cumsum(0) - counts
-        return F.embedding_bag(pair, rows, starts, per_sample_weights=values, mode="sum")
+        starts = self.counts.cumsum(0) - self.counts
+        return F.embedding_bag(self.pair, rows, starts, per_sample_weights=values, mode="sum")
+
+    def add_by_label(self, sums: Tensor, values: Tensor, pair: Tensor, label: Tensor) -> None:
+        """Add each value to the sums of its feature and of its pair's labels.
+
+        Args:
+            sums: `[labels, features]` float64, contiguous.
+            values: `[places]` float64.
+            pair, label: which pair of the batch has which label: `[n]` int64 each, pairs ascending.
+        """
+        if self.is_dense:
+            ones = torch.ones_like(pair, dtype=torch.float64)
+            shape = (len(sums), self.pairs)
+            has = torch.sparse_coo_tensor(
+                torch.stack([label, pair]), ones, shape, check_invariants=False
+            )
+            sums += torch.sparse.mm(has, self.dense(values))
+            return
+        of_pair = torch.bincount(pair, minlength=self.pairs)  # labels of each pair
+        first = of_pair.cumsum(0) - of_pair
+        parts = (part.split(PLACES_AT_ONCE) for part in (self.pair, self.feature, values))
+        for its_pair, feature, value in zip(*parts, strict=True):
+            own = of_pair[its_pair]
+            its_label = label[runs(first[its_pair], own)]
+            cell = its_label * self.features + feature.repeat_interleave(own)
+            sums.view(-1).index_add_(0, cell, value.repeat_interleave(own))
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether there are so many places that dense products are faster."""
+        return len(self.pair) > DENSE_SHARE * self.pairs * self.features
+
+
+def runs(starts: Tensor, lengths: Tensor) -> Tensor:
+    """The numbers of runs `[n]`, each from its start on, one after another: `[sum of lengths]`."""
+    within = torch.arange(int(lengths.sum()), device=lengths.device)
+    return within + (starts + lengths - lengths.cumsum(0)).repeat_interleave(lengths)
 
 
 def _keys(code: SparseCode) -> Tensor:

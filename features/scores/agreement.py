@@ -15,12 +15,10 @@ import torch
 from torch import Tensor
 
 from features.bootstrap import FLOOR_QUANTILE, bootstrap_weights_of, ratio_interval
-from features.scores.active import ActivePairs
+from features.scores.active import PLACES_AT_ONCE, ActivePairs, runs
 
 PERMUTATIONS = 40
 """Ways in which images get the texts of other pairs, for the floor."""
-PLACES_AT_ONCE = 1 << 15
-"""Images' places whose floors are added to together, which bounds the memory."""
 
 
 @dataclass(frozen=True)
@@ -111,19 +109,25 @@ class AgreementStatistics:
         Args:
             numbers: theirs in the stream, `[n]`; None for the next ones.
         """
-        u, v = self._scaled(active)
         if numbers is None:
             numbers = torch.arange(self._next, self._next + active.pairs)
             self._next += active.pairs
         weights = bootstrap_weights_of(self.seed, self.stream, numbers, self.replicates)
-        weights = weights.to(u)  # [n, replicates]
+        weights = weights.to(active.image)  # [n, replicates]
+        (u, other_v), (other_u, v) = self._scaled(active.images), self._scaled(active.texts)
+        image_less, text_less = u <= other_v, v < other_u
+        lesser = (
+            (active.images.where(image_less), u[image_less]),
+            (active.texts.where(text_less), v[text_less]),
+        )
         self.active += active.counts
-        self.least += active.sums(torch.minimum(u, v))
-        self.greatest += active.sums(torch.maximum(u, v))
-        image_less = u <= v
-        parts = (torch.where(image_less, u, 0.0), torch.where(image_less, 0.0, v), u, v)
-        for sums, part in zip(self.replicate_sums, parts, strict=True):
-            sums += active.products(part, weights)
+        for places, values in lesser:
+            self.least += places.sums(values)
+        self.greatest += active.images.sums(torch.where(image_less, 0.0, u))
+        self.greatest += active.texts.sums(torch.where(text_less, 0.0, v))
+        parts = (*lesser, (active.images, u), (active.texts, v))
+        for sums, (places, values) in zip(self.replicate_sums, parts, strict=True):
+            sums += places.products(values, weights)
         self.replicate_weight += weights.sum(0)
 
     def update_chance(self, image: Tensor, text: Tensor) -> None:
@@ -141,12 +145,11 @@ class AgreementStatistics:
         n = active.pairs
         if n < 2:  # there is no other pair
             return
-        u, v = self._scaled(active)
-        both = active.sums(u) + active.sums(v)  # of min(u, other) + max(u, other)
+        images, texts = active.images, active.texts
+        u, v = self._scaled(images)[0], self._scaled(texts)[1]
+        both = images.sums(u) + texts.sums(v)  # of min(u, other) + max(u, other)
         furthest = min(PERMUTATIONS, n - 1)
-        keys = active.feature * n + active.pair
-        images, texts = ((values > 0).nonzero().squeeze(1) for values in (u, v))
-        image_keys, text_keys, u, v = keys[images], keys[texts], u[images], v[texts]
+        image_keys, text_keys = (part.feature * n + part.pair for part in (images, texts))
         sums = u.new_zeros(active.features * furthest)
         for some in torch.arange(len(u), device=u.device).split(PLACES_AT_ONCE):
             image, text = _texts_before(image_keys[some], text_keys, n, furthest)
@@ -228,9 +231,7 @@ def _texts_before(
     low = torch.searchsorted(text_keys, torch.cat([starts, ends + pair[wraps] - furthest]))
     matches = torch.searchsorted(text_keys, torch.cat([image_keys, ends])) - low
     image = torch.cat([torch.arange(len(pair), device=pair.device), wraps])
-    image = image.repeat_interleave(matches)
-    within = torch.arange(len(image), device=pair.device)
-    return image, within + (low + matches - matches.cumsum(0)).repeat_interleave(matches)
+    return image.repeat_interleave(matches), runs(low, matches)
 
 
 def _ratio(part: Tensor, whole: Tensor) -> Tensor:

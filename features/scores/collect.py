@@ -99,8 +99,8 @@ class ScoringStatistics:
         self.dominance.add(active)
         self.monosemanticity.add(active, judge_image, judge_text)
         self.naming.add(active, samples)
-        self.image_best.add(active, active.image, self._next)
-        self.text_best.add(active, active.text, self._next)
+        self.image_best.add(active.images, active.images.image, self._next)
+        self.text_best.add(active.texts, active.texts.text, self._next)
         self._next += active.pairs
 
     def merge(self, other: ScoringStatistics) -> None:

@@ -98,16 +98,17 @@ class DominanceStatistics:
 
     def add(self, active: ActivePairs) -> None:
         """Add the stream's next pairs."""
-        image, text = active.image, active.text  # [places]
-        ratio = image / (image + text)
         n = active.pairs
         weights = bootstrap_weights(self.seed, self.stream, self._next, n, self.replicates)
-        weights = weights.to(ratio)  # [n, replicates]
-        self.ratio += active.sums(ratio)
+        weights = weights.to(active.image)  # [n, replicates]
+        images, texts = active.images, active.texts
+        ratio = images.image / (images.image + images.text)  # [places of images]
+        rest = texts.text / (texts.image + texts.text)  # [places of texts]
+        self.ratio += images.sums(ratio)
         self.active += active.counts
-        self.energy += torch.stack([active.sums(image), active.sums(text)])
-        self.nonzero += torch.stack([active.sums(image > 0), active.sums(text > 0)])
-        of_images, of_texts = (active.products(part, weights) for part in (ratio, 1 - ratio))
+        self.energy += torch.stack([images.sums(images.image), texts.sums(texts.text)])
+        self.nonzero += torch.stack([images.counts, texts.counts])
+        of_images, of_texts = images.products(ratio, weights), texts.products(rest, weights)
         self.replicate_ratio += of_images
         self.replicate_active += of_images + of_texts
         self.pairs += n

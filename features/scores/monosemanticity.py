@@ -67,7 +67,7 @@ class TopSamples:
         """
         values = values.float().contiguous()
         keys = (values.view(torch.int32).long() << 32) + (NUMBERS - start - active.pair)
-        better = (values > 0) & (keys > self._keys[active.feature, -1])  # few, but at first
+        better = keys > self._keys[active.feature, -1]  # few, but at first
         found = active.where(better)
         changed = found.counts.nonzero().squeeze(1)
         if len(changed) == 0:
@@ -201,8 +201,8 @@ class MonosemanticityStatistics:
 
     def add(self, active: ActivePairs, judge_image: Tensor, judge_text: Tensor) -> None:
         """Add pairs, with the judge's embeddings `[n, dim]` of their images and texts."""
-        self.image.add(active, active.image, judge_image)
-        self.text.add(active, active.text, judge_text)
+        self.image.add(active.images, active.images.image, judge_image)
+        self.text.add(active.texts, active.texts.text, judge_text)
 
     def merge(self, other: MonosemanticityStatistics) -> None:
         """Add the sums of other pairs."""

@@ -54,13 +54,14 @@ class NamingStatistics:
 
     def add(self, active: ActivePairs, samples: pa.Table) -> None:
         """Add pairs, with their rows of the store's samples."""
-        presence = self._presence(samples)  # sparse [terms, n]
-        self.present += presence.sum(1).to_dense()
-        for modality, a in enumerate((active.image, active.text)):
-            self.total[modality] += active.sums(a)
-            self.squares[modality] += active.sums(a.square())
-            if self.terms:
-                self.together[modality] += torch.sparse.mm(presence, active.dense(a))
+        found = pair_terms(samples, self._phrases).among(self._index)
+        pair, term = (torch.from_numpy(numbers).to(self.device) for numbers in found)  # [n] each
+        self.present += torch.bincount(term, minlength=len(self.terms))
+        images, texts = active.images, active.texts
+        for modality, (places, a) in enumerate(((images, images.image), (texts, texts.text))):
+            self.total[modality] += places.sums(a)
+            self.squares[modality] += places.sums(a.square())
+            places.add_by_label(self.together[modality], a, pair, term)
         self.pairs += active.pairs
 
     def merge(self, other: NamingStatistics) -> None:
@@ -86,16 +87,6 @@ class NamingStatistics:
         variance = (self.squares[modality] / n - mean.square()).clamp(min=0)
         scale = (share * (1 - share)).sqrt()[:, None] * variance.sqrt()
         return torch.where(scale > 1e-12, covariance / scale, 0.0)
-
-    def _presence(self, samples: pa.Table) -> Tensor:
-        """Which terms each pair has: sparse `[terms, n]` float64."""
-        pairs, places = pair_terms(samples, self._phrases).among(self._index)
-        indices = torch.from_numpy(np.stack([places, pairs]))
-        ones = torch.ones(len(places), dtype=torch.float64)
-        shape = (len(self.terms), len(samples))
-        return torch.sparse_coo_tensor(
-            indices, ones, shape, device=self.device, check_invariants=False
-        ).coalesce()
 
     def _zeros(self, *shape: int) -> Tensor:
         return torch.zeros(shape, dtype=torch.float64, device=self.device)
