@@ -115,11 +115,48 @@ def test_broken_folders_are_user_errors(clip_folder: Path, tmp_path: Path) -> No
     config = json.loads((folder / "open_clip_config.json").read_text())
     (folder / "open_clip_config.json").write_text(json.dumps(config["model_cfg"]))
     refused("no model_cfg")
+    for wrong in ([1], {"model_cfg": None}, {"model_cfg": {"embed_dim": 16}}):
+        (folder / "open_clip_config.json").write_text(json.dumps(wrong))
+        refused("no model_cfg")
     config["model_cfg"]["embed_dim"] = 8
     (folder / "open_clip_config.json").write_text(json.dumps(config))
     refused("belong together")
     (folder / "open_clip_model.safetensors").unlink()
     refused("no weights")
+
+
+def test_a_model_that_embeds_nothing_is_refused_as_it_is_loaded(
+    clip_folder: Path, tmp_path: Path
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    for name, message in (("nan", "embeddings of texts are not finite"), ("context", "embed")):
+        folder = shutil.copytree(clip_folder, tmp_path / name)
+        if name == "nan":
+            weights = load_file(folder / "open_clip_model.safetensors")
+            weights["text_projection"][0, 0] = float("nan")
+            save_file(weights, folder / "open_clip_model.safetensors")
+        else:  # a tokenizer with words beyond the model's
+            tokenizer = json.loads((folder / "tokenizer.json").read_text())
+            tokenizer["model"]["vocab"]["a"] = 999
+            (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+        with pytest.raises(UserError, match=message):
+            load_encoder(f"local-dir:{folder}", "cpu")
+
+
+def test_the_folder_of_a_model_is_found(
+    clip_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(clip_folder, tmp_path / "clip")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert load_encoder("local-dir:~/clip", "cpu").dim == 16
+    for name in ("~/clip", str(tmp_path / "clip"), "transformers:~/clip"):
+        with pytest.raises(UserError, match=f"give local-dir:{tmp_path}/clip"):
+            load_encoder(name, "cpu")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "config.json").write_text("{}")
+    with pytest.raises(UserError, match=f"give transformers:{tmp_path}/other"):
+        load_encoder("local-dir:~/other", "cpu")
 
 
 @pytest.fixture(scope="module")

@@ -135,6 +135,28 @@ def images_of(record: dict[str, Any]) -> dict[str, Any]:
     return record["image_processor"]
 
 
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("align", {"do_normalize": False}),
+        ("align", {"rescale_offset": True, "rescale_factor": 1 / 127.5}),
+        ("align", {"include_top": False}),
+        ("clip", {"do_normalize": False}),
+        ("siglip", {"do_normalize": False}),
+        ("clip", {"do_rescale": False, "do_normalize": False}),
+    ],
+)
+def test_processors_that_rescale_or_normalise_otherwise(
+    folders: dict[str, Path], tmp_path: Path, name: str, changes: dict[str, Any]
+) -> None:
+    shutil.copytree(folders[name], tmp_path / name)
+    changed(tmp_path / name, "processor_config.json", lambda c: images_of(c).update(changes))
+    encoder = load_encoder(f"transformers:{tmp_path / name}", "cpu")
+    image, _ = by_hand(tmp_path / name, name)
+    torch.testing.assert_close(encoder.encode_images(pictures()), image, atol=1e-5, rtol=0)
+    assert (encoder.preprocessing.crop is None) == ("do_rescale" in changes)
+
+
 CHANGES: dict[str, tuple[str, Callable[[Any], None]]] = {
     "resampling": ("processor_config.json", lambda c: images_of(c).update(resample=0)),
     "size": (

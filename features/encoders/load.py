@@ -4,23 +4,31 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 
 from features.distributed import resolve_device
 from features.embedded import ENCODERS, SHIPPED
 from features.encoders.encoder import Encoder
 from features.encoders.locked_model import TEXT_CONFIG
 from features.encoders.towers import TIMM
-from features.encoders.transformers import TRANSFORMERS, load_transformers
+from features.encoders.transformers import ADVICE, TRANSFORMERS, UNFIT, load_transformers
 from features.encoders.two_models import load_two_models
 from features.errors import UserError, first_line
 
 LOCAL_DIR = "local-dir:"
 HF_HUB = "hf-hub:"
+MODEL_FILES = {LOCAL_DIR: "open_clip_config.json", TRANSFORMERS: "config.json"}
+"""What the folder of a model has, by what ids of such folders begin with."""
 CHECKPOINTS = (".pt", ".pth", ".bin", ".ckpt", ".safetensors")
+TOGETHER = "check that its config, weights and tokenizer files belong together"
+TRIED_SHAPES = ((64, 64), (96, 48))
+"""Of the pictures that a model is tried on: its transform must make one shape of all."""
+TRIED_TEXTS = ("a", "a longer text")
 HUB_FILES = ["*.json", "*.txt", "*.model", "open_clip_*"]
 
 
@@ -42,6 +50,7 @@ def load_encoder(encoder_id: str, device: str | torch.device = "auto") -> Encode
     """
     if encoder_id in SHIPPED:
         return _load_folder(ENCODERS / encoder_id, encoder_id, device)
+    encoder_id = _of_existing_folder(encoder_id)
     if encoder_id.startswith(LOCAL_DIR):
         folder = Path(encoder_id.removeprefix(LOCAL_DIR))
         name = folder.name if folder.is_absolute() else folder.as_posix()
@@ -50,7 +59,8 @@ def load_encoder(encoder_id: str, device: str | torch.device = "auto") -> Encode
         parts = load_two_models(encoder_id)
         return Encoder(*parts, resolve_device(device), shared_space=False)
     if encoder_id.startswith(TRANSFORMERS):
-        return Encoder(*load_transformers(encoder_id), resolve_device(device))
+        encoder = Encoder(*load_transformers(encoder_id), resolve_device(device))
+        return _tried(encoder, encoder_id, UNFIT, ADVICE)
     if encoder_id.startswith(HF_HUB):
         if "@" in encoder_id:
             return _load_folder(_at_revision(encoder_id), encoder_id, device)
@@ -59,6 +69,21 @@ def load_encoder(encoder_id: str, device: str | torch.device = "auto") -> Encode
         return _load_checkpoint(encoder_id, device)
     architecture, tag = _known(encoder_id)
     return _load(encoder_id, architecture, tag, device)
+
+
+def _of_existing_folder(encoder_id: str) -> str:
+    """The id with a folder's `~` written out.
+
+    Raises:
+        UserError: the folder holds a model of another library than the id says.
+    """
+    prefix = next((known for known in MODEL_FILES if encoder_id.startswith(known)), "")
+    place = os.path.expanduser(encoder_id.removeprefix(prefix))
+    folder = Path(place)
+    fitting = [known for known, file in MODEL_FILES.items() if (folder / file).is_file()]
+    if fitting and prefix not in fitting:
+        raise UserError(f"{encoder_id}: a folder of another kind; give {fitting[0]}{place}")
+    return prefix + place
 
 
 def _load_folder(folder: Path, encoder_id: str, device: str | torch.device) -> Encoder:
@@ -74,11 +99,14 @@ def _load_folder(folder: Path, encoder_id: str, device: str | torch.device) -> E
             "holds an open_clip model"
         )
     try:
-        complete = "model_cfg" in json.loads(config.read_text())
+        described = json.loads(config.read_text())
     except ValueError as error:
         raise UserError(f"{config}: not JSON ({error}); save the model again") from None
-    if not complete:
-        raise UserError(f"{config}: no model_cfg; save the model in open_clip's hub format")
+    model = described.get("model_cfg") if isinstance(described, dict) else None
+    if not isinstance(model, dict) or not isinstance(model.get("text_cfg"), dict):
+        raise UserError(
+            f"{config}: no model_cfg with a text_cfg; save the model in open_clip's hub format"
+        )
     if not any(file for end in ("safetensors", "bin", "pth") for file in folder.glob(f"*.{end}")):
         raise UserError(
             f"{encoder_id}: no weights in {folder}; put open_clip_model.safetensors there"
@@ -197,7 +225,7 @@ def _load(
         tokenizer = open_clip.get_tokenizer(model_name)
     except Exception as error:  # open_clip, huggingface_hub and urllib each raise their own
         if model_name.startswith(LOCAL_DIR):
-            advice = "check that its config, weights and tokenizer files belong together"
+            advice = TOGETHER
         elif encoder_id.endswith(CHECKPOINTS):
             advice = f"check that the file holds the weights of a {model_name}, and no more"
         else:
@@ -208,4 +236,38 @@ def _load(
         raise UserError(
             f"{encoder_id}: cannot be loaded ({first_line(error)}); {advice}"
         ) from error
-    return Encoder(encoder_id, model, transform, tokenizer, resolve_device(device))
+    encoder = Encoder(encoder_id, model, transform, tokenizer, resolve_device(device))
+    if encoder_id in SHIPPED:
+        return encoder
+    unfit = "the model cannot embed what its transform and tokenizer make"
+    return _tried(encoder, encoder_id, unfit, TOGETHER)
+
+
+def _tried(encoder: Encoder, encoder_id: str, unfit: str, advice: str) -> Encoder:
+    """The encoder, after it embedded two pictures and two texts.
+
+    Args:
+        unfit: what to say where it cannot.
+        advice: what to do then.
+
+    Raises:
+        UserError: it cannot, embeds them in different spaces, or gives NaN or infinity.
+    """
+    try:
+        image = encoder.encode_images([Image.new("RGB", shape) for shape in TRIED_SHAPES])
+        text = encoder.encode_texts(TRIED_TEXTS)
+    except Exception as error:  # whatever the model's code raises
+        raise UserError(f"{encoder_id}: {unfit} ({first_line(error)}); {advice}") from error
+    if image.ndim != 2 or image.shape != text.shape:
+        shapes = f"images {list(image.shape[1:])}, texts {list(text.shape[1:])}"
+        raise UserError(
+            f"{encoder_id}: no space that images and texts share ({shapes}); give a model "
+            "trained with a contrastive loss"
+        )
+    for kind, embeddings in (("images", image), ("texts", text)):
+        if not embeddings.isfinite().all():
+            raise UserError(
+                f"{encoder_id}: its embeddings of {kind} are not finite; save its weights again, "
+                "from a training that did not diverge"
+            )
+    return encoder

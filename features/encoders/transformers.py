@@ -29,12 +29,18 @@ PADDED_TO_THE_END = ("siglip", "siglip2")
 """Model types that read a text's vector at its last place, padding and all."""
 GEOMETRY = ("do_resize", "size", "resample", "do_center_crop", "crop_size", "do_pad", "pad_size")
 """An image processor's settings that decide which pixels it makes."""
-AS_IT_IS = {"do_rescale": False, "image_mean": [0.0] * 3, "image_std": [1.0] * 3}
-"""A normalisation that changes nothing; some processors normalise even where they need not."""
+AS_IT_IS = {
+    "do_rescale": True,
+    "rescale_factor": 1.0,
+    "image_mean": [0.0] * 3,
+    "image_std": [1.0] * 3,
+}
+"""A rescaling and a normalisation that change nothing; some processors normalise even where they
+need not, and only what was rescaled."""
 AFFINE_DECIMALS = 6
 """To which mean and deviation are measured."""
-TRIED_SHAPES = ((64, 64), (96, 48))
-"""Of the pictures that a model is tried on: a processor must make one shape of all."""
+UNFIT = "the model cannot embed what its processor makes"
+ADVICE = "save the processor that belongs to it"
 TOLERANCE = 1e-4
 """Of normalised pixels."""
 
@@ -138,9 +144,10 @@ class ResizeAndCrop:
         settings: of the processor, as JSON, by which it is known.
     """
 
-    def __init__(self, process: Any, settings: str) -> None:
+    def __init__(self, process: Any, settings: str, as_it_is: dict[str, Any]) -> None:
         self._process = process
         self.settings = settings
+        self._as_it_is = as_it_is
 
     @property
     def size(self) -> list[int] | None:
@@ -150,7 +157,7 @@ class ResizeAndCrop:
         return sides if own["do_resize"] and sides else None
 
     def __call__(self, image: Image.Image) -> Image.Image:
-        made = self._process(images=[image], **AS_IT_IS)
+        made = self._process(images=[image], **self._as_it_is)
         pixels = np.asarray(made["pixel_values"][0])  # [3, height, width]
         return Image.fromarray(np.rint(pixels).astype(np.uint8).transpose(1, 2, 0))
 
@@ -208,7 +215,9 @@ def image_transform(processor: Any, config: Any) -> Callable[[Image.Image], Tens
     std = 1 / (white - black)  # [3]
     mean = [round(value, AFFINE_DECIMALS) for value in (-black * std).tolist()]
     deviation = [round(value, AFFINE_DECIMALS) for value in std.tolist()]
-    cut = Compose([ResizeAndCrop(processor, settings), ToTensor(), Normalize(mean, deviation)])
+    as_it_is = AS_IT_IS | ({"rescale_offset": False} if own.get("rescale_offset") else {})
+    crop = ResizeAndCrop(processor, settings, as_it_is)
+    cut = Compose([crop, ToTensor(), Normalize(mean, deviation)])
     noise = np.random.default_rng(0).integers(0, 256, (70, 90, 3), np.uint8)
     picture = Image.fromarray(noise)
     return cut if torch.allclose(cut(picture), whole(picture), atol=TOLERANCE) else whole
@@ -227,7 +236,7 @@ def load_transformers(
 
     Raises:
         UserError: it cannot be loaded, has no towers for images and texts, no weights for a part,
-            no processor, or no space that images and texts share.
+            or no processor.
     """
     name = encoder_id.removeprefix(TRANSFORMERS)
     place, revision = name, None
@@ -237,9 +246,13 @@ def load_transformers(
     processor = _processor(place, revision or None)
     pad_token = processor.tokenizer.pad_token_id
     model = DualEncoder(loaded, 0 if pad_token is None else pad_token)
-    transform = image_transform(processor, loaded.config)
-    tokens = ProcessorTokens(processor, loaded.config)
-    _require_one_space(place, model.eval(), transform, tokens)
+    try:
+        transform = image_transform(processor, loaded.config)
+        tokens = ProcessorTokens(processor, loaded.config)
+    except Exception as error:  # whatever the processor's code raises
+        raise UserError(
+            f"{TRANSFORMERS}{place}: {UNFIT} ({first_line(error)}); {ADVICE}"
+        ) from error
     return TRANSFORMERS + public_id(name), model, transform, tokens
 
 
@@ -283,32 +296,6 @@ def _processor(place: str, revision: str | None) -> Any:
         # transformers makes up an empty tokenizer where its files are missing
         raise _no_processor(place, f"its {type(tokenizer).__name__} has no words")
     return processor
-
-
-@torch.inference_mode()
-def _require_one_space(
-    place: str,
-    model: DualEncoder,
-    transform: Callable[[Image.Image], Tensor],
-    tokens: ProcessorTokens,
-) -> None:
-    """Raise a UserError where the model does not embed what its processor makes, or not in one
-    space."""
-    try:
-        pictures = [transform(Image.new("RGB", shape)) for shape in TRIED_SHAPES]
-        image = model.encode_image(torch.stack(pictures))  # [2, dim]
-        text = model.encode_text(tokens(["a", "a longer text"]))  # [2, dim]
-    except Exception as error:  # whatever the model's code raises
-        raise UserError(
-            f"{TRANSFORMERS}{place}: the model cannot embed what its processor makes "
-            f"({first_line(error)}); save the processor that belongs to it"
-        ) from error
-    if image.ndim != 2 or image.shape != text.shape:
-        shapes = f"images {list(image.shape[1:])}, texts {list(text.shape[1:])}"
-        raise UserError(
-            f"{TRANSFORMERS}{place}: no space that images and texts share ({shapes}); give a model "
-            "trained with a contrastive loss"
-        )
 
 
 def _no_processor(place: str, reason: str) -> UserError:
