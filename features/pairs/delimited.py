@@ -19,15 +19,17 @@ from collections.abc import Iterator, Sequence
 from functools import cached_property
 from itertools import count, islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from features.errors import UserError, first_line
 from features.pairs.base import PART_RECORDS, Record
 from features.pairs.images import EXTENSIONS
-from features.pairs.records import CAPTION_COLUMNS, IMAGE_COLUMNS
+from features.pairs.json_objects import records_within
+from features.pairs.records import USUAL_COLUMNS, usual_form
 from features.pairs.text import UnknownEncoding, encoding_of
 
 DELIMITERS = (",", "\t", ";", "|")
+JSON = ".json"
 EXCEL_HINT = re.compile(r"sep=(.)\s*$")
 MAX_QUOTED_LINES = 100
 """A quoted field that goes on for more lines was opened by a stray quote."""
@@ -145,19 +147,8 @@ def _in_utf8(path: Path, encoding: str) -> Path:
     return Path(name)
 
 
-def _array_in_lines(path: Path, source: Path, encoding: str) -> Path:
-    """A copy of a JSON array with one of its values a line, which is kept until the program ends.
-
-    Raises:
-        UserError: it is no JSON.
-    """
-    try:
-        values = json.loads(source.read_bytes().decode(encoding).removeprefix("\ufeff"))
-    except (ValueError, RecursionError) as error:
-        raise UserError(
-            f"{path}: begins as a JSON array and is none ({first_line(error)}); write it again, or "
-            "one JSON object a line"
-        ) from None
+def _in_lines(values: list[Any]) -> Path:
+    """A file with one JSON value a line, which is kept until the program ends."""
     descriptor, name = tempfile.mkstemp(suffix=".jsonl")
     atexit.register(Path(name).unlink, missing_ok=True)
     with open(descriptor, "w", encoding="utf-8", newline="\n") as copy:
@@ -166,14 +157,34 @@ def _array_in_lines(path: Path, source: Path, encoding: str) -> Path:
 
 
 class JsonLines(TextRecords):
-    """One JSON object a line, or one JSON array of all objects, which is held in memory once."""
+    """One JSON object a line, or one JSON array or (in a .json file) object that holds them all
+    (`features.pairs.json_objects`), which is held in memory once."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
-        encoding = "utf-8" if self.encoding == "utf-8-sig" else self.encoding
         text = next((line.text for line in self._lines(0, 1) if (line.text or "").strip()), "")
-        if text is not None and text.lstrip().startswith("["):
-            self._utf8, self.encoding = _array_in_lines(path, self._utf8, encoding), "utf-8"
+        first = (text or "").lstrip()[:1]
+        if first == "[" or (first == "{" and path.suffix.lower() == JSON):
+            self._open_whole(first)
+
+    def _open_whole(self, first: str) -> None:
+        """Read the one JSON value that the file is; several objects, one a line, are left alone.
+
+        Raises:
+            UserError: it begins as an array and is none.
+        """
+        encoding = "utf-8" if self.encoding == "utf-8-sig" else self.encoding
+        try:
+            whole = json.loads(self._utf8.read_bytes().decode(encoding).removeprefix("\ufeff"))
+        except (ValueError, RecursionError) as error:
+            if first == "{":
+                return
+            raise UserError(
+                f"{self.path}: begins as a JSON array and is none ({first_line(error)}); write it "
+                "again, or one JSON object a line"
+            ) from None
+        self._utf8 = _in_lines(whole if isinstance(whole, list) else records_within(whole))
+        self.encoding = "utf-8"
 
     def names(self) -> list[str]:
         first = [found.record for found in self.read(0, PART_RECORDS)]
@@ -214,7 +225,7 @@ class Delimited(TextRecords):
         self.delimiter = ","
         self.header: list[str] = []
         self._header_lines = 0
-        known = {*IMAGE_COLUMNS, *CAPTION_COLUMNS, *(name.lower() for name in columns)}
+        known = {*USUAL_COLUMNS, *map(usual_form, columns)}
         for line in self._lines(0, 1):
             self._header_lines = line.number
             text = line.text or ""
@@ -242,7 +253,7 @@ class Delimited(TextRecords):
         def goodness(delimiter: str) -> tuple[int, int]:
             row = self._parsed(header, delimiter)
             names = row if isinstance(row, list) else header.split(delimiter)
-            return sum(name.strip().lower() in known for name in names), len(names)
+            return sum(usual_form(name) in known for name in names), len(names)
 
         return max(DELIMITERS, key=goodness)
 

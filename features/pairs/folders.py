@@ -23,6 +23,8 @@ TEXTS = ("txt", "caption")
 """Endings of the texts beside images, in small letters."""
 SPLITS = ("train", "training", "val", "valid", "validation", "dev", "test", "testing")
 LABEL, CAPTION = "label", "caption"
+UNREAD = (".heic", ".heif", ".jxl")
+"""Endings of photographs that cannot be decoded: each is listed as skipped."""
 
 
 class FolderPairs(PairSource):
@@ -37,8 +39,8 @@ class FolderPairs(PairSource):
         self.folder = folder
         self.name = folder.resolve().name
         files = walk(folder)
-        self.files = [name for name in files if name.lower().endswith(EXTENSIONS)]
-        if not self.files:
+        self.files = [name for name in files if name.lower().endswith((*EXTENSIONS, *UNREAD))]
+        if not any(name.lower().endswith(EXTENSIONS) for name in self.files):
             raise UserError(f"{folder}: {_nothing_in(files)}")
         self.splits = _splits(self.files)
         self._texts = _texts(files)

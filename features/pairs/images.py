@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import stat
 import warnings
 from collections.abc import Iterable, Iterator
@@ -36,6 +37,8 @@ EXTENSIONS = (
     ".png",
     ".jpg",
     ".jpeg",
+    ".jfif",
+    ".jpe",
     ".webp",
     ".gif",
     ".bmp",
@@ -43,9 +46,14 @@ EXTENSIONS = (
     ".tiff",
     ".avif",
     ".jp2",
+    ".j2k",
     ".ppm",
+    ".pgm",
+    ".pnm",
 )
 """In small letters, of the files that are taken for pictures in folders and archives."""
+HEIC = re.compile(rb".{4}ftyp(hei|hev|mif1|msf1)", re.DOTALL)
+"""What files of phones' photographs begin with, unless they are AVIF."""
 MAX_ASPECT_RATIO = 100
 """Encoders scale the short side up: one pixel by 20,000 would become gigabytes."""
 SPARE = 2
@@ -75,6 +83,8 @@ def decode_image(content: bytes, short_side: int | None = None) -> Image.Image:
         try:
             image = Image.open(io.BytesIO(content), formats=_readable_formats())
         except UnidentifiedImageError:
+            if HEIC.match(content):
+                raise UnreadableImage("unreadable image: HEIC; convert it to JPEG") from None
             raise UnreadableImage(
                 "unreadable image: none of the formats " + ", ".join(FORMATS)
             ) from None

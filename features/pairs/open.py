@@ -29,7 +29,7 @@ from features.pairs.parquet import ParquetPairs
 from features.pairs.records import Wanted
 from features.pairs.remote import is_url, path_of
 from features.pairs.several import SeveralPairs
-from features.pairs.tables import DELIMITED, JSON, JSON_LINES, FilePairs
+from features.pairs.tables import DELIMITED, JSON_LINES, NAMED_ALONE, FilePairs
 from features.pairs.tars import ENDINGS, TarPairs
 
 PARQUET = ".parquet"
@@ -37,6 +37,12 @@ TABLES = (*JSON_LINES, *DELIMITED, PARQUET)
 METADATA = "metadata"
 DEPTH = 2
 """Folders below the named one in which tables and archives are looked for."""
+ADVICE = {
+    **dict.fromkeys((".gz", ".bz2", ".xz", ".zst", ".zip", ".7z"), "unpack it"),
+    **dict.fromkeys((".xlsx", ".xls", ".ods"), "save the sheet as .csv"),
+    **dict.fromkeys((".arrow", ".feather", ".pkl", ".h5"), "write it as .parquet"),
+}
+"""What to do with files in other formats."""
 MAX_FILES = 100_000
 """That a pattern may stand for."""
 RANGE = re.compile(r"\{(\d+)\.\.(\d+)")
@@ -77,6 +83,8 @@ def open_pairs(
     if not spec.strip():
         raise UserError("pairs: the name is empty; give a folder, a file or a URL")
     wanted = Wanted(image_column, caption_column, captions_needed)
+    if spec.startswith("~"):
+        spec = os.path.expanduser(spec)
     path = Path(spec)
     if is_url(spec):
         if not path_of(spec).name.endswith(ENDINGS):
@@ -99,18 +107,20 @@ def _file(path: Path, wanted: Wanted) -> PairSource:
         return TarPairs([str(path)], path.name, wanted)
     if name.endswith(PARQUET):
         return ParquetPairs(path, wanted)
-    if name.endswith((*TABLES, JSON)):
+    if name.endswith((*TABLES, *NAMED_ALONE)):
         return FilePairs(path, path.name, wanted)
     raise UserError(
         f"{path}: unknown format {path.suffix!r}; use a folder of images, or a file that ends in "
-        f"{', '.join((*TABLES, JSON))} or .tar"
+        f"{', '.join((*TABLES, *NAMED_ALONE))} or .tar"
+        + (f"; {ADVICE[path.suffix.lower()]}" if path.suffix.lower() in ADVICE else "")
     )
 
 
 def _folder(folder: Path, spec: str, wanted: Wanted) -> PairSource:
     """The pairs in a folder, by the first of the layouts that fits."""
     name = folder.resolve().name
-    files = _files_below(folder)
+    # img2dataset writes what it downloaded in 00000/ beside a table of it, 00000.parquet
+    files = [f for f in _files_below(folder) if not (folder / f).with_suffix("").is_dir()]
     for depth in range(1, DEPTH + 2):
         described = [f for f in files if len(f.parts) <= depth and _is_metadata(f)]
         if described:

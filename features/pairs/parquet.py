@@ -17,8 +17,16 @@ from PIL import Image
 from features.errors import UserError, first_line
 from features.pairs.base import PART_RECORDS, Found, PairSource, Part, Record, Skipped, sampled
 from features.pairs.images import decoded
-from features.pairs.named import is_picture, named_content, why_missing
-from features.pairs.records import ATTRIBUTES, Wanted, make_pair, skipped, text_of
+from features.pairs.named import folder_of_names, is_picture, named_content, why_missing
+from features.pairs.records import (
+    ATTRIBUTES,
+    Wanted,
+    make_pair,
+    only_of,
+    skipped,
+    text_of,
+    why_no_name,
+)
 
 BATCH = 64
 """Rows that are held in memory together where the file holds the images."""
@@ -87,7 +95,7 @@ class ParquetPairs(PairSource):
             name = None if path is None or is_picture(path) else path
             named = {"id": text_of(record.get("id")) or name or where}
             content = partial(self._content, value)
-            missing = why_missing(path) if path else "missing image file: no name"
+            missing = why_missing(path) if path else why_no_name(value)
             yield make_pair(record | named, self.columns, content, str(row), missing)
 
     def images(self, locations: Iterable[str]) -> Iterator[tuple[str, Image.Image]]:
@@ -125,13 +133,21 @@ class ParquetPairs(PairSource):
 
     def _content(self, value: Any) -> bytes | None:
         """The content of an image file, or of the one that a path names."""
+        value = only_of(value)
         content, path = value, value
         if isinstance(value, dict):
             content, path = value.get("bytes"), value.get("path")
         if isinstance(content, bytes):
             return content
         name = text_of(path)
-        return named_content(str(self.path.parent), name) if name else None
+        return named_content(self._folder, name) if name else None
+
+    @cached_property
+    def _folder(self) -> str:
+        """That paths are relative to."""
+        rows = self._rows(0, self.total(), [self._image])
+        paths = (_path_of(record[self._image]) for _, record in rows if isinstance(record, dict))
+        return folder_of_names(self.path, filter(None, paths))
 
     def _rows(
         self, start: int, stop: int, columns: list[str]
@@ -200,6 +216,7 @@ def _chunks(group: pq.RowGroupMetaData) -> Iterator[_Chunk]:
 
 def _path_of(value: Any) -> str | None:
     """The path that an image column's value gives, where it gives one."""
+    value = only_of(value)
     value = value.get("path") if isinstance(value, dict) else value
     return None if isinstance(value, bytes) else text_of(value)
 
@@ -218,7 +235,7 @@ def _records(batch: pa.RecordBatch) -> Iterator[Record | str]:
 
 def _holds_bytes(kind: pa.DataType) -> bool:
     """Whether a column's values are, or hold, the bytes of image files."""
-    if pa.types.is_dictionary(kind):
+    if pa.types.is_dictionary(kind) or _is_list(kind):
         return _holds_bytes(kind.value_type)
     if pa.types.is_struct(kind):
         return any(_holds_bytes(kind.field(i).type) for i in range(kind.num_fields))

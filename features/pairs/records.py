@@ -3,17 +3,21 @@ JSON or CSV gives them."""
 
 from __future__ import annotations
 
+import ast
+import contextlib
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import date, time
 from decimal import Decimal
+from itertools import chain
 from typing import Any
 from uuid import UUID
 
 from features.errors import UserError
 from features.pairs.base import Described, Found, Record, Skipped
-from features.pairs.images import UnreadableImage
+from features.pairs.images import EXTENSIONS, UnreadableImage
 from features.pairs.text import UnknownEncoding, decode_text, is_unicode, printable
 
 IMAGE_COLUMNS = (
@@ -28,8 +32,26 @@ IMAGE_COLUMNS = (
     "img",
 )
 CAPTION_COLUMNS = ("caption", "captions", "text", "texts", "title", "description")
+LESS_USUAL = {
+    "image": (
+        "image_name",
+        "image_filename",
+        "img_path",
+        "file_path",
+        "images",
+        "jpg",
+        "jpeg",
+        "png",
+        "webp",
+    ),
+    "caption": ("sentence", "sentences", "raw", "caption_text", "alt_text", "comment", "prompt"),
+}
+"""Columns of images and captions where there is none of the usual ones."""
+USUAL_COLUMNS = frozenset((*IMAGE_COLUMNS, *CAPTION_COLUMNS, *chain(*LESS_USUAL.values())))
 TEXT_FIELDS = ("raw", "value", "sentence", "string")
 """More names that the text has where a caption is a record itself."""
+URL_COLUMNS = ("url", "urls", "image_url", "img_url")
+LIST_IN_TEXT = re.compile(r"""\[\s*(['"]).*\1\s*,?\s*\]""", re.DOTALL)
 ATTRIBUTES = "attributes"
 """A record within the record that holds more attributes."""
 SEPARATOR = "|"
@@ -89,8 +111,13 @@ class Wanted:
 
 def _usual(usual: Iterable[str], names: list[str]) -> list[str]:
     """Those of the usual names that occur, as they are written, in the order of the usual ones."""
-    by_name = {name.strip().lower(): name for name in reversed(names)}
+    by_name = {usual_form(name): name for name in reversed(names)}
     return [by_name[name] for name in usual if name in by_name]
+
+
+def usual_form(name: str) -> str:
+    """A column's name as the usual ones are written: in small letters, underscores for blanks."""
+    return re.sub(r"[\s-]+", "_", name.strip().lower())
 
 
 def _chosen(
@@ -102,13 +129,23 @@ def _chosen(
         raise UserError(
             f"{where}: no column {asked!r} for the {kind}; there are {', '.join(names) or 'none'}"
         )
-    found = _usual(usual, names)
+    found = _usual(usual, names) or _usual(LESS_USUAL[kind], names)
     if not found:
         raise UserError(
             f"{where}: no {kind} column among {', '.join(names) or 'none'}; name one of them "
             f"{', '.join(usual[:-1])} or {usual[-1]}, or say which it is with --{kind}-column"
+            + _why_none(names)
         )
     return found
+
+
+def _why_none(names: list[str]) -> str:
+    """What is to be done about a table that lacks a column, where its columns' names show it."""
+    if any(name.lower().startswith("http") or name.lower().endswith(EXTENSIONS) for name in names):
+        return "; the first line is taken for the columns' names, and seems to be a record"
+    if any(usual_form(name) in URL_COLUMNS for name in names):
+        return "; pictures behind URLs have to be downloaded first (img2dataset does it)"
+    return ""
 
 
 def text_of(value: Any) -> str | None:
@@ -140,7 +177,8 @@ def text_of(value: Any) -> str | None:
 
 
 def texts_of(value: Any) -> list[str]:
-    """The texts of a scalar, of a list at any depth, or of a record's usual caption field (as
+    """The texts of a scalar, of a list at any depth, of a list that is written out as text
+    (`["a dog", "a cat"]`, as Python or JSON has it), or of a record's usual caption field (as
     `{"raw": "a dog", "tokens": [...]}` or `{"text": "a dog", "lang": "en"}`), in order; without
     those that are blank."""
     if isinstance(value, list | tuple):
@@ -149,7 +187,22 @@ def texts_of(value: Any) -> list[str]:
         fields = _usual((*CAPTION_COLUMNS, *TEXT_FIELDS), list(value))
         return next(filter(None, (texts_of(value[field]) for field in fields)), [])
     text = (text_of(value) or "").strip()
+    if LIST_IN_TEXT.fullmatch(text):
+        with contextlib.suppress(ValueError, SyntaxError, MemoryError, RecursionError):
+            return texts_of(ast.literal_eval(text))
     return [text] if text else []
+
+
+def only_of(value: Any) -> Any:
+    """What a list of one value holds; other values as they are."""
+    return value[0] if isinstance(value, list) and len(value) == 1 else value
+
+
+def why_no_name(value: Any) -> str:
+    """The reason why an image column's value gives no picture."""
+    if isinstance(value, list) and value:
+        return f"missing image file: a list of {len(value)}, where one path or picture is needed"
+    return "missing image file: no name"
 
 
 def record_captions(record: Record, columns: Iterable[str]) -> tuple[str, ...]:

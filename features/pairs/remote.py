@@ -32,7 +32,10 @@ Got = TypeVar("Got")
 
 
 def is_url(where: str) -> bool:
-    return urlsplit(where).scheme in SCHEMES
+    try:
+        return urlsplit(where).scheme in SCHEMES
+    except ValueError:  # brackets that hold no address
+        return False
 
 
 def path_of(where: str) -> PurePosixPath:

@@ -13,19 +13,27 @@ from PIL import Image
 
 from features.errors import UserError
 from features.pairs.base import Found, PairSource, Part, Record, Skipped, sampled, spans
-from features.pairs.delimited import Delimited, JsonLines, TextRecords
+from features.pairs.delimited import JSON, Delimited, JsonLines, TextRecords
 from features.pairs.images import decoded
-from features.pairs.named import is_picture, named_content, path_named, possible_paths, why_missing
-from features.pairs.records import Wanted, make_pair, skipped, text_of
+from features.pairs.named import (
+    folder_of_names,
+    is_picture,
+    named_content,
+    path_named,
+    possible_paths,
+    why_missing,
+)
+from features.pairs.records import Wanted, make_pair, only_of, skipped, text_of, why_no_name
 
 JSON_LINES = (".jsonl", ".ndjson")
-JSON = ".json"
-"""A table only where it is named itself: folders have others."""
 DELIMITED = (".csv", ".tsv")
+NAMED_ALONE = (JSON, ".txt")
+"""Tables only where they are named themselves: folders have others."""
 
 
 class FilePairs(PairSource):
-    """Image files listed in a table; their paths are relative to its folder.
+    """Image files listed in a table; their paths are relative to its folder, or to one nearby
+    (`folder_of_names`).
 
     Raises:
         UserError: there is no record, or no image or caption column.
@@ -61,7 +69,8 @@ class FilePairs(PairSource):
                 continue
             file_name = self._file_name(record)
             if not file_name:
-                yield skipped(text_of(record.get("id")) or row, row, "missing image file: no name")
+                reason = why_no_name(record.get(self.columns.image or ""))
+                yield skipped(text_of(record.get("id")) or row, row, reason)
                 continue
             location = self._location(file_name)
             if is_picture(file_name):
@@ -86,7 +95,7 @@ class FilePairs(PairSource):
         return digest.hexdigest()
 
     def _file_name(self, record: Record) -> str | None:
-        value = record.get(self.columns.image or "")
+        value = only_of(record.get(self.columns.image or ""))
         return text_of(value.get("path") if isinstance(value, dict) else value)
 
     def _location(self, file_name: str) -> str:
@@ -104,7 +113,9 @@ class FilePairs(PairSource):
 
     @cached_property
     def _root(self) -> str:
-        return str(self.folder)
+        records = (record for _, record in self.records.read(0, self.total()))
+        names = (self._file_name(record) for record in records if isinstance(record, dict))
+        return folder_of_names(self.metadata, filter(None, names))
 
 
 def sampled_file(path: str) -> bytes:

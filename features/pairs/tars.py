@@ -28,6 +28,8 @@ from features.pairs.text import UnknownEncoding, decode_text, printable
 
 ENDINGS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 IMAGES = tuple(extension.removeprefix(".") for extension in EXTENSIONS)
+LABEL = "cls"
+"""Ending of files that hold the number of a picture's class, and the attribute that it becomes."""
 PACKINGS = {"gzip": b"\x1f\x8b", "bzip2": b"BZh", "xz": b"\xfd7zXZ\x00"}
 MAX_MEMBER = 1 << 30
 """Bytes of a file in an archive; a larger one is no picture."""
@@ -60,19 +62,21 @@ class Sample:
     images: list[Member] = field(default_factory=list)
     texts: list[Member] = field(default_factory=list)
     records: list[Member] = field(default_factory=list)
+    labels: list[Member] = field(default_factory=list)
 
     def add(self, member: Member) -> None:
         kind = {**dict.fromkeys(IMAGES, self.images), **dict.fromkeys(TEXTS, self.texts)}
+        kind[LABEL] = self.labels
         kind.get(member.ending, self.records).append(member)
 
     @property
     def members(self) -> list[Member]:
-        return [*self.images, *self.texts, *self.records]
+        return [*self.images, *self.texts, *self.records, *self.labels]
 
 
 class TarPairs(PairSource):
-    """Tar files with an image and its .txt (the caption) or .json (captions, attributes), of one
-    name, wherever in the archive they stand.
+    """Tar files with an image and its .txt (the caption), .json (captions, attributes) or .cls (its
+    class), of one name, wherever in the archive they stand.
 
     A file behind a URL is downloaded when it is read, and removed afterwards.
 
@@ -177,6 +181,8 @@ class TarPairs(PairSource):
             return skipped(location, location, reason)
         record: Record = {"id": sample.key}
         try:
+            for label in sample.labels[:1]:
+                record[LABEL] = decode_text(_content(file, label))
             if sample.records:
                 parsed = json.loads(_content(file, sample.records[0]))
                 record |= parsed if isinstance(parsed, dict) else {}
@@ -230,7 +236,7 @@ def _members(file: IO[bytes]) -> tuple[list[Member], list[str]]:
                 member = Member(name, info.offset_data, info.size)
                 plain = info.isreg() and not info.sparse
                 hidden = base.startswith(".") or name.startswith("__MACOSX/")
-                if not plain or hidden or member.ending not in (*IMAGES, *TEXTS, "json"):
+                if not plain or hidden or member.ending not in (*IMAGES, *TEXTS, "json", LABEL):
                     continue
                 if member.start + member.size > size or member.size > MAX_MEMBER:
                     damage.append(f"{printable(name)} is cut off or too large")

@@ -328,3 +328,38 @@ def test_what_was_expected_is_named(tmp_path: Path) -> None:
     refused("both", "keep one of them")
     refused("a{b", "no such file or folder")
     refused("{0..99999999}.tar", "more than 100,000")
+
+
+def test_what_img2dataset_writes_in_folders(tmp_path: Path) -> None:
+    for shard in ("00000", "00001"):
+        (tmp_path / shard).mkdir()
+        for ending, content in ((".jpg", png()), (".txt", shard.encode()), (".json", b"{}")):
+            (tmp_path / shard / f"{shard}0{ending}").write_bytes(content)
+        pq.write_table(pa.table({"url": ["u"], "caption": ["x"]}), tmp_path / f"{shard}.parquet")
+        (tmp_path / f"{shard}_stats.json").write_text("{}")
+    assert captions(tmp_path) == ["00000", "00001"]
+
+
+@pytest.mark.parametrize("column", ["jpg", "png", "webp", "images"])
+def test_a_parquet_column_named_by_its_format(tmp_path: Path, column: str) -> None:
+    picture = [{"bytes": png(), "path": None}] if column == "images" else png()
+    pq.write_table(
+        pa.Table.from_pylist([{column: picture, "caption": "x"}]), tmp_path / "t.parquet"
+    )
+    assert captions(tmp_path) == ["x"]
+
+
+def test_phones_photographs_are_listed_as_skipped(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(png())
+    (tmp_path / "b.HEIC").write_bytes(b"\0\0\0\x18ftypheic" + bytes(40))
+    for name in "ab":
+        (tmp_path / f"{name}.txt").write_text(name)
+    assert captions(tmp_path) == ["a"]
+    assert reasons(tmp_path) == ["unreadable image: HEIC; convert it to JPEG"]
+
+
+@pytest.mark.parametrize("ending", ["jfif", "jpe", "pgm", "pnm", "j2k", "JPE"])
+def test_less_usual_endings_of_pictures(tmp_path: Path, ending: str) -> None:
+    (tmp_path / f"a.{ending}").write_bytes(png())
+    (tmp_path / "a.txt").write_text("x")
+    assert captions(tmp_path) == ["x"]

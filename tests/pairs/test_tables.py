@@ -238,8 +238,143 @@ def test_arrays_are_read_as_lines_are(
 
 @pytest.mark.parametrize("text", ['[{"image": "a.png"}', "[1, 2]", "[]", "5", '{"a"\n: 1}'])
 def test_json_that_is_no_table_is_explained(folder: Path, text: str) -> None:
-    with pytest.raises(UserError, match=r"t.json: .*(one JSON object a line|no records)"):
+    with pytest.raises(
+        UserError, match=r"t.json: .*(one JSON object a line|no records|no image column among a;)"
+    ):
         open_pairs(str(table(folder, text, "t.json")))
+
+
+@pytest.mark.parametrize(
+    ("image", "caption"),
+    [
+        ("Image Name", "Caption Text"),
+        ("img-path", "sentence"),
+        ("image_name", " comment"),
+        ("images", "prompt"),
+    ],
+)
+def test_less_usual_names_of_columns(folder: Path, image: str, caption: str) -> None:
+    (pair,) = pairs(table(folder, f"{image},{caption}\na.png,x\n"))
+    assert pair.captions == ("x",)
+
+
+def test_less_usual_names_stand_back(folder: Path) -> None:
+    (pair,) = pairs(table(folder, "image,caption,prompt,comment,png\na.png,x,y,z,u\n"))
+    assert pair.captions == ("x",) and pair.attributes == {
+        "prompt": "y",
+        "comment": "z",
+        "png": "u",
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "advice"),
+    [
+        ("a.png,a dog\nb.png,a cat\n", "seems to be a record"),
+        ("a dog\thttp://x.org/a.jpg\n", "seems to be a record"),
+        ("URL,TEXT\nhttp://x.org/a.jpg,a dog\n", "img2dataset"),
+    ],
+)
+def test_tables_without_a_column_say_why(folder: Path, text: str, advice: str) -> None:
+    with pytest.raises(UserError, match=f"t.csv: no image column.*{advice}"):
+        open_pairs(str(table(folder, text + "b.png,x\n")))
+
+
+@pytest.mark.parametrize(
+    ("cell", "expected"),
+    [
+        ("['a dog', 'a cat']", ("a dog", "a cat")),
+        ('[""a dog"", ""a cat""]', ("a dog", "a cat")),
+        ("[' ', 'it\\'s']", ("it's",)),
+        ("[music]", ("[music]",)),
+        ("['a' 'dog'", ("['a' 'dog'",)),
+        ("['a', dog']", ("['a', dog']",)),
+    ],
+)
+def test_lists_of_captions_written_out(folder: Path, cell: str, expected: tuple[str, ...]) -> None:
+    (pair,) = pairs(table(folder, f'image,caption\na.png,"{cell}"\n'))
+    assert pair.captions == expected
+
+
+def test_a_list_of_one_picture(folder: Path) -> None:
+    rows = [{"images": ["a.png"], "text": "x"}, {"images": ["a.png", "b.png"], "text": "y"}]
+    path = table(folder, "\n".join(map(json.dumps, rows)), "t.jsonl")
+    assert captions(path) == ["x"]
+    assert reasons(path) == ["missing image file: a list of 2, where one path or picture is needed"]
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet"])
+@pytest.mark.parametrize(
+    ("table_in", "pictures_in"),
+    [("", "images"), ("tables", ""), ("annotations", "val2017"), ("", "")],
+)
+def test_pictures_in_a_folder_nearby(
+    tmp_path: Path, ending: str, table_in: str, pictures_in: str
+) -> None:
+    for place in (table_in, pictures_in):
+        (tmp_path / "p" / place).mkdir(parents=True, exist_ok=True)
+    (tmp_path / "p" / pictures_in / "a.png").write_bytes(png())
+    path = tmp_path / "p" / table_in / f"t.{ending}"
+    rows = [{"image": "gone.png", "caption": "x"}, {"image": "a.png", "caption": "y"}]
+    if ending == "csv":
+        path.write_text("image,caption\ngone.png,x\na.png,y\n")
+    elif ending == "jsonl":
+        path.write_text("\n".join(map(json.dumps, rows)))
+    else:
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    source = open_pairs(str(path))
+    (pair,) = pairs(source)
+    assert [name for name, _ in source.images([pair.location])] == [pair.location]
+    before = source.fingerprint()
+    (tmp_path / "p" / pictures_in / "a.png").write_bytes(png("blue", size=9))
+    assert ending == "parquet" or open_pairs(str(path)).fingerprint() != before
+
+
+def test_pictures_in_several_folders_nearby_are_not_guessed(tmp_path: Path) -> None:
+    for place in ("train", "test"):
+        (tmp_path / place).mkdir()
+        (tmp_path / place / "a.png").write_bytes(png())
+    assert reasons(table(tmp_path, "image,caption\na.png,x\n")) == ["missing image file: a.png"]
+
+
+def test_pictures_beside_a_linked_table(tmp_path: Path) -> None:
+    for name in ("real", "links"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "real" / "a.png").write_bytes(png())
+    path = table(tmp_path / "real", "image,caption\na.png,x\n")
+    (tmp_path / "links" / "t.csv").symlink_to(path)
+    assert captions(tmp_path / "links" / "t.csv") == ["x"]
+
+
+def test_pictures_in_the_home_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(folder))
+    (folder / "tables").mkdir()
+    table(folder / "tables", "image,caption\n~/a.png,x\n")
+    assert captions("~/tables/t.csv") == ["x"]
+
+
+@pytest.mark.parametrize("ending", [".jpg", ".jpeg", ".png"])
+def test_names_of_pictures_without_their_ending(tmp_path: Path, ending: str) -> None:
+    (tmp_path / f"ISIC_0.1{ending}").write_bytes(png())
+    assert captions(table(tmp_path, "image,caption\nISIC_0.1,x\n")) == ["x"]
+
+
+def test_a_table_called_txt_is_read_where_it_is_named(folder: Path) -> None:
+    assert captions(table(folder, "image,caption\na.png,x\n", "captions.txt")) == ["x"]
+
+
+@pytest.mark.parametrize(
+    ("name", "advice"), [("t.csv.gz", "unpack"), ("t.xlsx", ".csv"), ("t.feather", ".parquet")]
+)
+def test_other_formats_say_what_to_do(folder: Path, name: str, advice: str) -> None:
+    with pytest.raises(UserError, match=f"unknown format.*; .*{advice}"):
+        open_pairs(str(table(folder, "x", name)))
+
+
+@pytest.mark.parametrize("name", ["http://[::1/a.png", "s3://[a", "file://[a.png"])
+def test_names_that_are_no_urls(folder: Path, name: str) -> None:
+    (reason,) = reasons(table(folder, f"image,caption\n{name},x\n"))
+    assert reason.startswith(f"missing image file: {name}")
 
 
 def test_columns_of_one_name_are_told_apart(folder: Path) -> None:

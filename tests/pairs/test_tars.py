@@ -196,6 +196,20 @@ def test_metadata_as_img2dataset_writes_it(tmp_path: Path) -> None:
     assert pair.attributes == {"url": "https://x/y.jpg", "key": "0", "width": "8", "sha": None}
 
 
+def test_a_class_beside_its_picture(tmp_path: Path) -> None:
+    content = [
+        ("0.jpg", png()),
+        ("0.cls", b"3"),
+        ("0.txt", b"x"),
+        ("1.cls", b"4"),
+        ("1.jpg", png()),
+    ]
+    path = write_tar(tmp_path / "x.tar", content)
+    assert [pair.attributes for pair in pairs(path)] == [{"cls": "3"}]
+    source = open_pairs(str(path), captions_needed=False)
+    assert [pair.attributes for pair in pairs(source)] == [{"cls": "3"}, {"cls": "4"}]
+
+
 @pytest.mark.parametrize(("name", "mode"), [("a.tar", "w:gz"), ("a.tar", "w:xz"), ("a.tgz", "w")])
 def test_an_archive_is_unpacked_by_its_content(tmp_path: Path, name: str, mode: str) -> None:
     files = [("a.png", png()), ("a.txt", b"x")]
