@@ -14,9 +14,22 @@ from typing import Any
 from features.errors import UserError, first_line
 
 
+def part_within(folder: Path, part: str, otherwise: str) -> str:
+    """What to do where a folder is not what it was taken for: give the part of a run in it, if it
+    is the folder of a run."""
+    inside = folder / part
+    return f"give {inside}" if (inside / "config.json").is_file() else otherwise
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary name beside `path` to write to; it takes the place of `path` at the end."""
+    """A temporary name beside `path` to write to; it takes the place of `path` at the end.
+
+    Raises:
+        UserError: a folder has that name.
+    """
+    if path.is_dir():
+        raise UserError(f"{path}: is a folder; name a file")
     temporary = path.with_name(path.name + ".tmp")
     yield temporary
     os.replace(temporary, path)

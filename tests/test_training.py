@@ -346,3 +346,14 @@ def test_the_whole_run_takes_them_too(
     fixed = ("--dictionary", tmp_path / "r" / "dictionary", "--steps", 5)
     code, _, err = mms(*run, *fixed, "--out", tmp_path / "s")
     assert code == 2 and "brings its own dictionary" in err
+
+
+@pytest.mark.parametrize("patience", [None, 2])
+def test_a_training_that_diverges_is_refused(
+    store: ActivationStore, tmp_path: Path, patience: int | None
+) -> None:
+    config = dataclasses.replace(SMALL, learning_rate=1e30, patience=patience)
+    with pytest.raises(UserError, match=r"diverged.*lower the learning rate"):
+        fit_dictionary(store, config, tmp_path, device="cpu", progress=False)
+    assert not (tmp_path / "config.json").exists()
+    fit_dictionary(store, SMALL, tmp_path, device="cpu", progress=False)

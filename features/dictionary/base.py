@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from features.errors import UserError, first_line
-from features.files import read_json, replacing, write_json
+from features.files import part_within, read_json, replacing, write_json
 from features.modality import MODALITIES, Modality
 
 SCHEMA = 1
@@ -252,7 +252,10 @@ def load_dictionary(folder: str | Path) -> Dictionary:
     """
     folder = Path(folder)
     if not (folder / "config.json").is_file():
-        raise UserError(f"{folder}: no dictionary here (no config.json); fit one first")
+        raise UserError(
+            f"{folder}: no dictionary here (no config.json); "
+            + part_within(folder, "dictionary", "fit one first")
+        )
     record = read_json(folder / "config.json")
     own = record.get("dictionary", record)
     if own.get("schema") != SCHEMA or "kind" not in own:

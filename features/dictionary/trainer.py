@@ -112,24 +112,7 @@ def new_dictionary(store: ActivationStore, config: TrainConfig) -> Dictionary:
     Raises:
         UserError: the settings don't fit the store.
     """
-    cls = dictionary_class(config.kind)
-    if not cls.trained_here:
-        raise UserError(
-            f"{config.kind}: not trained here; fit one of {', '.join(trained_kinds())}, or use mms "
-            "convert"
-        )
-    config.total_steps(len(store))
-    if config.kind == "identity":
-        features = k = store.dim
-    else:
-        features = 4 * store.dim if config.features is None else config.features
-        k = config.k
-    if config.features not in (None, features):
-        raise UserError(f"features {config.features}: identity has {features}; leave it out")
-    if features < 1:
-        raise UserError(f"features {features}: must be at least 1")
-    if not 1 <= k <= features:
-        raise UserError(f"k {k}: must be at least 1 and at most the {features} features")
+    cls, features, k = checked(config, store.dim)
     bias = cls.default_modality_bias if config.modality_bias is None else config.modality_bias
     return cls(
         DictionaryConfig(
@@ -143,6 +126,34 @@ def new_dictionary(store: ActivationStore, config: TrainConfig) -> Dictionary:
             encoder_fingerprint=store.config.encoder_fingerprint,
         )
     )
+
+
+def checked(config: TrainConfig, dim: int) -> tuple[type[Dictionary], int, int]:
+    """The kind, the number of features and the k of a dictionary for embeddings of so many
+    dimensions.
+
+    Raises:
+        UserError: a setting is out of its range, or they don't fit together.
+    """
+    cls = dictionary_class(config.kind)
+    if not cls.trained_here:
+        raise UserError(
+            f"{config.kind}: not trained here; fit one of {', '.join(trained_kinds())}, or use mms "
+            "convert"
+        )
+    config.total_steps(config.batch_size)
+    if config.kind == "identity":
+        features = k = dim
+    else:
+        features = 4 * dim if config.features is None else config.features
+        k = config.k
+    if config.features not in (None, features):
+        raise UserError(f"features {config.features}: identity has {features}; leave it out")
+    if features < 1:
+        raise UserError(f"features {features}: must be at least 1")
+    if not 1 <= k <= features:
+        raise UserError(f"k {k}: must be at least 1 and at most the {features} features")
+    return cls, features, k
 
 
 class _Activity(nn.Module):
@@ -275,6 +286,11 @@ def _train(
                     loss, fvu_of_batch = accelerator.reduce(
                         torch.stack([result.loss.detach(), result.fvu]), "mean"
                     ).tolist()
+                    if not math.isfinite(loss):
+                        raise UserError(
+                            f"{out}: the training diverged (loss {loss} in step {step}); lower the "
+                            f"learning rate, {config.learning_rate}"
+                        )
                     bar.update(task, fvu=f"{fvu_of_batch:.3f}", classes=shares)
                     measured = {
                         "pairs": (step + 1) * config.batch_size,
@@ -295,6 +311,11 @@ def _train(
             if finished % config.checkpoint_steps == 0 and accelerator.is_main_process:
                 save_checkpoint(checkpoint, modules, optimizer, finished, settings)
     history.end()
+    if not all(weight.isfinite().all() for weight in dictionary.parameters()):
+        raise UserError(
+            f"{out}: the training diverged (weights that are not finite); lower the learning rate, "
+            f"{config.learning_rate}"
+        )
     if best is not None and torch.isfinite(best.fvu):
         dictionary.load_state_dict(best.kept.state_dict())
     accelerator.wait_for_everyone()

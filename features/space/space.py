@@ -37,7 +37,7 @@ from features.encoders.encoder import Encoder
 from features.encoders.fingerprint import same_encoder
 from features.encoders.load import load_encoder
 from features.errors import UserError, first_line
-from features.files import read_json, write_json
+from features.files import part_within, read_json, write_json
 from features.modality import CLASSES, Rule
 from features.scores.words import holds, normalised
 from features.space.card import model_card
@@ -247,8 +247,7 @@ class FeatureSpace:
             UserError: `folder` holds something else.
         """
         folder = Path(folder)
-        if folder.exists() and not _replaceable(folder):
-            raise UserError(f"{folder}: exists and is no FeatureSpace; name another folder")
+        require_replaceable(folder)
         temporary = folder.with_name(folder.name + ".tmp")
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
@@ -344,6 +343,12 @@ class FeatureSpace:
         return encoder
 
 
+def require_replaceable(folder: str | Path) -> None:
+    """Raise a UserError where something else than a FeatureSpace lies."""
+    if Path(folder).exists() and not _replaceable(Path(folder)):
+        raise UserError(f"{folder}: exists and is no FeatureSpace; name another folder")
+
+
 def _replaceable(folder: Path) -> bool:
     """Whether the folder is empty or holds a FeatureSpace."""
     if not folder.is_dir():
@@ -368,8 +373,8 @@ def _find(where: str | Path) -> Path:
         return folder
     if folder.exists() or not HUB_ID.fullmatch(str(where)):
         raise UserError(
-            f"{where}: no FeatureSpace here (no config.json); give its folder, a hub id (org/name) "
-            "or embedded"
+            f"{where}: no FeatureSpace here (no config.json); "
+            + part_within(folder, "space", "give its folder, a hub id (org/name) or embedded")
         )
     from huggingface_hub import snapshot_download
 

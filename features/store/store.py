@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from features.errors import UserError, first_line
-from features.files import read_json
+from features.files import part_within, read_json
 
 SCHEMA = 2
 READABLE = (1, 2)
@@ -108,7 +108,10 @@ class ActivationStore:
                 raise UserError(
                     f"{path}: this store is unfinished; run the same extraction again to go on"
                 )
-            raise UserError(f"{path}: no activation store here (no config.json); extract one first")
+            raise UserError(
+                f"{path}: no activation store here (no config.json); "
+                + part_within(path, "store", "extract one first")
+            )
         record = read_json(path / "config.json")
         if record.get("schema") not in READABLE or "shards" not in record:
             raise UserError(

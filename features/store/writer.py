@@ -174,9 +174,11 @@ def _finished(out: Path, config: StoreConfig) -> bool:
                 what = key.removesuffix("_fingerprint")
                 addable = what == "pairs" and name == "config.json"
                 more = ", or add to it (mms extract --add)" if addable else ""
+                before, now = record.get(what), getattr(config, what)
+                changed = f"{before}, now {now}" if before != now else f"{now}, which has changed"
                 raise UserError(
-                    f"{out}: made with another {what} ({record.get(what)}, now "
-                    f"{getattr(config, what)}); name another folder or remove this one{more}"
+                    f"{out}: made with another {what} ({changed}); name another folder or remove "
+                    f"this one{more}"
                 )
         if name == "config.json":
             remove_extraction_files(out)

@@ -119,4 +119,9 @@ Vocabulary = Annotated[
     Path | None,
     typer.Option(help="Terms to name features by, one a line [default: the captions' own]."),
 ]
-Seed = Annotated[int, typer.Option(help="Seed of the dictionary and of the intervals.")]
+MOST_SEED = 2**32 - 1
+"""The largest that numpy and scikit-learn take."""
+Seed = Annotated[
+    int,
+    typer.Option(min=0, max=MOST_SEED, help="Seed of the dictionary and of the intervals."),
+]

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mms_apps.cli.options import MOST_SEED
+
 if TYPE_CHECKING:
     from mms_apps.robustness.results import Evaluation
 
@@ -97,7 +99,10 @@ def robustness(
         int, typer.Option(min=1, help="Images attacked at once; more on a GPU.")
     ] = 128,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")] = "auto",
-    seed: Annotated[int, typer.Option(help="Of the draw, the attacks and the intervals.")] = 0,
+    seed: Annotated[
+        int,
+        typer.Option(min=0, max=MOST_SEED, help="Of the draw, the attacks and the intervals."),
+    ] = 0,
 ) -> None:
     """Attack a CLIP-like model's classification and check that the attacks can be believed.
 

@@ -91,7 +91,8 @@ def run(
     caption_column: CaptionColumn = None,
 ) -> None:
     """All of it: extract, fit, score and report. Run it again to go on after an interruption."""
-    from features.dictionary import DICTIONARIES, fit_dictionary, load_dictionary
+    from features.dictionary import DICTIONARIES, checked, fit_dictionary, load_dictionary
+    from features.dictionary.history import require_tracker
     from features.distributed import from_main_process
     from features.encoders.fingerprint import same_encoder
     from features.encoders.load import load_encoder
@@ -99,7 +100,7 @@ def run(
     from features.reports.report import write_report
     from features.scores.terms import read_vocabulary
     from features.space.score import score as score_features
-    from features.space.space import FeatureSpace
+    from features.space.space import FeatureSpace, require_replaceable
     from features.store.extract import extract as extract_pairs
 
     is_kind = dictionary is None or dictionary in DICTIONARIES
@@ -125,6 +126,8 @@ def run(
             f"{fixed}: brings its own dictionary; leave out --dictionary, --features, --k, "
             "--modality-bias and how to train"
         )
+    require_tracker(tracker)
+    require_replaceable(out / "space")
     source = open_pairs(pairs, image_column=image_column, caption_column=caption_column)
     model = load_encoder(encoder, device=device)
     fitted = None
@@ -132,6 +135,8 @@ def run(
         fitted = FeatureSpace.load(space, device="cpu").dictionary
     elif folder:
         fitted = load_dictionary(folder)
+    else:
+        checked(config, model.dim)
     made_for = fitted.config.encoder_fingerprint if fitted else ""
     if fitted and made_for and not same_encoder(made_for, model.fingerprint):
         raise UserError(

@@ -137,9 +137,12 @@ def score(
     from features.pairs.open import open_pairs
     from features.scores.terms import read_vocabulary
     from features.space.score import score as score_features
+    from features.space.space import require_replaceable
+    from features.store.extend import sources_of
     from features.store.sample import sampled
     from features.store.store import ActivationStore
 
+    require_replaceable(out)
     opened = sampled(ActivationStore.open(store), sample, seed)
     judge = None
     if judge_store is not None:
@@ -147,6 +150,12 @@ def score(
     source = None
     if pairs is not None:
         source = open_pairs(pairs, image_column=image_column, caption_column=caption_column)
+        if source.fingerprint() not in sources_of(opened.config):
+            typer.echo(
+                f"{pairs}: other pairs than {store} was made from, or in another state; thumbnails "
+                "are those of the same names",
+                err=True,
+            )
     terms = None if vocabulary is None else read_vocabulary(vocabulary)
     scored = score_features(
         opened,

@@ -11,7 +11,7 @@ import typer
 
 from features.errors import UserError
 from features.files import write_json
-from mms_apps.cli.options import MovedEncoder
+from mms_apps.cli.options import MOST_SEED, MovedEncoder
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -68,7 +68,10 @@ def steer(
     guidance: Annotated[
         float | None, typer.Option(min=1, help="Guidance scale; 1 for none, 2 by default.")
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of the noise and of the prior; 0.")] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option(min=0, max=MOST_SEED, help="Seed of the noise and of the prior; 0."),
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")] = "auto",
 ) -> None:
     """Draw with edited features: plain.png, steered.png, strip.png and edits.json."""

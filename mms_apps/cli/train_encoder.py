@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from features.errors import UserError
-from mms_apps.cli.options import Out, Pairs
+from mms_apps.cli.options import MOST_SEED, Out, Pairs
 
 
 def train_encoder(
@@ -47,7 +47,7 @@ def train_encoder(
     batch_size: Annotated[
         int | None, typer.Option(min=2, help="[default: 256; with towers 512]")
     ] = None,
-    seed: Annotated[int, typer.Option()] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=MOST_SEED)] = 0,
     device: Annotated[str, typer.Option(help="cpu, cuda ...")] = "cpu",
 ) -> None:
     """Train an open_clip encoder on pairs.

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from mms_apps.cli.options import MOST_SEED
+
 
 def train_generator(
     out: Annotated[Path, typer.Option(help="Folder for the pipeline.")],
@@ -26,7 +28,7 @@ def train_generator(
             "denoiser trained on for all the steps."
         ),
     ] = None,
-    seed: Annotated[int, typer.Option()] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=MOST_SEED)] = 0,
     device: Annotated[str, typer.Option(help="cpu, cuda ...")] = "cpu",
 ) -> None:
     """Train the small image generator on the embedded world; run again to go on."""

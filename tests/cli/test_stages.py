@@ -44,3 +44,40 @@ def test_a_users_vocabulary_names_the_features(
     code, _, err = mms("score", *score, "--vocabulary", words, "--out", tmp_path / "other")
     assert code == 2
     assert "no terms" in one_error_line(err)
+
+
+def test_a_taken_folder_is_refused_before_anything_is_scored(
+    finished: Path, tmp_path: Path, mms: Mms
+) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("x")
+    score = ("--store", finished / "store", "--dictionary", "nowhere")
+    code, _, err = mms("score", *score, "--out", tmp_path / "mine")
+    assert code == 2 and "mine: exists and is no FeatureSpace" in one_error_line(err)
+
+
+def test_the_folder_of_a_run_stands_for_none_of_its_parts(
+    finished: Path, tmp_path: Path, mms: Mms
+) -> None:
+    out = ("--out", tmp_path / "out")
+    for part, command in (
+        ("space", ("report", finished, *out)),
+        ("store", ("fit", "--store", finished, *out)),
+        ("dictionary", ("score", "--store", finished / "store", "--dictionary", finished, *out)),
+    ):
+        code, _, err = mms(*command)
+        assert code == 2 and f"give {finished / part}" in one_error_line(err)
+
+
+def test_a_page_is_no_folder(finished: Path, tmp_path: Path, mms: Mms) -> None:
+    code, _, err = mms("report", finished / "space", "--no-evidence", "--out", tmp_path)
+    assert code == 2 and f"{tmp_path}: is a folder; name a file" in one_error_line(err)
+
+
+def test_thumbnails_of_other_pairs_are_said(
+    finished: Path, imagefolder: Path, tmp_path: Path, mms: Mms
+) -> None:
+    score = ("--store", finished / "store", "--dictionary", finished / "dictionary")
+    for pairs, said in ((imagefolder, False), ("embedded:heldout", True)):
+        code, _, err = mms("score", *score, "--pairs", pairs, "--out", tmp_path / "space")
+        assert code == 0 and (f"{pairs}: other pairs than" in err) == said
