@@ -49,7 +49,7 @@ def test_sums_by_label_are_those_of_dense_batches(seed: int, density: float, at_
     pair, label = has.nonzero(as_tuple=True)
     active = ActivePairs.of(image, text)
     sums = torch.ones(4, FEATURES, dtype=torch.float64)
-    with mock.patch("features.scores.active.PLACES_AT_ONCE", at_once):
+    with mock.patch("features.scores.active.JOINED_AT_ONCE", at_once):
         active.add_by_label(sums, active.text, pair, label)
     torch.testing.assert_close(sums, 1 + has.double().T @ text.double().abs())
 

@@ -18,8 +18,8 @@ from features.dictionary.base import SparseCode
 
 DENSE_SHARE = 0.1
 """With a larger share of places, dense products are faster."""
-PLACES_AT_ONCE = 1 << 15
-"""Places that are joined with something else together, which bounds the memory."""
+JOINED_AT_ONCE = 1 << 20
+"""Places with one of their pair's labels each that are added together, which bounds the memory."""
 
 
 @dataclass(frozen=True)
@@ -153,7 +153,8 @@ class ActivePairs:
             return
         of_pair = torch.bincount(pair, minlength=self.pairs)  # labels of each pair
         first = of_pair.cumsum(0) - of_pair
-        parts = (part.split(PLACES_AT_ONCE) for part in (self.pair, self.feature, values))
+        at_once = max(1, JOINED_AT_ONCE // max(1, int(of_pair.max())))
+        parts = (part.split(at_once) for part in (self.pair, self.feature, values))
         for its_pair, feature, value in zip(*parts, strict=True):
             own = of_pair[its_pair]
             its_label = label[runs(first[its_pair], own)]

@@ -15,10 +15,12 @@ import torch
 from torch import Tensor
 
 from features.bootstrap import FLOOR_QUANTILE, bootstrap_weights_of, ratio_interval
-from features.scores.active import PLACES_AT_ONCE, ActivePairs, runs
+from features.scores.active import ActivePairs, runs
 
 PERMUTATIONS = 40
 """Ways in which images get the texts of other pairs, for the floor."""
+PLACES_AT_ONCE = 1 << 15
+"""Images' places whose floors are added to together, which bounds the memory."""
 
 
 @dataclass(frozen=True)
