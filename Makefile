@@ -26,7 +26,7 @@ space:
 	find runs/space -name __pycache__ -prune -exec rm -r {} +
 
 test: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
 lint: install
 	$(BIN)/ruff check .

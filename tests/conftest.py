@@ -139,16 +139,22 @@ def space_folder(
     return scored.save(work / "space")
 
 
+def run_mms(*arguments: str | Path) -> int:
+    """Run the command in this process; its exit code."""
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as stopped:
+        patch.setattr(sys, "argv", ["mms", *map(str, arguments)])
+        cli.main()
+    return int(stopped.value.code or 0)
+
+
 @pytest.fixture
-def mms(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Mms:
+def mms(capsys: pytest.CaptureFixture[str]) -> Mms:
     """Run the command in this process: (exit code, stdout, stderr)."""
 
     def call(*arguments: str | Path) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["mms", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stopped:
-            cli.main()
+        code = run_mms(*arguments)
         out, err = capsys.readouterr()
-        return int(stopped.value.code or 0), out, err
+        return code, out, err
 
     return call
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import Mms
+from tests.conftest import Mms, run_mms
 
 ON_THE_CPU = ("--device", "cpu", "--workers", "0")
-SMALL = ("--features", "24", "--k", "4", *ON_THE_CPU)
+TRAINING = ("--features", "24", "--k", "4", "--steps", "200")
+SMALL = (*TRAINING, *ON_THE_CPU)
 
 
 @pytest.fixture(scope="session")
@@ -20,8 +19,7 @@ def finished(
 ) -> Path:
     """A finished `mms run`; don't change it."""
     out = tmp_path_factory.mktemp("finished")
-    command = [sys.executable, "-m", "mms_apps.cli", "run", *run_options(clip_folder, imagefolder)]
-    subprocess.run([*command, "--out", str(out)], check=True, capture_output=True)
+    assert run_mms("run", *run_options(clip_folder, imagefolder), "--out", out) == 0
     return out
 
 

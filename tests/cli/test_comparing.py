@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from tests.cli.conftest import one_error_line, run_options
-from tests.conftest import Mms
+from tests.conftest import Mms, run_mms
 
 
 @pytest.fixture(scope="module")
@@ -19,9 +17,8 @@ def other_run(
 ) -> Path:
     """A finished `mms run` with a group dictionary."""
     out = tmp_path_factory.mktemp("other")
-    options = run_options(clip_folder, imagefolder)
-    command = [sys.executable, "-m", "mms_apps.cli", "run", *options, "--dictionary", "group"]
-    subprocess.run([*command, "--out", str(out)], check=True, capture_output=True)
+    options = (*run_options(clip_folder, imagefolder), "--dictionary", "group")
+    assert run_mms("run", *options, "--out", out) == 0
     return out
 
 

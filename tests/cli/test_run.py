@@ -195,7 +195,7 @@ def test_seeds_that_numpy_takes(seed: str, tmp_path: Path, mms: Mms) -> None:
 
 
 def test_a_killed_run_goes_on(clip_folder: Path, tmp_path: Path, mms: Mms) -> None:
-    pairs = draw_imagefolder(tmp_path / "pairs", count=1600)
+    pairs = draw_imagefolder(tmp_path / "pairs", count=600)
     options = run_options(clip_folder, pairs)
     command = [sys.executable, "-m", "mms_apps.cli", "run", *options]
     process = subprocess.Popen(

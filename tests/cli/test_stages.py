@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from tests.cli.conftest import one_error_line
+from tests.cli.conftest import TRAINING, one_error_line
 from tests.conftest import Mms
 
 
@@ -17,8 +17,8 @@ def test_steps_alone_give_what_run_gives(
     encoder = f"local-dir:{clip_folder}"
     extract = ("--pairs", imagefolder, "--encoder", encoder, "--device", "cpu", "--workers", "0")
     assert mms("extract", *extract, "--out", store)[0] == 0
-    fit = ("--features", "24", "--k", "4", "--device", "cpu")
-    code, out, _ = mms("fit", "--store", store, *fit, "--out", dictionary)
+    fit = ("--store", store, *TRAINING, "--device", "cpu")
+    code, out, _ = mms("fit", *fit, "--out", dictionary)
     assert code == 0
     assert "24 features" in out
     score = ("--store", store, "--dictionary", dictionary, "--pairs", imagefolder)
