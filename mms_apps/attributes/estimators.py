@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from tempfile import TemporaryDirectory
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -231,7 +232,9 @@ class SparseProbe(LinearClassifier):
                 {"rfe__estimator__C": [ranking_strength], "logisticregression__C": STRENGTHS}
                 for ranking_strength in STRENGTHS[1:-1]
             ]
-            found = _search(pipeline, strengths, inputs, y, self.folds, self.random_state)
+            with TemporaryDirectory() as found_features:  # by all strengths of the last regression
+                pipeline.set_params(memory=found_features)
+                found = _search(pipeline, strengths, inputs, y, self.folds, self.random_state)
             self.strength_ = found.best_params_["logisticregression__C"]
             pipeline = found.best_estimator_
         else:

@@ -8,6 +8,7 @@ Permutation, Parametric and Bootstrap Tests of Hypotheses, chapter 3).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -20,6 +21,8 @@ CONDITIONAL = ("tpr", "fpr")
 """Statistics that condition on the label: for them groups are permuted within it."""
 DIFFERENCES = ("gap", "parity", *CONDITIONAL)
 ROUNDING = 1e-12
+BLOCK = 50_000
+"""Samples, over all its permutations, that are worked on at once."""
 
 
 @dataclass(frozen=True)
@@ -81,20 +84,22 @@ def permutation_tests(
     shape = (len(group_names), len(names), len(names))
     cluster = np.arange(len(group)) if clusters is None else _numbered(clusters.astype(str))
 
-    def statistics(group: np.ndarray) -> dict[str, float]:
-        cell = np.ravel_multi_index((group, true, found), shape)
-        return _statistics(np.bincount(cell, minlength=int(np.prod(shape))).reshape(shape))
+    def statistics(groups: np.ndarray) -> dict[str, np.ndarray]:
+        """Of the groups of each permutation, `[permutations, n]`."""
+        draw = np.arange(len(groups))[:, None]
+        cell = np.ravel_multi_index((draw, groups, true, found), (len(groups), *shape))
+        counts = np.bincount(cell.ravel(), minlength=len(groups) * math.prod(shape))
+        return _statistics(counts.reshape(-1, *shape))
 
-    null: dict[str, list[float]] = {name: [] for name in DIFFERENCES}
+    null: dict[str, np.ndarray] = {}
     for strata, wanted in (
         (np.zeros_like(true), [name for name in DIFFERENCES if name not in CONDITIONAL]),
         (true, CONDITIONAL),
     ):
-        for permuted in _permuted(group, strata, cluster, permutations, seed):
-            drawn = statistics(permuted)
-            for name in wanted:
-                null[name].append(drawn[name])
-    return {name: _chance(value, null[name]) for name, value in statistics(group).items()}
+        drawn = [statistics(p) for p in _permuted(group, strata, cluster, permutations, seed)]
+        null |= {name: np.concatenate([some[name] for some in drawn]) for name in wanted}
+    observed = statistics(group[None])
+    return {name: _chance(float(observed[name][0]), null[name]) for name in DIFFERENCES}
 
 
 def gap_test(
@@ -114,15 +119,21 @@ def gap_test(
         groups, clusters: as `permutation_tests` takes them.
     """
     group, stratum, cluster = (_numbered(v.astype(str)) for v in (groups, truth, clusters))
-    overall = hits.mean(axis=1)  # [variants]
+    overall, count = hits.mean(axis=1), group.max() + 1  # [variants], groups
 
-    def gap(group: np.ndarray) -> float:
-        sizes = np.bincount(group)
-        right = np.stack([np.bincount(group, row, len(sizes)) for row in hits])
-        return float((overall - (right / sizes).min(axis=1)).mean())
+    def gaps(groups: np.ndarray) -> np.ndarray:
+        """Of the groups of each permutation, `[permutations, n]`."""
+        shape = (len(groups), count)
+        cell = (groups + count * np.arange(len(groups))[:, None]).ravel()
+        sizes = np.bincount(cell, minlength=math.prod(shape)).reshape(shape)
+        right = [
+            np.bincount(cell, np.tile(row, len(groups)), math.prod(shape)).reshape(shape)
+            for row in hits
+        ]  # of each variant, [permutations, groups]
+        return (overall[:, None] - (np.stack(right) / sizes).min(axis=2)).mean(axis=0)
 
-    null = [gap(permuted) for permuted in _permuted(group, stratum, cluster, permutations, seed)]
-    return _chance(gap(group), null)
+    drawn = [gaps(permuted) for permuted in _permuted(group, stratum, cluster, permutations, seed)]
+    return _chance(float(gaps(group[None])[0]), np.concatenate(drawn))
 
 
 def p_value(observed: float, null: np.ndarray) -> float:
@@ -134,41 +145,43 @@ def p_value(observed: float, null: np.ndarray) -> float:
 def _permuted(
     group: np.ndarray, stratum: np.ndarray, cluster: np.ndarray, permutations: int, seed: int
 ) -> Iterator[np.ndarray]:
-    """The groups `[n]` permuted within each stratum, those of one cluster and group together."""
+    """The groups `[n]` permuted within each stratum, those of one cluster and group together; in
+    blocks `[permutations, n]`."""
     rng = np.random.default_rng(seed)
     units, unit = np.unique(
         np.stack([stratum, cluster, group]), axis=1, return_inverse=True
     )  # [3, units], in the order of their strata
     unit = unit.reshape(-1)
-    for _ in range(permutations):
-        order = np.lexsort((rng.random(units.shape[1]), units[0]))
-        yield units[2][order][unit]
+    block = max(1, BLOCK // len(group))
+    for start in range(0, permutations, block):
+        keys = rng.random((min(block, permutations - start), units.shape[1]))
+        order = np.lexsort((keys, np.broadcast_to(units[0], keys.shape)))
+        yield units[2][order][:, unit]
 
 
-def _chance(value: float, null: Sequence[float]) -> Chance:
-    return Chance(value, float(np.mean(null)), p_value(value, np.array(null)))
+def _chance(value: float, null: np.ndarray) -> Chance:
+    return Chance(value, float(null.mean()), p_value(value, null))
 
 
 def _numbered(names: np.ndarray) -> np.ndarray:
     return np.unique(names, return_inverse=True)[1]
 
 
-def _statistics(counts: np.ndarray) -> dict[str, float]:
-    """DIFFERENCES of counts `[groups, true classes, predicted classes]`."""
-    size = counts.sum(axis=(1, 2))  # [groups]
-    hits = np.trace(counts, axis1=1, axis2=2)  # [groups]
-    real, chosen = counts.sum(axis=2), counts.sum(axis=1)  # [groups, classes]
-    right = np.diagonal(counts, axis1=1, axis2=2)
+def _statistics(counts: np.ndarray) -> dict[str, np.ndarray]:
+    """DIFFERENCES `[...]` of counts `[..., groups, true classes, predicted classes]`."""
+    size = counts.sum(axis=(-2, -1))  # [..., groups]
+    right = np.diagonal(counts, axis1=-2, axis2=-1)  # [..., groups, classes]
+    hits = right.sum(axis=-1)
+    real, chosen = counts.sum(axis=-1), counts.sum(axis=-2)
     with np.errstate(divide="ignore", invalid="ignore"):
-        accuracy = hits / size
         rates = {
-            "parity": chosen / size[:, None],
+            "parity": chosen / size[..., None],
             "tpr": right / real,
-            "fpr": (chosen - right) / (size[:, None] - real),
+            "fpr": (chosen - right) / (size[..., None] - real),
         }
-    gap = hits.sum() / size.sum() - accuracy.min()
-    return {"gap": float(gap)} | {
-        name: float(greatest_difference(rate.T)) for name, rate in rates.items()
+    gap = hits.sum(axis=-1) / size.sum(axis=-1) - (hits / size).min(axis=-1)
+    return {"gap": gap} | {
+        name: greatest_difference(np.swapaxes(rate, -2, -1)) for name, rate in rates.items()
     }
 
 
