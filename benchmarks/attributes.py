@@ -19,7 +19,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from rich.progress import track
+from torch import Tensor
 
 from benchmarks.attributes_stream import stream_rows
 from benchmarks.common import (
@@ -30,7 +32,7 @@ from benchmarks.common import (
     run_sections,
 )
 from features.embedded.build_pairs import SKIN_TONES
-from features.embedded.evaluate import GENDERS, embed_pairs, gender_prompts, skin_tone_prompts
+from features.embedded.evaluate import BATCH, GENDERS, gender_prompts, skin_tone_prompts
 from features.embedded.world import REGISTERS, EmbeddedPairs, render
 from features.space.space import FeatureSpace
 from mms_apps.attributes.audit import class_effects, wilson
@@ -78,14 +80,13 @@ FAIR_GROUP = 30
 
 def world_samples(space: FeatureSpace, split: str, draws: Sequence[int]) -> Samples:
     """Images of a split of the embedded world under each draw of the planted factors."""
-    found = [embed_pairs(space.encoder, EmbeddedPairs(split, draw)) for draw in draws]
-    attributes = [a for _, _, drawn in found for a in drawn]
-    ids = [row["id"] for _ in draws for row in EmbeddedPairs(split).rows]
+    sources = [EmbeddedPairs(split, draw) for draw in draws]
+    pairs = [source.pair(index) for source in sources for index in range(len(source.rows))]
     return Samples(
-        torch.cat([images for images, _, _ in found]),
-        np.array(ids, dtype=object),
+        encoded(space, [pair.image for pair in pairs]),
+        np.array([pair.id for pair in pairs], dtype=object),
         {
-            name: np.array([a[name] for a in attributes], dtype=object)
+            name: np.array([pair.attributes[name] for pair in pairs], dtype=object)
             for name in ("gender", "skin_tone", "role", "background")
         },
     )
@@ -116,12 +117,17 @@ def tied_samples(
             for name, value in (*row.items(), ("background", background)):
                 if name in columns:
                     columns[name].append(value)
-    parts = [images[start : start + 256] for start in range(0, len(images), 256)]
     return Samples(
-        torch.cat([torch.clone(space.encoder.encode_images(part)) for part in parts]),
+        encoded(space, images),
         np.array(ids, dtype=object),
         {name: np.array(values, dtype=object) for name, values in columns.items()},
     )
+
+
+def encoded(space: FeatureSpace, images: Sequence[Image.Image]) -> Tensor:
+    """Embeddings `[n, dim]` of images."""
+    parts = [images[start : start + BATCH] for start in range(0, len(images), BATCH)]
+    return torch.cat([torch.clone(space.encoder.encode_images(part)) for part in parts])
 
 
 def prompts_of(attribute: str) -> dict[str, list[str]]:
