@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import subprocess
 import sys
@@ -83,6 +84,17 @@ def run(code: str, *arguments: str | Path, cwd: Path) -> subprocess.CompletedPro
 
 
 MMS = "from mms_apps.cli import main; main()"
+EACH = """
+import json
+from mms_apps.cli import main
+
+for arguments in json.loads(sys.argv[1]):
+    sys.argv[1:] = arguments
+    try:
+        main()
+    except SystemExit as end:
+        assert not end.code, arguments
+"""
 
 
 def test_the_core_asks_for_none_of_them() -> None:
@@ -98,19 +110,20 @@ def test_the_core_asks_for_none_of_them() -> None:
 
 def test_the_whole_run_needs_none_of_them(tmp_path: Path, without: str) -> None:
     """From pairs to the report, and what reads a FeatureSpace."""
-    options = ("--pairs", "embedded:heldout", "--dictionary", "topk", "--steps", "20")
-    done = run(without + MMS, "run", *options, "--out", tmp_path / "run", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert len(FeatureSpace.load(tmp_path / "run" / "space", device="cpu")) > 0
+    space, predictions = tmp_path / "run" / "space", tmp_path / "p"
+    training = "run --pairs embedded:heldout --dictionary topk --steps 20"
     predict = "attributes predict --pairs embedded:heldout --attribute gender --method zero_shot"
-    others = [
-        ("report", "embedded", "--out", tmp_path / "report.html"),
-        ("compare", "embedded", tmp_path / "run" / "space", "--out", tmp_path / "compared"),
-        (*predict.split(), "--value", "man", "--value", "woman", "--out", tmp_path / "p"),
+    commands = [
+        [*training.split(), "--out", space.parent],
+        ["report", "embedded", "--out", tmp_path / "report.html"],
+        ["compare", "embedded", space, "--out", tmp_path / "compared"],
+        [*predict.split(), "--value", "man", "--value", "woman", "--out", predictions],
     ]
-    for arguments in others:
-        done = run(without + MMS, *arguments, cwd=tmp_path)
-        assert done.returncode == 0, done.stderr
+    written = [[str(word) for word in command] for command in commands]
+    done = run(without + EACH, json.dumps(written), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert len(FeatureSpace.load(space, device="cpu")) > 0
+    assert all(Path(command[-1]).exists() for command in written)
 
 
 @pytest.mark.parametrize(
