@@ -2,7 +2,8 @@
 
 Each `mms` command must parse. Those that finish quickly also run, page by page, in a folder with
 what a reader would have: pairs in `photos/`, earlier runs, a picture. What makes them small is
-replaced: encoders that would be downloaded, the size of the embedded world, the steps of training.
+replaced: encoders that would be downloaded, the size of the worlds that ship, the steps of training,
+the parts of a picture that evidence is asked for.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import shlex
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -32,6 +34,7 @@ from features.embedded.photos import PhotoPairs
 from features.embedded.world import EmbeddedPairs
 from features.encoders.encoder import Encoder
 from features.encoders.load import load_encoder
+from features.evidence.pictures import picture_evidence
 from features.space.space import FeatureSpace
 from mms_apps import cli
 from mms_apps.cli.common import train_config
@@ -211,6 +214,7 @@ def small(
 
     for module in ("features.encoders.load", "features.space.space"):
         monkeypatch.setattr(f"{module}.load_encoder", load)
+    monkeypatch.setattr("features.picture_evidence", partial(picture_evidence, grid=4))
     for world in (EmbeddedPairs, PhotoPairs):
         monkeypatch.setattr(world, "rows", _cached(_thinned(world.rows.func)))
     for command in ("run", "stages"):
@@ -229,7 +233,7 @@ def small(
 
 
 def _thinned(every_row: Callable[[Any], list[dict]]) -> property:
-    return property(lambda self: every_row(self)[::8])
+    return property(lambda self: every_row(self)[::16])
 
 
 def _cached(rows: property) -> property:
