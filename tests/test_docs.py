@@ -2,8 +2,8 @@
 
 Each `mms` command must parse. Those that finish quickly also run, page by page, in a folder with
 what a reader would have: pairs in `photos/`, earlier runs, a picture. What makes them small is
-replaced: encoders that would be downloaded, the size of the worlds that ship, the steps of training,
-the parts of a picture that evidence is asked for.
+replaced: encoders that would be downloaded, the size of the worlds that ship, the steps of
+training, the parts of a picture that evidence is asked for.
 """
 
 from __future__ import annotations

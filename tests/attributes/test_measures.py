@@ -90,8 +90,8 @@ def test_the_auroc_is_scikit_learns_with_an_interval(count: int) -> None:
     probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     groups = np.array(["a", "b"])[rng.integers(2, size=90)]
     clusters = np.arange(90) // 2
-    found = measure(truth, probabilities, groups, classes, clusters=clusters, replicates=300)
-    weights = bootstrap_weights(90, 300, 0, clusters)
+    found = measure(truth, probabilities, groups, classes, clusters=clusters, replicates=100)
+    weights = bootstrap_weights(90, 100, 0, clusters)
     for row in found.groups:
         inside = groups == row.group
 
