@@ -51,6 +51,7 @@ USUAL_COLUMNS = frozenset((*IMAGE_COLUMNS, *CAPTION_COLUMNS, *chain(*LESS_USUAL.
 TEXT_FIELDS = ("raw", "value", "sentence", "string")
 """More names that the text has where a caption is a record itself."""
 URL_COLUMNS = ("url", "urls", "image_url", "img_url")
+WHOLE = re.compile(r"-?\d{1,15}\.0+")
 LIST_IN_TEXT = re.compile(r"""\[\s*(['"]).*\1\s*,?\s*\]""", re.DOTALL)
 ATTRIBUTES = "attributes"
 """A record within the record that holds more attributes."""
@@ -176,6 +177,12 @@ def text_of(value: Any) -> str | None:
     return None
 
 
+def without_fraction(text: str) -> str:
+    """A whole number as `text_of` writes it, whose column became one of floats where a value was
+    missing (`1.0` in a table that pandas wrote); other texts as they are."""
+    return text.partition(".")[0] if WHOLE.fullmatch(text) else text
+
+
 def texts_of(value: Any) -> list[str]:
     """The texts of a scalar, of a list at any depth, of a list that is written out as text
     (`["a dog", "a cat"]`, as Python or JSON has it), or of a record's usual caption field (as
@@ -226,8 +233,8 @@ def record_attributes(record: Record, columns: Columns) -> dict[str, str | None]
         if isinstance(value, list | tuple):
             attributes[name] = SEPARATOR.join(texts_of(value))
         else:
-            text = text_of(value)
-            attributes[name] = text and text.strip()
+            text = (text_of(value) or "").strip()
+            attributes[name] = without_fraction(text) if text else None
     return attributes
 
 

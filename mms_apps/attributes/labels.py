@@ -14,6 +14,7 @@ from torch import Tensor
 from features.encoders.fingerprint import same_encoder
 from features.errors import UserError
 from features.modality import MODALITIES, Modality
+from features.pairs.records import without_fraction
 from features.space.space import FeatureSpace
 from features.store.store import ATTRIBUTE, SAMPLE_BATCH, ActivationStore
 
@@ -160,10 +161,12 @@ def classes_of(
     samples or more have, sorted.
 
     Raises:
-        UserError: fewer than two are left, or one that is asked for is too rare.
+        UserError: fewer than two are left, one that is asked for is too rare, or most samples have
+            a value that is.
     """
     counts = Counter(value for value in samples.columns[attribute] if value)
     if values:
+        values = [value if value in counts else without_fraction(value) for value in values]
         for value in values:
             if counts[value] < least:
                 common = ", ".join(name for name, _ in counts.most_common(8))
@@ -178,6 +181,11 @@ def classes_of(
         raise UserError(
             f"{attribute}: {len(chosen)} value to tell apart "
             f"({', '.join(chosen) or 'none is common enough'}); give an attribute with at least two"
+        )
+    if not values and 2 * sum(counts[value] for value in chosen) < counts.total():
+        raise UserError(
+            f"{attribute}: {len(counts)} values, most of them in fewer than {least} samples, as "
+            "numbers or free text have; name the values to tell apart, or put ranges in their place"
         )
     return chosen
 

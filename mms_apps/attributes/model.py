@@ -14,7 +14,7 @@ from torch import Tensor
 
 from features.encoders.fingerprint import same_encoder
 from features.errors import UserError, first_line
-from features.files import replacing, write_json
+from features.files import part_within, replacing, write_json
 from features.modality import Modality
 from mms_apps.attributes.estimators import (
     Activations,
@@ -187,7 +187,8 @@ def load_model(folder: str | Path, space: FeatureSpace) -> AttributeModel:
 
     folder = Path(folder)
     if not (folder / "config.json").is_file() or not (folder / WEIGHTS).is_file():
-        raise UserError(f"{folder}: no attribute model here; make one with mms attributes predict")
+        make = "make one with mms attributes predict"
+        raise UserError(f"{folder}: no attribute model here; {part_within(folder, 'model', make)}")
     record = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     if record.get("schema") != SCHEMA or record.get("method") not in METHODS:
         raise UserError(f"{folder}/config.json: not an attribute model of schema {SCHEMA}")

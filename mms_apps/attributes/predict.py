@@ -33,6 +33,8 @@ class PredictionSummary:
     correct: int
     skipped: dict[str, int]
     """Pairs that could not be read when the store was made, by reason."""
+    fitted_on: int = 0
+    """Labelled pairs that the model was fitted on, where that is known."""
 
 
 def predictions(

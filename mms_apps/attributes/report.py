@@ -238,11 +238,13 @@ def _bars(explanation: Explanation) -> list[dict[str, Any]]:
 def summary_of(audit: Audit) -> str:
     """An audit in a line of plain text."""
     m = audit.measures
+    few = not m.worst_group
+    why = f"; fewer than two groups have the {SMALL_GROUP} samples that a gap takes" if few else ""
     return (
         f"accuracy {m.accuracy.value:.1%}; worst group {m.worst_group or 'n/a'} "
         f"{_share(m.worst_accuracy.value)}; gap {against_chance(m.gap)}; TPR difference "
         f"{against_chance(m.tpr_difference)}; smallest group {m.smallest_group} "
-        f"({m.smallest_samples} samples)"
+        f"({m.smallest_samples} samples){why}"
     )
 
 

@@ -118,21 +118,41 @@ def load_or_fit(
 def not_fitted_on(samples: Samples, train: Path | None, model: AttributeModel) -> Samples:
     """The samples without the labelled ones of the training store, on which the model would be
     better than it is."""
+    if train is None or model.config.samples == 0:
+        return samples
+    return without(samples, _labelled(train, model))
+
+
+def fitted_among(store: Path, train: Path | None, model: AttributeModel) -> int:
+    """How many of a store's labelled pairs are among those of the training store."""
+    if train is None or model.config.samples == 0:
+        return 0
+    return int(_labelled(store, model).shared_with(_labelled(train, model)).sum())
+
+
+def _labelled(store: Path, model: AttributeModel) -> Samples:
+    """The samples of a store that have one of a model's values."""
     from features.store.store import ActivationStore
     from mms_apps.attributes.labels import read_samples
 
-    if train is None or model.config.samples == 0:
-        return samples
     attribute = model.config.attribute
-    fitted = read_samples(ActivationStore.open(train), [attribute], model.config.modality)
-    return without(samples, fitted.having(attribute, model.classes))
+    found = read_samples(ActivationStore.open(store), [attribute], model.config.modality)
+    return found.having(attribute, model.classes)
 
 
 def without(
     samples: Samples, others: Samples, why: str = "the model was fitted on them"
 ) -> Samples:
-    """The samples without those that are among others; their number is said, and why."""
+    """The samples without those that are among others; their number is said, and why.
+
+    Raises:
+        UserError: none are left.
+    """
     seen = samples.shared_with(others)
+    if seen.size and seen.all():
+        raise UserError(
+            f"none of the {len(seen)} pairs is left, since {why}; give others as --pairs"
+        )
     if seen.any():
         typer.echo(f"{int(seen.sum())} pairs left out: {why}", err=True)
     return samples.take(~seen)

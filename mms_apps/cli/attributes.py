@@ -11,6 +11,7 @@ from mms_apps.cli.attribute_inputs import (
     Columns,
     edited,
     explain_some,
+    fitted_among,
     load_or_fit,
     load_space,
     not_fitted_on,
@@ -100,6 +101,9 @@ def predict(
     behind, taken = edited(used, edit)
     source, store = open_store(loaded, pairs, out / "store", columns, used.config.modality)
     summary = write_predictions(behind, store, out / "predictions.csv", edit=taken)
+    if summary.labelled:
+        fitted = fitted_among(store.path, out / "train-store" if train else None, used)
+        summary = dataclasses.replace(summary, fitted_on=fitted)
     used.save(out / "model")
     write_json(out / "summary.json", dataclasses.asdict(summary))
     shown = explain_some(behind, source, store, taken, explain)
@@ -108,7 +112,8 @@ def predict(
     typer.echo(f"{summary.pairs} predictions: {counts} -> {out / 'predictions.csv'}")
     if summary.labelled:
         right = summary.correct / summary.labelled
-        typer.echo(f"{right:.1%} of {summary.labelled} labelled pairs are right")
+        known = f"; the model was fitted on {summary.fitted_on} of them" * (summary.fitted_on > 0)
+        typer.echo(f"{right:.1%} of {summary.labelled} labelled pairs are right{known}")
     typer.echo(f"report: {page}")
 
 

@@ -193,8 +193,49 @@ def test_fitted_pairs_are_left_out_of_an_audit(
     audited = ("--attribute", "colour", "--group", "place", "--out", tmp_path / "out")
     code, _, err = attributes("audit", *both, *audited)
     assert code == 2
-    assert "150 pairs left out" in err
-    assert "0 group" in one_error_line(err)
+    assert "none of the 150 pairs is left, since the model was fitted on" in one_error_line(err)
+
+
+def test_predictions_of_fitted_pairs_are_said_to_be(
+    folders: tuple[Path, Path], tmp_path: Path, attributes: Mms
+) -> None:
+    train, test = folders
+    fit = ("--attribute", "colour", "--train", train, "--method", "linear_probe")
+    counts = []
+    for pairs in (train, test):
+        out = tmp_path / pairs.name
+        code, said, _ = attributes("predict", *fit, "--pairs", pairs, "--out", out)
+        counts.append(json.loads((out / "summary.json").read_text())["fitted_on"])
+        assert code == 0 and f"fitted on {counts[-1]} of them" in said
+        assert f"the model was fitted on {counts[-1]}." in (out / "predictions.html").read_text()
+    assert counts[0] == 150 and 0 < counts[1] < 60  # a few drawings are in both
+    saved = ("--attribute", "colour", "--model", out, "--pairs", test, "--out", tmp_path / "again")
+    code, _, err = attributes("predict", *saved)
+    assert code == 2 and f"give {out / 'model'}" in one_error_line(err)
+
+
+def test_labels_that_are_numbers(
+    folders: tuple[Path, Path], tmp_path: Path, attributes: Mms
+) -> None:
+    """Whole numbers become floats where one is missing; what was measured makes no classes."""
+    tables = []
+    for folder, form in zip(folders, ("{}", "{}.0"), strict=True):
+        rows = [json.loads(line) for line in (folder / "metadata.jsonl").open()]
+        lines = [
+            f"{row['file_name']},{form.format(number % 2)},{number % 120 * 0.37:.2f}"
+            for number, row in enumerate(rows)
+        ]
+        tables.append(folder / "numbers.csv")
+        tables[-1].write_text("\n".join(["image,smiling,weight", *lines]))
+    train, test = tables
+    fit = ("--train", train, "--pairs", test, "--method", "linear_probe")
+    values = ("--value", "1.0", "--value", "0")
+    code, out, _ = attributes(
+        "predict", "--attribute", "smiling", *fit, *values, "--out", tmp_path / "a"
+    )
+    assert code == 0 and "of 60 labelled pairs are right" in out
+    code, _, err = attributes("predict", "--attribute", "weight", *fit, "--out", tmp_path / "b")
+    assert code == 2 and "120 values, most of them in fewer than 2 samples" in one_error_line(err)
 
 
 def renamed(folder: Path, start: int) -> Path:
