@@ -96,6 +96,7 @@ def steer(
     )
     if reference is None and not source.prompt.strip():
         raise UserError("nothing to draw; give --prompt, --image, or both")
+    out.mkdir(parents=True, exist_ok=True)
     features = FeatureSpace.load(space, device=device, encoder=encoder)
     drawer = SteeredGenerator.load(source.generator, features, device)
     given = Steering.load(edits, drawer.space) if edits else Steering()
@@ -118,7 +119,6 @@ def steer(
         guidance=source.guidance,
     )
     plain, steered = STRIP.index(0.0), STRIP.index(1.0)
-    out.mkdir(parents=True, exist_ok=True)
     strip.images[plain].save(out / "plain.png")
     strip.images[steered].save(out / "steered.png")
     side_by_side(strip.images).save(out / "strip.png")
@@ -137,7 +137,7 @@ def steer(
     )
     if scale < 1:
         bound = f"{steering.bound(drawer.space):.0f} degrees"
-        typer.echo(f"The edits were scaled by {scale:.2f} to stay within {bound}.", err=True)
+        typer.echo(f"The edits were scaled by {scale:.2g} to stay within {bound}.", err=True)
 
 
 def _first(*values: Any) -> Any:

@@ -28,7 +28,7 @@ def read_norm(text: str) -> Norm:
         UserError: it is unknown.
     """
     for norm in NORMS:
-        if norm == text:
+        if norm.lower() == text.strip().lower():
             return norm
     raise UserError(f"{text}: unknown norm; use {' or '.join(NORMS)}")
 
@@ -89,7 +89,8 @@ def read_eps(given: str | float, norm: Norm) -> float:
     except (ValueError, ZeroDivisionError):
         value = math.nan
     if not 0 < value < math.inf:
-        raise UserError(f"eps {given}: must be a positive number, such as 4/255 or 0.5")
+        several = "; give several one by one" * ("," in str(given))
+        raise UserError(f"eps {given}: must be a positive number, such as 4/255 or 0.5{several}")
     if norm == "Linf" and value > 1:
         raise UserError(
             f"eps {given}: pixels are in [0, 1], so no change is above 1 in L-inf; {value:g}/255?"

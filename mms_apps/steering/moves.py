@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-HALVINGS = 20
+HALVINGS = 50
+"""Of the scale of a move: 20 to find where it ends, the others where it is far too large."""
 
 
 def within(unit: Tensor, move: Tensor, degrees: float) -> tuple[Tensor, Tensor]:

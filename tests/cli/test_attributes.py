@@ -276,6 +276,6 @@ def test_pairs_are_told_apart_by_what_they_hold(tmp_path: Path, attributes: Mms)
     code, _, err = attributes(
         "audit", "--pairs", again, *fit, "--group", "place", "--out", tmp_path / "b"
     )
-    assert "70 pairs left out" in err
+    assert code == 2 and "none of the 70 pairs is left" in one_error_line(err)
     code, _, err = attributes("debias", "--pairs", again, *fit, *factors, "--out", tmp_path / "e")
-    assert code == 2 and "70 pairs left out" in err and "0 test samples" in one_error_line(err)
+    assert code == 2 and "none of the 70 pairs is left" in one_error_line(err)

@@ -14,7 +14,7 @@ from features.space.space import FeatureSpace
 from mms_apps.robustness.attacks.base import AttackConfig
 from mms_apps.robustness.attacks.run import run_attack
 from mms_apps.robustness.crossmodal import push
-from mms_apps.robustness.distances import read_eps, readable_eps
+from mms_apps.robustness.distances import read_eps, read_norm, readable_eps
 from mms_apps.robustness.losses import margin
 from mms_apps.robustness.models import ZeroShot
 from mms_apps.robustness.nearest_adversarial import minimal_eps
@@ -112,6 +112,13 @@ def test_eps_as_a_user_gives_it() -> None:
     assert EvaluationConfig(eps=("8/255", "2/255", 2 / 255)).eps == (2 / 255, 8 / 255)
     assert readable_eps(4 / 255) == "4/255"
     assert readable_eps(0.25) == "0.25"
+    with pytest.raises(UserError, match="give several one by one"):
+        read_eps("4/255,8/255", "Linf")
+
+
+@pytest.mark.parametrize("written", ["Linf", "linf", "LINF", " L2", "l2"])
+def test_norms_in_any_case(written: str) -> None:
+    assert read_norm(written).lower() == written.strip().lower()
 
 
 @pytest.mark.parametrize(

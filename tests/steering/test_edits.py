@@ -88,6 +88,21 @@ def test_length_and_drift_stay_in_their_bounds(
     assert ((steered.scale >= 0) & (steered.scale <= 1)).all()
 
 
+@pytest.mark.parametrize("strength", [60.0, 1e5, 1e9, 1e12])
+def test_a_move_that_is_far_too_large_ends_at_its_bound(
+    space: FeatureSpace, strength: float
+) -> None:
+    x = raw(3)
+    steered = Steering((Edit(2, strength),), max_drift=20).apply(space, x)
+    torch.testing.assert_close(steered.drift, torch.full((3,), 20.0), atol=0.1, rtol=0)
+    weight = torch.zeros(DIM)
+    weight[2] = 20.0
+    probe = Probe(tuple(weight.tolist()), -4.0, 0.9)
+    stopped = Steering((Edit(2, strength),), max_drift=90, stop=probe).apply(space, x)
+    odds = F.normalize(stopped.embedding, dim=1) @ weight - 4
+    assert (odds < math.log(9) + 0.01).all()
+
+
 EDIT = st.builds(
     Edit,
     st.integers(0, DIM - 1),

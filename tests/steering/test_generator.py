@@ -188,3 +188,12 @@ def test_mistakes_are_one_line(
     code, _, error = mms("steer", *given, *options)
     assert code == 2
     assert message in error and "Traceback" not in error
+
+
+def test_a_folder_that_cannot_be_made_is_said_before_anything_is_drawn(
+    tmp_path: Path, mms: Mms
+) -> None:
+    (tmp_path / "taken").write_text("")
+    options = ("--generator", "nowhere", "--prompt", "a red circle", "--out", tmp_path / "taken")
+    code, _, error = mms("steer", *options)
+    assert code == 2 and f"{tmp_path / 'taken'}: File exists" in error
