@@ -151,7 +151,7 @@ def test_nothing_global_changes_and_the_mode_is_restored() -> None:
     torch.manual_seed(1)
     before = (random.getstate(), np.random.get_state()[1].copy(), torch.get_rng_state())
     for name in offered(4, "L2"):
-        run_attack(model, pixels, labels, name, 0.5, AttackConfig(norm="L2", **SHORT))
+        run_attack(model, pixels, labels, name, 1.0, AttackConfig(norm="L2", **SHORT))
     assert random.getstate() == before[0]
     assert np.array_equal(np.random.get_state()[1], before[1])
     assert torch.equal(torch.get_rng_state(), before[2])

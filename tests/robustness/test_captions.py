@@ -154,7 +154,7 @@ def test_words_that_state_the_label_neither_go_nor_come(
     words = vocabulary_of(found.captions)
     config = TextAttackConfig(max_words=3, min_cosine=0.3)
     free, bound = 0, 0
-    for row, text in enumerate(found.captions[:8]):
+    for row, text in enumerate(found.captions[:4]):
         labels = label_words(found, row)
         one = attack_text(space.encoder, text, row, images, words, config, labels=labels)
         for pair in one.changed:
@@ -170,7 +170,7 @@ def test_words_that_state_the_label_neither_go_nor_come(
             assert bool(judge.accepts([judged.text], row))
         bound += judged.found
     assert free > 0
-    assert bound <= 8
+    assert bound <= 4
 
 
 def test_a_judge_that_accepts_nothing_stops_every_attack(
