@@ -159,6 +159,12 @@ def mms(capsys: pytest.CaptureFixture[str]) -> Mms:
     return call
 
 
+@pytest.fixture
+def few_strengths(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Probes choose among three penalties."""
+    monkeypatch.setattr("mms_apps.attributes.estimators.STRENGTHS", (0.1, 1.0, 10.0))
+
+
 def launch(processes: int, *arguments: str | Path) -> None:
     """Run a script, or `-m` and a module, with its arguments under `accelerate launch`."""
     process = start(processes, *arguments)

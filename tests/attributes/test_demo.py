@@ -23,6 +23,8 @@ from mms_apps.attributes.workbench import Picture, Workbench
 from tests.browser import assert_accessible, keep_picture, needs_chromium, opened
 from tests.conftest import draw_imagefolder
 
+pytestmark = pytest.mark.usefixtures("few_strengths")
+
 
 @pytest.fixture(scope="module")
 def workbench(

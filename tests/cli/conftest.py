@@ -24,7 +24,7 @@ def finished(
 
 
 @pytest.fixture
-def attributes(mms: Mms, space_folder: Path, clip_folder: Path) -> Mms:
+def attributes(mms: Mms, few_strengths: None, space_folder: Path, clip_folder: Path) -> Mms:
     """Run `mms attributes` over the tiny space: (exit code, stdout, stderr)."""
 
     def call(command: str, *arguments: str | Path) -> tuple[int, str, str]:
