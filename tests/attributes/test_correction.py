@@ -49,6 +49,8 @@ from mms_apps.attributes.explain import feature_contributions
 from mms_apps.attributes.labels import Samples
 from mms_apps.attributes.model import AttributeModel, Method, fit_model
 
+pytestmark = pytest.mark.usefixtures("few_strengths")
+
 MADE_FROM = MadeFrom("pairs", "0" * 64)
 
 

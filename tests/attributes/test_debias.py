@@ -22,6 +22,8 @@ from mms_apps.attributes.labels import Samples, cells, split_samples
 from mms_apps.attributes.leakage import group_leakage, leakage_hits
 from mms_apps.attributes.model import Method, fit_model
 
+pytestmark = pytest.mark.usefixtures("few_strengths")
+
 
 @pytest.fixture
 def axes(space: FeatureSpace) -> FeatureSpace:

@@ -17,6 +17,8 @@ from mms_apps.attributes.estimators import common_scale
 from mms_apps.attributes.labels import Samples
 from mms_apps.attributes.model import METHODS, fit_model
 
+pytestmark = pytest.mark.usefixtures("few_strengths")
+
 
 def tied(n: int, values: int, seed: int) -> tuple[torch.Tensor, np.ndarray, np.ndarray]:
     """Embeddings `[n, 12]` with covariance, an attribute on axis 0, and a factor of several values

@@ -27,6 +27,8 @@ from mms_apps.attributes.explain import (
 from mms_apps.attributes.labels import Samples, classes_of, read_samples, require_columns
 from mms_apps.attributes.model import METHODS, AttributeModel, Method, fit_model, load_model
 
+pytestmark = pytest.mark.usefixtures("few_strengths")
+
 PROMPTS = {"cat": ["a red circle"], "dog": ["a blue square"]}
 
 
