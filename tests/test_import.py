@@ -530,3 +530,41 @@ def test_a_writer_says_what_is_wrong(tmp_path: Path) -> None:
         StoreWriter(tmp_path / "t", CONFIG, shard_rows=0)
     assert len(writer.finish()) == 2
     assert StoreWriter(tmp_path / "s", CONFIG).finished
+
+
+@pytest.mark.parametrize("name", ["x.npy", "x.npz", "x.parquet"])
+def test_one_array_is_not_both_sides(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    if name == "x.npy":
+        np.save(path, unit(5, 0))
+    elif name == "x.npz":
+        np.savez(path, embedding=unit(5, 0))
+    else:
+        pq.write_table(pa.table({"embedding": lists(unit(5, 0)), "caption": list("abcde")}), path)
+    with pytest.raises(UserError, match="would be the embeddings of both images and texts"):
+        open_embeddings(path)
+
+
+def test_captions_in_another_format_are_asked_for_as_parquet(tmp_path: Path) -> None:
+    for name in ("images.npy", "texts.npy"):
+        np.save(tmp_path / name, unit(2, 0))
+    (tmp_path / "captions.csv").write_text("caption\na\nb\n")
+    with pytest.raises(UserError, match=r"captions.csv: .*read from .parquet"):
+        open_embeddings(
+            images=tmp_path / "images.npy",
+            texts=tmp_path / "texts.npy",
+            metadata=tmp_path / "captions.csv",
+        )
+
+
+def test_a_space_of_a_name_alone_asks_for_its_encoder(tmp_path: Path) -> None:
+    from features.dictionary import TrainConfig, fit_dictionary
+    from features.space.score import score
+
+    files = open_embeddings(clip_retrieval(tmp_path / "laion")["source"])
+    store = import_embeddings(files, tmp_path / "store", encoder="mine", progress=False)
+    config = TrainConfig(features=8, k=2, steps=5)
+    dictionary = fit_dictionary(store, config, tmp_path / "d", device="cpu", progress=False)
+    score(store, dictionary, device="cpu", progress=False).save(tmp_path / "space")
+    with pytest.raises(UserError, match=r"mine: unknown encoder.*give it as --encoder"):
+        FeatureSpace.load(tmp_path / "space", device="cpu").encode_texts(["a"])

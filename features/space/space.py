@@ -144,7 +144,16 @@ class FeatureSpace:
             UserError: it cannot be loaded, or is not the one the features belong to.
         """
         if self._encoder is None:
-            self._encoder = self._checked(load_encoder(self._encoder_id, device=self.device))
+            try:
+                loaded = load_encoder(self._encoder_id, device=self.device)
+            except UserError as error:
+                if self._encoder_id != self.config.encoder:
+                    raise
+                raise UserError(
+                    f"{error}; the FeatureSpace names this encoder: give it as --encoder, where it "
+                    "lies elsewhere or was named by hand"
+                ) from error
+            self._encoder = self._checked(loaded)
         return self._encoder
 
     def encode_images(self, images: Sequence[Image.Image] | Tensor) -> Tensor:

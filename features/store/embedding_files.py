@@ -205,10 +205,11 @@ def _npy(path: Path, key: str, read: Callable[[], IO[bytes]], size: int) -> Arra
         }[version](file)
         offset = file.tell()
     shape, by_column, kind = header
+    what = key or "the array"
     if kind.kind != "f":
-        raise UserError(f"{path}: {key} holds {kind}, no floats; write float16 or float32")
+        raise UserError(f"{path}: {what} holds {kind}, no floats; write float16 or float32")
     if by_column:
-        raise UserError(f"{path}: {key} stands by columns; save numpy.ascontiguousarray of it")
+        raise UserError(f"{path}: {what} stands by columns; save numpy.ascontiguousarray of it")
     return ArrayRows(path, key, read, offset, kind, shape, size)
 
 

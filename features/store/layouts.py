@@ -144,13 +144,19 @@ def _part(
     if table is None and image.suffix == TABLE:
         table = image
     part = EmbeddingPart(open_rows(image, image_key, 0), open_rows(text, text_key, 1), table)
+    if (part.image.path, part.image.key) == (part.text.path, part.text.key):
+        raise UserError(
+            f"{image}: {part.image.key or 'its one array'} would be the embeddings of both images "
+            "and texts; give --images and --texts, or --image-key and --text-key"
+        )
     _same(part.image, part.text, "rows", "rows")
     _same(part.image, part.text, "dim", "dimensions")
     if table is not None:
         try:
             rows = pq.read_metadata(table).num_rows
         except (pa.ArrowException, OSError) as error:
-            raise UserError(f"{table}: damaged ({first_line(error)}); copy it again") from None
+            advice = "copy it again" if table.suffix == TABLE else "captions are read from .parquet"
+            raise UserError(f"{table}: damaged ({first_line(error)}); {advice}") from None
         if rows != part.image.rows:
             raise UserError(
                 f"{image} has {part.image.rows} rows, {table} has {rows}; give files of the same "
