@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -121,15 +122,23 @@ def decoded(
                 continue
 
 
-def rgb(image: Image.Image) -> Image.Image:
+def rgb(image: Image.Image | np.ndarray | str | Path) -> Image.Image:
     """A picture as 8-bit RGB, upright as its EXIF orientation says, transparency laid on white.
 
     16-bit samples keep their range, of 0 to 65,535. Integers of 32 bits and floats are taken to
     span the smallest usual range that holds them: 0 to 1 (floats alone), 255, 65,535 or 2^31 - 1.
 
+    Args:
+        image: a PIL image; the path of one; or an array `[height, width]` or `[height, width, 1, 3
+            or 4]`, or a tensor with the channels first, of uint8 or of floats in 0 to 1.
+
     Raises:
-        UnreadableImage: too long and narrow, or no pixels.
+        UserError: none of these, too long and narrow, no pixels, or a path that holds no picture.
     """
+    if isinstance(image, str | Path):
+        return read_image(image)
+    if not isinstance(image, Image.Image):
+        image = _of_array(image)
     _check_shape(image)
     image = ImageOps.exif_transpose(image)
     if image.mode == "RGB" and "transparency" not in image.info:
@@ -144,6 +153,32 @@ def rgb(image: Image.Image) -> Image.Image:
     canvas = Image.new("RGB", image.size, (255, 255, 255))
     canvas.paste(layer, mask=layer)
     return canvas
+
+
+def _of_array(given: Any) -> Image.Image:
+    """The picture that an array, or a tensor with the channels first, holds."""
+    is_tensor = hasattr(given, "detach")
+    array = np.asarray(given.detach().cpu()) if is_tensor else given
+    if not isinstance(array, np.ndarray) or array.ndim not in (2, 3) or not array.size:
+        raise _no_picture(given)
+    if is_tensor and array.ndim == 3:
+        array = array.transpose(1, 2, 0)
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[:, :, 0]
+    if array.dtype.kind == "f" and array.min() >= 0 and array.max() <= 1:
+        array = np.rint(array.astype(np.float64) * EIGHT_BIT).astype(np.uint8)
+    if array.dtype != np.uint8 or (array.ndim == 3 and array.shape[2] not in (3, 4)):
+        raise _no_picture(given)
+    return Image.fromarray(array)
+
+
+def _no_picture(given: Any) -> UserError:
+    kind = type(given).__name__
+    shape = f" {list(given.shape)} {given.dtype}" if hasattr(given, "dtype") else ""
+    return UserError(
+        f"no picture: a {kind}{shape}; give a PIL image, a path, an array [height, width, 3] or a "
+        "tensor [3, height, width], of uint8 or of floats in 0 to 1"
+    )
 
 
 def read_image(path: str | Path) -> Image.Image:

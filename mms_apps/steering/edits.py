@@ -154,6 +154,9 @@ class Steering:
     stop: Probe | None = None
 
     def __post_init__(self) -> None:
+        edits = self.edits
+        if isinstance(edits, Edit) or not all(isinstance(edit, Edit) for edit in edits):
+            raise UserError(f"edits {edits!r}: give a tuple of Edit(feature, strength)")
         for edit in self.edits:
             if edit.mode not in MODES:
                 raise UserError(f"{edit.mode}: unknown mode of an edit; use {', '.join(MODES)}")
@@ -200,6 +203,7 @@ class Steering:
             UserError: a feature's number is beyond the space, the dimension is another, or an
                 embedding is not finite.
         """
+        embedding = torch.as_tensor(embedding)
         if embedding.ndim != 2 or embedding.shape[1] != space.dictionary.config.dim:
             raise UserError(
                 f"embeddings of shape {tuple(embedding.shape)}: the space takes "
@@ -275,7 +279,8 @@ class Steering:
         Args:
             space: of the encoder to which the pipeline's embeddings belong.
             pipe: see `mms_apps.steering.adapters`.
-            image: whose embedding is edited; several make a picture each.
+            image: whose embedding is edited, whatever `features.pairs.images.rgb` takes; several
+                make a picture each.
             embedding: to edit instead, raw, `[n, dim]`; each makes a picture of its own.
             prompt: for the pipeline, one or one for each embedding; where it takes texts alone,
                 what is edited.
@@ -388,6 +393,15 @@ def _check_features(space: FeatureSpace, features: Sequence[int]) -> None:
         raise UserError(f"feature {wrong[0]}: the space has features 0 to {len(space) - 1}")
 
 
+def _several(image: Any) -> Sequence[Any]:
+    """Pictures as a sequence, where one or a batch is given as an array, a path or a PIL image."""
+    if hasattr(image, "ndim"):
+        alone = image.ndim < 4
+    else:
+        alone = isinstance(image, Image.Image | str | Path)
+    return [image] if alone else image
+
+
 def _source(
     adapter: Adapter,
     image: Image.Image | Sequence[Image.Image] | None,
@@ -398,6 +412,8 @@ def _source(
     if embedding is not None:
         return embedding
     if image is not None:
-        images = [image] if isinstance(image, Image.Image) else image
-        return torch.cat([adapter.embed_image(one) for one in images])
+        embeddings = [adapter.embed_image(one) for one in _several(image)]
+        if not embeddings:
+            raise UserError("no image to edit; give at least one")
+        return torch.cat(embeddings)
     return adapter.embed_prompt(prompt)

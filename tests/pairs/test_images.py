@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from features.errors import UserError
@@ -124,3 +125,35 @@ def test_only_regular_files_are_read(tmp_path: Path) -> None:
     (tmp_path / "b.png").write_bytes(b"no picture")
     with pytest.raises(UserError, match=r"b\.png: unreadable image"):
         read_image(tmp_path / "b.png")
+
+
+def test_arrays_tensors_and_paths_are_pictures(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 9, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    forms = [
+        tmp_path / "a.png",
+        str(tmp_path / "a.png"),
+        pixels,
+        pixels / 255,
+        (pixels / 255).astype(np.float32),
+        torch.from_numpy(pixels).permute(2, 0, 1),
+        torch.from_numpy(pixels).permute(2, 0, 1).float().div(255).requires_grad_(),
+    ]
+    for form in forms:
+        assert np.array_equal(np.asarray(rgb(form)), pixels)
+    assert rgb(pixels[:, :, 0]).size == rgb(pixels[:, :, :1]).size == (9, 8)
+    clear = np.dstack([pixels, np.zeros((8, 9), np.uint8)])
+    assert rgb(clear).getpixel((0, 0)) == (255, 255, 255)
+
+
+@pytest.mark.parametrize(
+    "given", [None, 3, [[1]], np.zeros((2, 8, 9, 3)), np.zeros((8, 9, 5)), np.full((8, 9, 3), 2.0)]
+)
+def test_what_is_no_picture_is_said(given: object) -> None:
+    with pytest.raises(UserError, match=r"no picture: a .* give a PIL image"):
+        rgb(given)
+
+
+def test_a_path_without_a_picture_is_said(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such image file"):
+        rgb(tmp_path / "gone.png")

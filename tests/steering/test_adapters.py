@@ -133,3 +133,26 @@ def test_what_cannot_be_steered_is_said(pipes: dict[str, Any], space: FeatureSpa
         steering.inputs(space, pipes["unclip"], image=PHOTO, prompt=["a", "b", "c"])
     with pytest.raises(UserError, match=r"takes \[n, 16\]"):
         steering.inputs(space, pipes["unclip"], embedding=torch.zeros(1, 8))
+
+
+def test_images_come_in_any_form(pipes: dict[str, Any], space: FeatureSpace) -> None:
+    pipe, pixels = pipes["sd-ip"], np.asarray(PHOTO)
+    one = Steering(EDITS).inputs(space, pipe, image=PHOTO)["ip_adapter_image_embeds"][0]
+    tensor = torch.from_numpy(pixels.copy()).permute(2, 0, 1)
+    for form in (pixels, pixels / 255, tensor, [PHOTO], (image for image in [PHOTO]), tensor[None]):
+        found = Steering(EDITS).inputs(space, pipe, image=form)["ip_adapter_image_embeds"][0]
+        torch.testing.assert_close(found, one)
+    several = Steering(EDITS).inputs(space, pipe, image=torch.stack([tensor] * 3), prompt="a cat")
+    assert several["prompt"] == ["a cat"] * 3
+    with pytest.raises(UserError, match="no image to edit"):
+        Steering(EDITS).inputs(space, pipe, image=[])
+    no_prompt = Steering(EDITS).inputs(space, pipe, image=PHOTO, prompt=None)
+    assert no_prompt["prompt"] == [""]
+    array = np.ones((1, 16), np.float32)
+    Steering(EDITS).inputs(space, pipe, embedding=array)
+
+
+@pytest.mark.parametrize("edits", [Edit(2, 3.0), [{"feature": 2}], [2]])
+def test_edits_are_edits(edits: Any) -> None:
+    with pytest.raises(UserError, match=r"give a tuple of Edit\(feature, strength\)"):
+        Steering(edits)

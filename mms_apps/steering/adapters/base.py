@@ -45,7 +45,7 @@ class Call:
         Raises:
             UserError: several prompts, but not one for each.
         """
-        given: dict[str, Any] = {"prompt": _one_each(self.prompt, count, "prompts")}
+        given: dict[str, Any] = {"prompt": _one_each(self.prompt or "", count, "prompts")}
         if self.negative_prompt is not None:
             given["negative_prompt"] = _one_each(self.negative_prompt, count, "negative prompts")
         return given
