@@ -515,3 +515,24 @@ def test_what_is_no_autoencoder_is_refused(tmp_path: Path) -> None:
 def test_the_recorded_embeddings_are_real_and_of_unit_length() -> None:
     x = load_file(HERE / EMBEDDINGS)["x"]
     assert torch.allclose(F.normalize(x), x, atol=1e-5) and x.shape == (20, 128)
+
+
+@pytest.mark.parametrize("file", ["cfg.json", "sae_weights.safetensors"])
+def test_a_file_of_a_folder_stands_for_the_folder(file: str) -> None:
+    folder = HERE / "saelens-topk"
+    whole, named = (read_autoencoder(place) for place in (folder, folder / file))
+    assert named.k == whole.k and torch.equal(named.encoder, whole.encoder)
+
+
+@pytest.mark.parametrize(
+    ("name", "option"),
+    [
+        ("saelens-standard", {"k": 4}),
+        ("dictionary_learning-AutoEncoder", {"k": 4}),
+        ("saelens-topk", {"threshold": 0.1}),
+    ],
+)
+def test_what_a_file_has_not_is_not_taken(name: str, option: dict[str, Any]) -> None:
+    (word,) = option
+    with pytest.raises(UserError, match=f"has no {word}; leave --{word} out"):
+        read_autoencoder(HERE / name, **option)

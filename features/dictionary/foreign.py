@@ -30,6 +30,8 @@ from features.files import read_json
 
 SPARSIFY_WEIGHTS = "sae.safetensors"
 DICTIONARY_LEARNING = "ae.pt"
+OF_A_FOLDER = (SAELENS_CONFIG, SAELENS_WEIGHTS, SPARSIFY_WEIGHTS)
+"""Files that are read with those beside them."""
 UNIT_TOLERANCE = 0.05
 """How far from 1 rows may be that a library gives unit length when it loads them."""
 
@@ -49,10 +51,13 @@ def read_autoencoder(
 
     Raises:
         UserError: nothing is there; it is no autoencoder that is known; it computes what no
-            dictionary here computes; or it holds more than weights.
+            dictionary here computes; it has no such k or threshold; or it holds more than weights.
     """
+    path = Path(source)
+    if path.name in OF_A_FOLDER:
+        path = path.parent
     try:
-        return _read(Path(source), k, threshold)
+        found = _read(path, k, threshold)
     except UserError:
         raise
     except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
@@ -60,6 +65,10 @@ def read_autoencoder(
             f"{source}: its config or weights are not as the library writes them "
             f"({type(error).__name__}: {first_line(error)}); copy it again"
         ) from None
+    for name, given, own in (("k", k, found.k), ("threshold", threshold, found.threshold)):
+        if given is not None and own is None:
+            raise UserError(f"{source}: {found.library}'s file has no {name}; leave --{name} out")
+    return found
 
 
 def _read(path: Path, k: int | None, threshold: float | None) -> Autoencoder:
