@@ -143,6 +143,11 @@ def run(
             f"{fixed}: made for the encoder {fitted.config.encoder}, not for {encoder}; "
             "give that encoder or another dictionary"
         )
+    if fitted and fitted.config.dim != model.dim:
+        raise UserError(
+            f"{fixed}: for embeddings of {fitted.config.dim} dimensions, {encoder} makes "
+            f"{model.dim}; give the encoder that it was fitted on, or another dictionary"
+        )
     terms = None if vocabulary is None else read_vocabulary(vocabulary)
     judge = judge or JUDGES.get(encoder, encoder)
     judge_model = model if judge == encoder else load_encoder(judge, device=device)

@@ -13,6 +13,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from tests.autoencoders.record import HERE
 from tests.cli.conftest import ON_THE_CPU, one_error_line, run_options
 from tests.conftest import Mms, draw_imagefolder, save_tiny_clip
 
@@ -227,3 +228,14 @@ def test_the_embedded_world_with_the_shipped_weights(tmp_path: Path, mms: Mms) -
     assert code == 0
     assert "judge embedded-ssl" in out
     assert "not independent" not in out
+
+
+def test_a_dictionary_of_other_dimensions_is_refused_before_anything_is_encoded(
+    clip_folder: Path, imagefolder: Path, tmp_path: Path, mms: Mms
+) -> None:
+    converted = tmp_path / "converted"
+    assert mms("convert", HERE / "saelens-topk", "--out", converted, "--device", "cpu")[0] == 0
+    given = ("--pairs", imagefolder, "--encoder", f"local-dir:{clip_folder}")
+    code, _, err = mms("run", *given, "--dictionary", converted, "--out", tmp_path / "out")
+    assert code == 2 and "for embeddings of 128 dimensions" in one_error_line(err)
+    assert not (tmp_path / "out").exists()
