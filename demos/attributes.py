@@ -37,7 +37,7 @@ from mms_apps.attributes.plots import (
     group_figure,
     lean_figure,
 )
-from mms_apps.attributes.report import METHOD_NAMES, against_chance
+from mms_apps.attributes.report import METHOD_NAMES, TOO_SMALL, against_chance
 from mms_apps.attributes.workbench import Picture, Workbench
 
 if TYPE_CHECKING:
@@ -250,11 +250,15 @@ def exemplar_html(rows: list[dict]) -> str:
 def audit_text(audit: Audit) -> str:
     """An audit in words."""
     m = audit.measures
+    gaps = TOO_SMALL
+    if m.worst_group:
+        gaps = (
+            f"in the worst group, **{m.worst_group}**, {m.worst_accuracy.value:.1%}. Gap: "
+            f"{against_chance(m.gap)}; difference in TPR: {against_chance(m.tpr_difference)}"
+        )
     return (
         f"**{m.accuracy.value:.1%}** of {m.samples} predictions are right "
-        f"({m.accuracy.low:.1%} to {m.accuracy.high:.1%}); in the worst group, "
-        f"**{m.worst_group or 'n/a'}**, {m.worst_accuracy.value:.1%}. Gap: "
-        f"{against_chance(m.gap)}; difference in TPR: {against_chance(m.tpr_difference)}. "
+        f"({m.accuracy.low:.1%} to {m.accuracy.high:.1%}); {gaps}. "
         f"Smallest group: {m.smallest_group} ({m.smallest_samples}). A probe finds the group in "
         f"{audit.leakage.value:.1%} of the samples (most frequent group: "
         f"{audit.leakage_chance:.1%})."

@@ -235,11 +235,13 @@ def _bars(explanation: Explanation) -> list[dict[str, Any]]:
     return parts
 
 
+TOO_SMALL = f"fewer than two groups have {SMALL_GROUP} samples, too few to compare"
+
+
 def summary_of(audit: Audit) -> str:
     """An audit in a line of plain text."""
     m = audit.measures
-    few = not m.worst_group
-    why = f"; fewer than two groups have the {SMALL_GROUP} samples that a gap takes" if few else ""
+    why = "" if m.worst_group else f"; {TOO_SMALL}"
     return (
         f"accuracy {m.accuracy.value:.1%}; worst group {m.worst_group or 'n/a'} "
         f"{_share(m.worst_accuracy.value)}; gap {against_chance(m.gap)}; TPR difference "

@@ -63,6 +63,7 @@ def test_predict_audit_and_edit(
     code, out, _ = attributes("audit", *shape, *saved, "--group", "place", "--out", tmp_path / "a")
     assert code == 0
     assert "smallest group alone (1 samples)" in out.replace("\n", " ")
+    assert "fewer than two groups have 30 samples" in out.replace("\n", " ")
     record = json.loads((tmp_path / "a" / "audit.json").read_text())
     assert record["measures"]["smallest_group"] == "alone"
     assert {g["group"] for g in record["measures"]["groups"]} == {"alone", "x", "y"}
