@@ -141,13 +141,12 @@ class Encoder:
         """Token ids `[n, context]`; texts that are too long are cut."""
         return self.tokenizer(list(texts))
 
-    @cached_property
+    @property
     def dtype(self) -> torch.dtype:
         """Of the image tower's arithmetic: that of the first convolution, or of the first weight
         where there is none."""
         weights = [p for p in self.model.parameters() if p.is_floating_point()]
-        convolutions = [p for p in weights if p.ndim == 4]
-        return (convolutions or weights)[0].dtype
+        return next((p for p in weights if p.ndim == 4), weights[0]).dtype
 
     def embed_image_tensors(self, pixels: Tensor) -> Tensor:
         """As `encode_image_tensors`; gradients flow back to the pixels."""

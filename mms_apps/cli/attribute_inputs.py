@@ -141,9 +141,13 @@ def _labelled(store: Path, model: AttributeModel) -> Samples:
 
 
 def without(
-    samples: Samples, others: Samples, why: str = "the model was fitted on them"
+    samples: Samples,
+    others: Samples,
+    why: str = "the model was fitted on them",
+    option: str = "--pairs",
 ) -> Samples:
-    """The samples without those that are among others; their number is said, and why.
+    """The samples, which an option gave, without those that are among others; their number is said,
+    and why.
 
     Raises:
         UserError: none are left.
@@ -151,7 +155,7 @@ def without(
     seen = samples.shared_with(others)
     if seen.size and seen.all():
         raise UserError(
-            f"none of the {len(seen)} pairs is left, since {why}; give others as --pairs"
+            f"none of the {len(seen)} pairs is left, since {why}; give others as {option}"
         )
     if seen.any():
         typer.echo(f"{int(seen.sum())} pairs left out: {why}", err=True)

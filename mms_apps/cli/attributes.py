@@ -312,7 +312,7 @@ def correct(
     if held_out is not None:
         _, other = open_store(loaded, held_out, out / "held-out-store", columns, kind)
         checked = not_fitted_on(read_samples(other, names, kind, seed=seed), fitted_on, used)
-        checked = without(checked, samples, "they are among --pairs")
+        checked = without(checked, samples, "they are among --pairs", "--held-out")
         made_from = dataclasses.replace(
             made_from,
             held_out=other.config.pairs,
