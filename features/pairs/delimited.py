@@ -1,6 +1,7 @@
 """Records of text files: delimited tables (.csv, .tsv), JSON lines and JSON arrays.
 
-Neither is held in memory: of every 512th record the place in the file is kept.
+They may be packed (`features.pairs.packed`). None is held in memory: of every 512th record the
+place in the file is kept.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from features.errors import UserError, first_line
 from features.pairs.base import PART_RECORDS, Record
 from features.pairs.images import EXTENSIONS
 from features.pairs.json_objects import records_within
+from features.pairs.packed import packing_of, unpack, unpacked_name
 from features.pairs.records import USUAL_COLUMNS, usual_form
 from features.pairs.text import UnknownEncoding, encoding_of
 
@@ -67,9 +69,13 @@ class TextRecords(ABC):
     def __init__(self, path: Path) -> None:
         self.path = path
         self._utf8 = path
-        """The file, or a copy of it in UTF-8."""
+        """The file, or a copy of it in UTF-8, unpacked."""
         try:
             with path.open("rb") as file:
+                packing = packing_of(file)
+            if packing is not None:
+                self._utf8 = _unpacked(path, packing)
+            with self._utf8.open("rb") as file:
                 self.encoding = encoding_of(file)
                 file.seek(0)
                 old_mac = b"\r" in file.readline() and not file.read(1)
@@ -78,7 +84,7 @@ class TextRecords(ABC):
         except OSError as error:
             raise UserError(f"{path}: cannot be read ({error.strerror}); check the file") from None
         if self.encoding in TRANSCODED or old_mac:
-            self._utf8, self.encoding = _in_utf8(path, self.encoding), "utf-8"
+            self._utf8, self.encoding = _in_utf8(self._utf8, self.encoding), "utf-8"
 
     @abstractmethod
     def names(self) -> list[str]:
@@ -134,6 +140,15 @@ class TextRecords(ABC):
                 number += 1
 
 
+def _unpacked(path: Path, packing: str) -> Path:
+    """What a packed file holds, in a file that is kept until the program ends."""
+    descriptor, name = tempfile.mkstemp()
+    atexit.register(Path(name).unlink, missing_ok=True)
+    with open(descriptor, "wb") as copy:
+        unpack(path, packing, copy)
+    return Path(name)
+
+
 def _in_utf8(path: Path, encoding: str) -> Path:
     """A copy of a text in UTF-8, its lines ended by a line feed, which is kept until the program
     ends: decoding workers read it too. What is no text becomes U+FFFD."""
@@ -164,7 +179,7 @@ class JsonLines(TextRecords):
         super().__init__(path)
         text = next((line.text for line in self._lines(0, 1) if (line.text or "").strip()), "")
         first = (text or "").lstrip()[:1]
-        if first == "[" or (first == "{" and path.suffix.lower() == JSON):
+        if first == "[" or (first == "{" and unpacked_name(path.name).endswith(JSON)):
             self._open_whole(first)
 
     def _open_whole(self, first: str) -> None:

@@ -25,6 +25,7 @@ from pathlib import Path
 from features.errors import UserError
 from features.pairs.base import PairSource
 from features.pairs.folders import SPLITS, FolderPairs, walk
+from features.pairs.packed import unpacked_name
 from features.pairs.parquet import ParquetPairs
 from features.pairs.records import Wanted
 from features.pairs.remote import is_url, path_of
@@ -107,7 +108,7 @@ def _file(path: Path, wanted: Wanted) -> PairSource:
         return TarPairs([str(path)], path.name, wanted)
     if name.endswith(PARQUET):
         return ParquetPairs(path, wanted)
-    if name.endswith((*TABLES, *NAMED_ALONE)):
+    if unpacked_name(name).endswith((*JSON_LINES, *DELIMITED, *NAMED_ALONE)):
         return FilePairs(path, path.name, wanted)
     raise UserError(
         f"{path}: unknown format {path.suffix!r}; use a folder of images, or a file that ends in "

@@ -38,18 +38,32 @@ LESS_USUAL = {
         "image_filename",
         "img_path",
         "file_path",
+        "image_id",
         "images",
         "jpg",
         "jpeg",
         "png",
         "webp",
     ),
-    "caption": ("sentence", "sentences", "raw", "caption_text", "alt_text", "comment", "prompt"),
+    "caption": (
+        "sentence",
+        "sentences",
+        "raw",
+        "caption_text",
+        "alt_text",
+        "comment",
+        "prompt",
+        "conversations",
+        "messages",
+    ),
 }
 """Columns of images and captions where there is none of the usual ones."""
 USUAL_COLUMNS = frozenset((*IMAGE_COLUMNS, *CAPTION_COLUMNS, *chain(*LESS_USUAL.values())))
-TEXT_FIELDS = ("raw", "value", "sentence", "string")
+TEXT_FIELDS = ("raw", "value", "sentence", "string", "content")
 """More names that the text has where a caption is a record itself."""
+SPEAKER = ("from", "role")
+ASKING = ("human", "user", "system", "tool")
+"""Who says nothing about the picture in a conversation; the answers are its captions."""
 URL_COLUMNS = ("url", "urls", "image_url", "img_url")
 WHOLE = re.compile(r"-?\d{1,15}\.0+")
 LIST_IN_TEXT = re.compile(r"""\[\s*(['"]).*\1\s*,?\s*\]""", re.DOTALL)
@@ -142,7 +156,12 @@ def _chosen(
 
 def _why_none(names: list[str]) -> str:
     """What is to be done about a table that lacks a column, where its columns' names show it."""
-    if any(name.lower().startswith("http") or name.lower().endswith(EXTENSIONS) for name in names):
+    if len(names) == 1 and len(names[0].split()) > 1:
+        return "; its columns seem to be parted by blanks: put commas or tabs in their place"
+    if names and names[0].isdecimal():
+        return f"; the first line, {names[0]}, is taken for the columns' names: remove it"
+    first = [name.lower().partition("#")[0] for name in names]  # Flickr's a.jpg#0
+    if any(name.startswith("http") or name.endswith(EXTENSIONS) for name in first):
         return "; the first line is taken for the columns' names, and seems to be a record"
     if any(usual_form(name) in URL_COLUMNS for name in names):
         return "; pictures behind URLs have to be downloaded first (img2dataset does it)"
@@ -187,10 +206,12 @@ def texts_of(value: Any) -> list[str]:
     """The texts of a scalar, of a list at any depth, of a list that is written out as text
     (`["a dog", "a cat"]`, as Python or JSON has it), or of a record's usual caption field (as
     `{"raw": "a dog", "tokens": [...]}` or `{"text": "a dog", "lang": "en"}`), in order; without
-    those that are blank."""
+    those that are blank, and without a conversation's questions (`{"from": "human", ...}`)."""
     if isinstance(value, list | tuple):
         return [text for inner in value for text in texts_of(inner)]
     if isinstance(value, Mapping):
+        if any(value.get(name) in ASKING for name in SPEAKER):
+            return []
         fields = _usual((*CAPTION_COLUMNS, *TEXT_FIELDS), list(value))
         return next(filter(None, (texts_of(value[field]) for field in fields)), [])
     text = (text_of(value) or "").strip()

@@ -23,6 +23,7 @@ from features.pairs.named import (
     possible_paths,
     why_missing,
 )
+from features.pairs.packed import unpacked_name
 from features.pairs.records import Wanted, make_pair, only_of, skipped, text_of, why_no_name
 
 JSON_LINES = (".jsonl", ".ndjson")
@@ -45,7 +46,7 @@ class FilePairs(PairSource):
         self.folder = metadata.parent
         self.name = name
         self.records: TextRecords
-        if metadata.suffix.lower() in (*JSON_LINES, JSON):
+        if unpacked_name(metadata.name).endswith((*JSON_LINES, JSON)):
             self.records = JsonLines(metadata)
         else:
             asked = [column for column in (wanted.image, wanted.caption) if column]

@@ -9,12 +9,12 @@ import os
 import tarfile
 import tempfile
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from PIL import Image
 
@@ -22,6 +22,7 @@ from features.errors import UserError, first_line
 from features.pairs.base import Found, PairSource, Part, Record, Skipped, sampled
 from features.pairs.folders import TEXTS
 from features.pairs.images import EXTENSIONS, decoded
+from features.pairs.packed import packing_of, unpack
 from features.pairs.records import Wanted, make_pair, record_captions, skipped
 from features.pairs.remote import is_url, local_file, path_of, version
 from features.pairs.text import UnknownEncoding, decode_text, printable
@@ -30,7 +31,6 @@ ENDINGS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 IMAGES = tuple(extension.removeprefix(".") for extension in EXTENSIONS)
 LABEL = "cls"
 """Ending of files that hold the number of a picture's class, and the attribute that it becomes."""
-PACKINGS = {"gzip": b"\x1f\x8b", "bzip2": b"BZh", "xz": b"\xfd7zXZ\x00"}
 MAX_MEMBER = 1 << 30
 """Bytes of a file in an archive; a larger one is no picture."""
 CONNECTIONS = 16
@@ -162,7 +162,7 @@ class TarPairs(PairSource):
         with local_file(self.files[name]) as path, contextlib.ExitStack() as stack:
             try:
                 file: IO[bytes] = stack.enter_context(path.open("rb"))
-                if (packing := _packing(file)) is not None:
+                if (packing := packing_of(file)) is not None:
                     file = stack.enter_context(_unpacked(path, packing))
             except (OSError, EOFError) as error:
                 raise UserError(
@@ -271,31 +271,13 @@ def _content(file: IO[bytes], member: Member) -> bytes:
     return file.read(member.size)
 
 
-def _packing(file: IO[bytes]) -> str | None:
-    """How an archive is compressed, by its first bytes, whatever its name ends in."""
-    first = file.read(6)
-    file.seek(0)
-    return next((kind for kind, mark in PACKINGS.items() if first.startswith(mark)), None)
-
-
 @contextlib.contextmanager
 def _unpacked(path: Path, packing: str) -> Iterator[IO[bytes]]:
     """A compressed archive's bytes in a temporary file."""
-    import bz2
-    import gzip
-    import lzma
-
-    kinds: dict[str, Callable[[Path], Any]] = {
-        "gzip": gzip.GzipFile,
-        "bzip2": bz2.BZ2File,
-        "xz": lzma.LZMAFile,
-    }
-    with tempfile.TemporaryFile() as copy, kinds[packing](path) as packed:
+    with tempfile.TemporaryFile() as copy:
         try:
-            while block := packed.read1(1 << 16):  # what comes before a damage is kept
-                copy.write(block)
-        except (EOFError, lzma.LZMAError, OSError) as error:
-            if not copy.tell():
-                raise OSError(f"no archive: {first_line(error)}") from None
+            unpack(path, packing, copy, whole=False)
+        except OSError as error:
+            raise OSError(f"no archive: {error.strerror}") from None
         copy.seek(0)
         yield copy

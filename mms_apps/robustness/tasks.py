@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -21,6 +23,7 @@ from mms_apps.robustness.models import ZeroShot, pixels_of
 
 RETRIEVAL = "retrieval"
 """The task in which an image's captions are its class."""
+NUMBER = re.compile(r"[-+]?\d*\.?\d+(e[-+]?\d+)?", re.IGNORECASE)
 SPARE = 1
 """Pairs drawn to spare, for each that is asked for."""
 TEMPLATES = ("a picture of {}", "an image of {}", "this shows {}")
@@ -152,18 +155,23 @@ def load_task(
             f"--classes {', '.join(unknown)}: no pair of {pairs} has this as its {label}; leave it "
             "out, or write it as the pairs do"
         )
+    if label != RETRIEVAL and not asked and class_names is None and _measured(draw.values):
+        raise UserError(
+            f"--label {label}: {len(draw.values)} different numbers in {pairs}, most of them once; "
+            "name the values to tell apart with --classes, or put ranges in their place"
+        )
     if label == RETRIEVAL:
         own = [tuple(sorted(set(pair.captions))) for pair in found]
         prompts = tuple(dict.fromkeys(own))
         names = tuple(texts[0] for texts in prompts)
         labels = [prompts.index(texts) for texts in own]
     elif class_names is not None:
-        places = class_places(class_names, draw.values, pairs)
+        places = class_places(class_names, set(draw.values), pairs)
         names = listed(class_names)
         prompts = _prompts(names, templates or TEMPLATES)
         labels = [places[str(pair.attributes[label])] for pair in found]
     else:
-        names, prompts = _classes(label, classes, draw.values, templates, embedded)
+        names, prompts = _classes(label, classes, set(draw.values), templates, embedded)
         labels = [names.index(str(pair.attributes[label])) for pair in found]
     if len(names) < 2:
         raise UserError(
@@ -188,12 +196,12 @@ class _Draw:
     """Labelled pairs drawn over the whole of a source.
 
     pairs: in random order, more than are asked for, since some images may be unreadable.
-    values: of the label, that occur anywhere.
+    values: of the label, that occur anywhere, and how often.
     attributes: that occur anywhere.
     """
 
     pairs: list[Described]
-    values: set[str]
+    values: Counter[str]
     attributes: set[str]
 
 
@@ -201,7 +209,7 @@ def _drawn(
     source: PairSource, label: str, classes: Sequence[str] | None, count: int, seed: int
 ) -> _Draw:
     """Draw `count` pairs and SPARE times as many to spare."""
-    values: set[str] = set()
+    values: Counter[str] = Counter()
     attributes: set[str] = set()
 
     def fitting() -> Iterator[Described]:
@@ -213,7 +221,7 @@ def _drawn(
                 value = pair.captions[0] if label == RETRIEVAL else pair.attributes.get(label)
                 if not value or (label != RETRIEVAL and classes and value not in classes):
                     continue
-                values.add(value)
+                values[value] += 1
                 yield pair
 
     return _Draw(reservoir(fitting(), count * (1 + SPARE), seed), values, attributes)
@@ -235,6 +243,13 @@ def _read(
         if len(found) == count:
             break
     return found, torch.cat([pixels[pair.location] for pair in found] or [torch.empty(0)])
+
+
+def _measured(values: Counter[str]) -> bool:
+    """Whether the values are numbers of which hardly any occurs twice, such as prices, and not
+    numbers of classes."""
+    seldom = sum(1 for count in values.values() if count == 1)
+    return 2 * seldom > values.total() and all(map(NUMBER.fullmatch, values))
 
 
 def _nothing(pairs: str, label: str, classes: Sequence[str] | None, seen: set[str]) -> str:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import base64
+import bz2
 import csv
+import gzip
 import json
+import lzma
 import multiprocessing
 import pickle
 from pathlib import Path
@@ -251,6 +254,7 @@ def test_json_that_is_no_table_is_explained(folder: Path, text: str) -> None:
         ("img-path", "sentence"),
         ("image_name", " comment"),
         ("images", "prompt"),
+        ("image_id", "caption"),
     ],
 )
 def test_less_usual_names_of_columns(folder: Path, image: str, caption: str) -> None:
@@ -272,6 +276,9 @@ def test_less_usual_names_stand_back(folder: Path) -> None:
     [
         ("a.png,a dog\nb.png,a cat\n", "seems to be a record"),
         ("a dog\thttp://x.org/a.jpg\n", "seems to be a record"),
+        ("a.jpg#0\ta dog\na.jpg#1\tone dog\n", "seems to be a record"),
+        ("2\nMale Young\na.png 1 -1\n", "the first line, 2, .* remove it"),
+        ("image  Male\na.png 1\n", "parted by blanks"),
         ("URL,TEXT\nhttp://x.org/a.jpg,a dog\n", "img2dataset"),
     ],
 )
@@ -364,11 +371,57 @@ def test_a_table_called_txt_is_read_where_it_is_named(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "advice"), [("t.csv.gz", "unpack"), ("t.xlsx", ".csv"), ("t.feather", ".parquet")]
+    ("name", "advice"), [("t.csv.zst", "unpack"), ("t.xlsx", ".csv"), ("t.feather", ".parquet")]
 )
 def test_other_formats_say_what_to_do(folder: Path, name: str, advice: str) -> None:
     with pytest.raises(UserError, match=f"unknown format.*; .*{advice}"):
         open_pairs(str(table(folder, "x", name)))
+
+
+@pytest.mark.parametrize("name", ["t.csv.gz", "T.JSONL.GZ", "t.json.bz2", "t.tsv.xz", "t.csv"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+def test_packed_tables_are_read(folder: Path, name: str, encoding: str) -> None:
+    text = "image,caption\na.png,caf\u00e9\n"
+    if "json" in name.lower():
+        text = json.dumps([{"image": "a.png", "caption": "caf\u00e9"}])
+    pack = {".bz2": bz2.compress, ".xz": lzma.compress}.get(Path(name).suffix, gzip.compress)
+    assert captions(table(folder, pack(text.encode(encoding)), name)) == ["caf\u00e9"]
+
+
+def test_packed_tables_that_are_cut_off_are_refused(folder: Path) -> None:
+    packed = gzip.compress(b"image,caption\na.png,x\n" * 9)[:-9]
+    with pytest.raises(UserError, match=r"t.csv.gz: cannot be read .*gzip"):
+        open_pairs(str(table(folder, packed, "t.csv.gz")))
+
+
+CONVERSATIONS = [
+    {
+        "conversations": [
+            {"from": "human", "value": "<image>\nWhat?"},
+            {"from": "gpt", "value": "a dog"},
+        ]
+    },
+    {
+        "messages": [
+            {"role": "system", "content": "Be brief."},
+            {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What?"}]},
+            {"role": "assistant", "content": [{"type": "text", "text": "a dog"}]},
+        ]
+    },
+    {"caption": [{"role": "user", "text": "What?"}, {"role": "assistant", "text": "a dog"}]},
+]
+
+
+@pytest.mark.parametrize("record", CONVERSATIONS)
+def test_the_answers_of_a_conversation_are_captions(folder: Path, record: dict[str, Any]) -> None:
+    rows = [{"image": "a.png"} | record]
+    assert captions(table(folder, json.dumps(rows), "t.json")) == ["a dog"]
+
+
+def test_the_answers_of_a_conversation_in_arrow_are_captions(folder: Path) -> None:
+    rows = [{"image": "a.png"} | CONVERSATIONS[0]]
+    pq.write_table(pa.Table.from_pylist(rows), folder / "t.parquet")
+    assert captions(folder / "t.parquet") == ["a dog"]
 
 
 @pytest.mark.parametrize("name", ["http://[::1/a.png", "s3://[a", "file://[a.png"])

@@ -77,3 +77,31 @@ def test_embedded_skin_tones_leave_out_mixed_ones() -> None:
     encoder = load_encoder("embedded", "cpu")
     task = load_task("embedded", encoder, label="skin_tone", count=10)
     assert len(task.classes) == 5 and "mixed" not in task.classes
+
+
+@pytest.mark.parametrize(
+    ("numbers", "refused"),
+    [
+        (["1.5", "2", "-3e2", "12", ".5", "70"], True),
+        (["1", "1.0", "2", "2", "0", "0.0"], False),
+        (["one", "two", "three", "four", "five", "six"], False),
+    ],
+)
+def test_measured_numbers_are_no_classes(
+    tmp_path: Path, clip_folder: Path, numbers: list[str], refused: bool
+) -> None:
+    rows = []
+    for place, number in enumerate(numbers):
+        (tmp_path / f"{place}.png").write_bytes(png())
+        rows.append(f"{place}.png,x,{number}\n")
+    path = tmp_path / "t.csv"
+    path.write_text("image,caption,price\n" + "".join(rows))
+    encoder = load_encoder(f"local-dir:{clip_folder}", "cpu")
+    if refused:
+        with pytest.raises(UserError, match=r"--label price: 6 different numbers.*--classes"):
+            load_task(str(path), encoder, label="price")
+        assert (
+            load_task(str(path), encoder, label="price", classes=["12", "70"]).labels.numel() == 2
+        )
+    else:
+        load_task(str(path), encoder, label="price")
