@@ -103,19 +103,21 @@ class AgreementStatistics:
             image: activations for the images, `[n, features]`; signs don't matter.
             text: activations for the captions of the same pairs, `[n, features]`.
         """
-        self.add(ActivePairs.of(image, text))
+        numbers = torch.arange(self._next, self._next + len(image))
+        self._next += len(image)
+        self.add(ActivePairs.of(image, text), self.weights_of(numbers))
 
-    def add(self, active: ActivePairs, numbers: Tensor | None = None) -> None:
+    def weights_of(self, numbers: Tensor) -> Tensor:
+        """The bootstrap weights `[n, replicates]` of pairs by their numbers in the stream `[n]`."""
+        return bootstrap_weights_of(self.seed, self.stream, numbers, self.replicates)
+
+    def add(self, active: ActivePairs, weights: Tensor) -> None:
         """Add pairs.
 
         Args:
-            numbers: theirs in the stream, `[n]`; None for the next ones.
+            weights: theirs (`weights_of`), `[n, replicates]`.
         """
-        if numbers is None:
-            numbers = torch.arange(self._next, self._next + active.pairs)
-            self._next += active.pairs
-        weights = bootstrap_weights_of(self.seed, self.stream, numbers, self.replicates)
-        weights = weights.to(active.image)  # [n, replicates]
+        weights = weights.to(active.image)
         (u, other_v), (other_u, v) = self._scaled(active.images), self._scaled(active.texts)
         image_less, text_less = u <= other_v, v < other_u
         lesser = (

@@ -236,19 +236,19 @@ def collect_naming_chance(
     numbered, batches = tee(_own_batches(shuffled))
     passed = zip(
         _active_pairs((batch[1:] for batch in batches), dictionary, device),
-        (numbers for numbers, *_ in numbered),
+        (None if agreement is None else agreement.weights_of(n) for n, *_ in numbered),
         _own_batches(store.sample_batches(SHUFFLED_BATCH)),
         strict=True,
     )
-    for active, numbers, samples in track(
+    for active, weights, samples in track(
         one_ahead(passed),
         description="agreement, and scores by chance",
         total=_own_batch_count(store),
         disable=not (progress and this_process().is_local_main_process),
     ):
         found.add(active, samples)
-        if agreement is not None:
-            agreement.add(active, numbers)
+        if agreement is not None and weights is not None:
+            agreement.add(active, weights)
             agreement.add_chance(active)
     return _merged(found)
 
