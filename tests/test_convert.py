@@ -536,3 +536,41 @@ def test_what_a_file_has_not_is_not_taken(name: str, option: dict[str, Any]) -> 
     (word,) = option
     with pytest.raises(UserError, match=f"has no {word}; leave --{word} out"):
         read_autoencoder(HERE / name, **option)
+
+
+CHECKPOINTS: dict[str, Callable[[dict[str, torch.Tensor]], dict[str, Any]]] = {
+    "lightning": lambda state: {
+        "epoch": 1,
+        "state_dict": {f"model.{n}": v for n, v in state.items()},
+    },
+    "parallel": lambda state: {"step": 1, "model": {f"module.{n}": v for n, v in state.items()}},
+    "compiled": lambda state: {f"module._orig_mod.{n}": v for n, v in state.items()},
+    "trainer": lambda state: {"model_state_dict": state, "optimizer_state_dict": {"state": {}}},
+}
+
+
+@pytest.mark.parametrize("kind", CHECKPOINTS)
+@pytest.mark.parametrize("name", ["overcomplete-topk", "dictionary_learning-AutoEncoderTopK"])
+def test_checkpoints_of_trainings_are_read(tmp_path: Path, name: str, kind: str) -> None:
+    source = next((HERE / name).glob("*.pt"))
+    state = torch.load(source, weights_only=True)
+    torch.save(CHECKPOINTS[kind](state), tmp_path / "last.ckpt")
+    found, expected = (read_autoencoder(path, k=K) for path in (tmp_path / "last.ckpt", source))
+    assert torch.equal(found.encoder, expected.encoder) and found.k == expected.k == K
+
+
+def test_weights_in_a_file_of_safetensors(tmp_path: Path) -> None:
+    source = HERE / "dictionary_learning-AutoEncoderTopK" / "ae.pt"
+    state = torch.load(source, weights_only=True)
+    save_file(
+        {name: value.contiguous() for name, value in state.items()}, tmp_path / "a.safetensors"
+    )
+    found, expected = (read_autoencoder(path, k=K) for path in (tmp_path / "a.safetensors", source))
+    assert torch.equal(found.decoder, expected.decoder)
+
+
+def test_weights_of_several_kinds_name_the_config(tmp_path: Path) -> None:
+    state = {"W_enc": torch.zeros(4, 8), "W_dec": torch.zeros(8, 4)}
+    torch.save(state | {"b_enc": torch.zeros(8), "b_dec": torch.zeros(4)}, tmp_path / "x.pt")
+    with pytest.raises(UserError, match=r"x.pt: W_enc without thresholds.*cfg.json"):
+        read_autoencoder(tmp_path / "x.pt")

@@ -9,6 +9,9 @@
 | MSAE | 8192_768_TopKReLU_64_False_False_0.0_....pt: its settings are in its name |
 | saev | sae.pt: a line of JSON, then the state_dict |
 
+A .pt file may be a training's checkpoint that holds the state_dict beside other things, and weights
+of dictionary_learning and overcomplete may be a .safetensors file.
+
 Weights alone are read: a file that holds pickled code is refused.
 """
 
@@ -29,9 +32,14 @@ from features.errors import UserError, first_line
 from features.files import read_json
 
 SPARSIFY_WEIGHTS = "sae.safetensors"
+SAFETENSORS = ".safetensors"
 DICTIONARY_LEARNING = "ae.pt"
 OF_A_FOLDER = (SAELENS_CONFIG, SAELENS_WEIGHTS, SPARSIFY_WEIGHTS)
 """Files that are read with those beside them."""
+WITHIN = ("state_dict", "model_state_dict", "model", "sae", "autoencoder", "weights")
+"""Under which a checkpoint of a training holds the state_dict."""
+WRAPPERS = ("module.", "_orig_mod.", "model.", "sae.", "autoencoder.")
+"""What DistributedDataParallel, torch.compile and Lightning put before all names."""
 UNIT_TOLERANCE = 0.05
 """How far from 1 rows may be that a library gives unit length when it loads them."""
 
@@ -85,13 +93,19 @@ def _read(path: Path, k: int | None, threshold: float | None) -> Autoencoder:
         path = path / DICTIONARY_LEARNING
     if not path.is_file():
         raise UserError(f"{path}: no such file or folder")
+    if path.suffix == SAFETENSORS:
+        return _of_state(path, _tensors(path), k, threshold)
     header, content = _header(path)
     state = _weights(path, content)
     if header is not None:
         return _saev(header, _named(state, path))
     if "mean_center" in state:
         return _msae(path, state)
-    state = _named(state, path)
+    return _of_state(path, _named(state, path), k, threshold)
+
+
+def _of_state(path: Path, state: State, k: int | None, threshold: float | None) -> Autoencoder:
+    """Of the two libraries that are told by the names of their weights."""
     if "dictionary._weights" in state:
         return _overcomplete(state, k, threshold)
     return _dictionary_learning(path, state, k)
@@ -151,6 +165,12 @@ def _weights(path: Path, content: bytes) -> dict[str, Any]:
 
 
 def _named(state: dict[str, Any], path: Path) -> State:
+    """The weights by name, out of a training's checkpoint too."""
+    while within := [state[name] for name in WITHIN if isinstance(state.get(name), dict)]:
+        state = within[0]
+    for wrapper in WRAPPERS:
+        if state and all(name.startswith(wrapper) for name in state):
+            state = {name.removeprefix(wrapper): value for name, value in state.items()}
     tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
     if not tensors:
         raise UserError(f"{path}: holds no weights; give a model's state_dict")
@@ -246,6 +266,11 @@ def _dictionary_learning(path: Path, state: State, k: int | None) -> Autoencoder
     config = _config_beside(path)
     named = config.get("trainer", {}).get("dict_class", "")
     if "W_enc" in state:
+        if "threshold" not in state:
+            raise UserError(
+                f"{path}: W_enc without thresholds may be of several kinds; save the weights as "
+                f"{SAELENS_WEIGHTS} beside SAELens's {SAELENS_CONFIG}, which says which"
+            )
         encoder, encoder_bias, decoder, bias = _needed(
             library, state, "W_enc", "b_enc", "W_dec", "b_dec"
         )
