@@ -51,6 +51,9 @@ def test_a_checkpoint_of_other_settings_is_refused_and_kept(tmp_path: Path) -> N
 def test_the_first_line_of_an_error() -> None:
     assert first_line(ValueError("what\nwhere")) == "what"
     assert first_line(ValueError()) == "ValueError"
+    assert first_line(ValueError("\nErrors in CLIP:\n\tsize of a\n\tsize of b")) == (
+        "Errors in CLIP: size of a"
+    )
     assert len(first_line(ValueError("x" * 999))) == 200
     long = first_line(ValueError("word " * 99))
     assert long.endswith("word ...") and len(long) <= 200

@@ -39,6 +39,7 @@ from features.distributed import (
     this_process,
 )
 from features.errors import UserError
+from features.files import read_json
 from features.modality import FIXED_BOUNDS, MODALITIES
 from features.store.store import ActivationStore
 
@@ -368,10 +369,12 @@ def _finished(out: Path, made_from: dict[str, Any]) -> bool:
     """Whether `out` holds the dictionary of these settings; what a kill left beside it is removed.
 
     Raises:
-        UserError: it holds another.
+        UserError: it holds another, or something else.
     """
     if not (out / "config.json").is_file():
         return False
+    if "kind" not in read_json(out / "config.json"):
+        raise UserError(f"{out}: exists already and is no dictionary; name another folder")
     training = ADDED_SETTINGS | (load_dictionary(out).config.training or {})
     if any(key not in training or training[key] != made_from[key] for key in made_from):
         raise UserError(

@@ -24,6 +24,7 @@ from features.space.advice import few_pairs
 from features.space.space import FeatureSpace
 from features.store.credits import credit_line
 
+HTML = (".html", ".htm")
 OPENING_EACH = 4
 """Features of each class that the report opens with."""
 OPENING_IMAGES = 4
@@ -50,7 +51,13 @@ def write_report(space: FeatureSpace, out: str | Path, *, evidence: bool = True)
     Args:
         evidence: show what the features rest on with which the report opens, where the space's
             encoder can be loaded.
+
+    Raises:
+        UserError: `out` is there and no HTML file.
     """
+    out = Path(out)
+    if out.is_file() and out.suffix.lower() not in HTML:
+        raise UserError(f"{out}: exists and is no report; name another file, such as report.html")
     features = space.features.to_pylist()
     scored = [f for f in features if f["class"] in MODALITY_CLASSES]
     peak, ticks = count_axis(features)
@@ -97,7 +104,6 @@ def write_report(space: FeatureSpace, out: str | Path, *, evidence: bool = True)
             thumbnails=thumbnails,
         )
     )
-    out = Path(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     write_whole(out, page.encode())
     return out

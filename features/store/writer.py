@@ -164,6 +164,8 @@ def _finished(out: Path, config: StoreConfig) -> bool:
         if not (out / name).is_file():
             continue
         record = read_json(out / name)
+        if not {"pairs_fingerprint", "precision"} <= record.keys():
+            break  # a dictionary's, say
         if record.get("schema") == 1:
             raise UserError(
                 f"{out}: extracted by version 0.1.0, which knew encoders by their weights alone; "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 
@@ -44,6 +45,14 @@ app.command("train-generator")(train_generator)
 app.add_typer(attributes)
 
 
+ADVICE = {
+    errno.EEXIST: "; name another folder",
+    errno.ENOTDIR: "; name another folder",
+    errno.ENOSPC: "; free some of it, and run the same command again",
+}
+"""What to do about errors of the system."""
+
+
 def main() -> None:
     """Run the command line; a user's mistake is one line and exit code 2."""
     try:
@@ -52,9 +61,10 @@ def main() -> None:
         typer.echo(f"Error: {error}", err=True)
         sys.exit(2)
     except OSError as error:
-        if error.filename is None:
+        if error.filename is None and error.errno != errno.ENOSPC:
             raise
-        typer.echo(f"Error: {error.filename}: {error.strerror}", err=True)
+        where = "" if error.filename is None else f"{error.filename}: "
+        typer.echo(f"Error: {where}{error.strerror}{ADVICE.get(error.errno or 0, '')}", err=True)
         sys.exit(2)
     except SystemExit as stopped:  # typer turns a KeyboardInterrupt into this exit code
         if stopped.code == INTERRUPTED:

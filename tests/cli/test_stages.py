@@ -56,6 +56,26 @@ def test_a_taken_folder_is_refused_before_anything_is_scored(
     assert code == 2 and "mine: exists and is no FeatureSpace" in one_error_line(err)
 
 
+def test_nothing_is_written_over_another_artifact(
+    finished: Path, clip_folder: Path, imagefolder: Path, mms: Mms
+) -> None:
+    store, dictionary, space = (finished / part for part in ("store", "dictionary", "space"))
+    before = {file: file.read_bytes() for file in finished.rglob("*.json")}
+    extract = ("extract", "--pairs", imagefolder, "--encoder", f"local-dir:{clip_folder}")
+    attempts = [
+        (("report", space, "--out", space / "config.json"), "exists and is no report"),
+        (("fit", "--store", store, "--out", store), "exists already and is no dictionary"),
+        (("fit", "--store", store, "--out", space), "exists already and is no dictionary"),
+        ((*extract, "--out", dictionary), "exists already and is no activation store"),
+        ((*extract, "--out", space), "exists already and is no activation store"),
+        (("drift", space, space, "--out", space / "config.json"), "File exists; name another"),
+    ]
+    for command, message in attempts:
+        code, _, err = mms(*command)
+        assert code == 2 and message in one_error_line(err)
+    assert {file: file.read_bytes() for file in finished.rglob("*.json")} == before
+
+
 def test_the_folder_of_a_run_stands_for_none_of_its_parts(
     finished: Path, tmp_path: Path, mms: Mms
 ) -> None:
