@@ -49,8 +49,6 @@ def test_the_page_has_the_figures() -> None:
 
     def whole(name: str) -> str:
         row = rows[name]
-        if row["value"] == 0:
-            return f"0.00 (0 of {row['n']})"
         return f"{row['value']:.2f} ({row['ci_low']:.2f} to {row['ci_high']:.2f})"
 
     def values(*names: str) -> str:
