@@ -201,6 +201,36 @@ def require_float32(model: nn.Module, pixels: Tensor) -> None:
             )
 
 
+def require_labelled(model: nn.Module, pixels: Tensor, labels: Tensor) -> None:
+    """Check what is attacked, within `undisturbed`.
+
+    Raises:
+        UserError: the pixels are no `[n, channels, height, width]` in [0, 1], or the labels no
+            numbers `[n]` of classes.
+    """
+    if pixels.ndim != 4 or not pixels.is_floating_point():
+        raise UserError(
+            f"images are {pixels.dtype} {list(pixels.shape)}; give float32 "
+            "[n, channels, height, width] in [0, 1]"
+        )
+    if len(pixels) and not (pixels.min() >= 0 and pixels.max() <= 1):
+        raise UserError(
+            f"images reach from {float(pixels.min()):.3g} to {float(pixels.max()):.3g}; give "
+            "pixels in [0, 1], and let the model normalise them itself"
+        )
+    if labels.dtype != torch.long or labels.shape != pixels.shape[:1]:
+        raise UserError(
+            f"labels are {labels.dtype} {list(labels.shape)} for {len(pixels)} images; give the "
+            "number of each one's class, int64 [n]"
+        )
+    classes = batched(model, pixels[:1]).shape[1]
+    if len(labels) and not (labels.min() >= 0 and labels.max() < classes):
+        raise UserError(
+            f"labels reach from {int(labels.min())} to {int(labels.max())}, but the model has "
+            f"{classes} classes, from 0 to {classes - 1}"
+        )
+
+
 @contextmanager
 def undisturbed(model: nn.Module, seed: int) -> Iterator[None]:
     """Attack a model within this context and leave no trace.

@@ -7,7 +7,14 @@ from torch import Tensor, nn
 
 from mms_apps.robustness.distances import Norm, distances
 from mms_apps.robustness.losses import margin
-from mms_apps.robustness.models import BATCH, Progress, correct, require_float32, undisturbed
+from mms_apps.robustness.models import (
+    BATCH,
+    Progress,
+    correct,
+    require_float32,
+    require_labelled,
+    undisturbed,
+)
 from mms_apps.robustness.projected_gradient import pgd
 
 LINE_HALVINGS = 8
@@ -42,7 +49,7 @@ def minimal_eps(
         halvings: the span is left this many times smaller by halves.
 
     Raises:
-        UserError: something is not float32.
+        UserError: something is not float32, the pixels are not in [0, 1] or the labels no classes.
     """
     require_float32(model, pixels)
     found = torch.full((len(pixels),), torch.inf, device=pixels.device)
@@ -51,6 +58,7 @@ def minimal_eps(
         for bound in (low, high)
     )
     with undisturbed(model, seed):
+        require_labelled(model, pixels, labels)
         right = correct(model, pixels, labels)
         found[~right] = 0
         todo = (right & highs.isfinite()).nonzero().squeeze(1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import torch
 import torchattacks
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import nn
+from torch import Tensor, nn
 
 from features.errors import UserError
 from mms_apps.robustness.attacks.base import AttackConfig
@@ -360,3 +361,26 @@ def test_pixels_at_0_and_1_move(name: str, share: float) -> None:
     pixels, labels = image[None], torch.ones(1, dtype=torch.int64)
     found = run_attack(linear, pixels, labels, name, 0.25, AttackConfig(norm="L2")).images
     assert not correct(linear, found, labels).any()
+
+
+@pytest.mark.parametrize(
+    ("pixels", "labels", "message"),
+    [
+        (torch.full((2, 3, 4, 4), 255, dtype=torch.uint8), [0, 1], "images are torch.uint8"),
+        (torch.full((2, 3, 4, 4), 255.0), [0, 1], "images reach from 255 to 255; give pixels in"),
+        (torch.full((2, 3, 4, 4), -1.0), [0, 1], "images reach from -1 to -1; give pixels in"),
+        (torch.full((2, 3, 4, 4), torch.nan), [0, 1], "images reach from nan to nan"),
+        (torch.rand(2, 3, 4, 4), [0, 3], "labels reach from 0 to 3, but the model has 3 classes"),
+        (torch.rand(2, 3, 4, 4), [-1, 0], "labels reach from -1"),
+        (torch.rand(2, 3, 4, 4), [0.0, 1.0], "labels are torch.float32"),
+        (torch.rand(2, 3, 4, 4), [[1, 0, 0], [0, 1, 0]], r"labels are torch.int64 \[2, 3\]"),
+        (torch.rand(2, 3, 4, 4), [0], r"labels are torch.int64 \[1\] for 2 images"),
+    ],
+)
+def test_what_cannot_be_attacked_is_said(pixels: Tensor, labels: list[Any], message: str) -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(48, 3))
+    numbers = torch.tensor(labels)
+    with pytest.raises(UserError, match=message):
+        run_attack(model, pixels, numbers, "fgsm", 4 / 255, AttackConfig())
+    with pytest.raises(UserError, match=message):
+        minimal_eps(model, pixels, numbers)

@@ -21,7 +21,14 @@ from mms_apps.robustness.attacks.registry import (
     require_offered,
 )
 from mms_apps.robustness.distances import read_eps, within
-from mms_apps.robustness.models import Progress, batched, correct, require_float32, undisturbed
+from mms_apps.robustness.models import (
+    Progress,
+    batched,
+    correct,
+    require_float32,
+    require_labelled,
+    undisturbed,
+)
 
 
 def run_attack(
@@ -45,7 +52,7 @@ def run_attack(
 
     Raises:
         UserError: the attack cannot be run on so many classes, eps is none (`read_eps`), or
-            something is not float32.
+            something is not float32, the pixels are not in [0, 1] or the labels no classes.
     """
     require("robustness")
     eps = read_eps(eps, config.norm)
@@ -54,6 +61,7 @@ def run_attack(
     fooled = torch.zeros(len(pixels), dtype=torch.bool, device=pixels.device)
     history: list[float] = []
     with undisturbed(model, config.seed):
+        require_labelled(model, pixels, labels)
         classes = batched(model, pixels[:1]).shape[1]
         require_offered([name], classes, config.norm)
         starts = range(0, len(pixels), config.batch_size)
