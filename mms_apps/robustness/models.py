@@ -201,8 +201,11 @@ def require_float32(model: nn.Module, pixels: Tensor) -> None:
             )
 
 
-def require_labelled(model: nn.Module, pixels: Tensor, labels: Tensor) -> None:
+def require_labelled(model: nn.Module, pixels: Tensor, labels: Tensor) -> int:
     """Check what is attacked, within `undisturbed`.
+
+    Returns:
+        The number of the model's classes.
 
     Raises:
         UserError: the pixels are no `[n, channels, height, width]` in [0, 1], or the labels no
@@ -229,6 +232,7 @@ def require_labelled(model: nn.Module, pixels: Tensor, labels: Tensor) -> None:
             f"labels reach from {int(labels.min())} to {int(labels.max())}, but the model has "
             f"{classes} classes, from 0 to {classes - 1}"
         )
+    return classes
 
 
 @contextmanager

@@ -23,7 +23,6 @@ from mms_apps.robustness.attacks.registry import (
 from mms_apps.robustness.distances import read_eps, within
 from mms_apps.robustness.models import (
     Progress,
-    batched,
     correct,
     require_float32,
     require_labelled,
@@ -61,8 +60,7 @@ def run_attack(
     fooled = torch.zeros(len(pixels), dtype=torch.bool, device=pixels.device)
     history: list[float] = []
     with undisturbed(model, config.seed):
-        require_labelled(model, pixels, labels)
-        classes = batched(model, pixels[:1]).shape[1]
+        classes = require_labelled(model, pixels, labels)
         require_offered([name], classes, config.norm)
         starts = range(0, len(pixels), config.batch_size)
         steps = [(start, part) for start in starts for part in parts(name, classes)]
