@@ -10,6 +10,7 @@ import atexit
 import csv
 import io
 import json
+import os
 import re
 import shutil
 import sys
@@ -140,35 +141,40 @@ class TextRecords(ABC):
                 number += 1
 
 
-def _unpacked(path: Path, packing: str) -> Path:
-    """What a packed file holds, in a file that is kept until the program ends."""
+def _kept_file() -> Path:
+    """A new file that is kept until the program ends: decoding workers read it too."""
     descriptor, name = tempfile.mkstemp()
+    os.close(descriptor)
     atexit.register(Path(name).unlink, missing_ok=True)
-    with open(descriptor, "wb") as copy:
-        unpack(path, packing, copy)
     return Path(name)
+
+
+def _unpacked(path: Path, packing: str) -> Path:
+    """What a packed file holds, in a kept file."""
+    kept = _kept_file()
+    with kept.open("wb") as copy:
+        unpack(path, packing, copy)
+    return kept
 
 
 def _in_utf8(path: Path, encoding: str) -> Path:
-    """A copy of a text in UTF-8, its lines ended by a line feed, which is kept until the program
-    ends: decoding workers read it too. What is no text becomes U+FFFD."""
-    descriptor, name = tempfile.mkstemp(suffix=path.suffix)
-    atexit.register(Path(name).unlink, missing_ok=True)
+    """A copy of a text in UTF-8, its lines ended by a line feed, in a kept file. What is no text
+    becomes U+FFFD."""
+    kept = _kept_file()
     with (
         path.open(encoding=encoding, errors="replace") as file,
-        open(descriptor, "w", encoding="utf-8", errors="replace", newline="\n") as copy,
+        kept.open("w", encoding="utf-8", errors="replace", newline="\n") as copy,
     ):
         shutil.copyfileobj(file, copy)
-    return Path(name)
+    return kept
 
 
 def _in_lines(values: list[Any]) -> Path:
-    """A file with one JSON value a line, which is kept until the program ends."""
-    descriptor, name = tempfile.mkstemp(suffix=".jsonl")
-    atexit.register(Path(name).unlink, missing_ok=True)
-    with open(descriptor, "w", encoding="utf-8", newline="\n") as copy:
+    """One JSON value a line, in a kept file."""
+    kept = _kept_file()
+    with kept.open("w", encoding="utf-8", newline="\n") as copy:
         copy.writelines(json.dumps(value) + "\n" for value in values)
-    return Path(name)
+    return kept
 
 
 class JsonLines(TextRecords):
