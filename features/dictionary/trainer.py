@@ -288,10 +288,7 @@ def _train(
                         torch.stack([result.loss.detach(), result.fvu]), "mean"
                     ).tolist()
                     if not math.isfinite(loss):
-                        raise UserError(
-                            f"{out}: the training diverged (loss {loss} in step {step}); lower the "
-                            f"learning rate, {config.learning_rate}"
-                        )
+                        raise _diverged(out, f"loss {loss} in step {step}", config)
                     bar.update(task, fvu=f"{fvu_of_batch:.3f}", classes=shares)
                     measured = {
                         "pairs": (step + 1) * config.batch_size,
@@ -313,10 +310,7 @@ def _train(
                 save_checkpoint(checkpoint, modules, optimizer, finished, settings)
     history.end()
     if not all(weight.isfinite().all() for weight in dictionary.parameters()):
-        raise UserError(
-            f"{out}: the training diverged (weights that are not finite); lower the learning rate, "
-            f"{config.learning_rate}"
-        )
+        raise _diverged(out, "weights that are not finite", config)
     if best is not None and torch.isfinite(best.fvu):
         dictionary.load_state_dict(best.kept.state_dict())
     accelerator.wait_for_everyone()
@@ -363,6 +357,12 @@ def _training_batches(
             if step >= first:
                 kept = ~is_held_out(image)
                 yield step, image[kept], text[kept]
+
+
+def _diverged(out: Path, seen: str, config: TrainConfig) -> UserError:
+    return UserError(
+        f"{out}: the training diverged ({seen}); lower the learning rate, {config.learning_rate}"
+    )
 
 
 def _finished(out: Path, made_from: dict[str, Any]) -> bool:
