@@ -28,12 +28,13 @@ from features.pairs.base import PART_RECORDS, Record
 from features.pairs.images import EXTENSIONS
 from features.pairs.json_objects import records_within
 from features.pairs.packed import packing_of, unpack, unpacked_name
-from features.pairs.records import USUAL_COLUMNS, usual_form
+from features.pairs.records import IMAGE_COLUMNS, USUAL_COLUMNS, usual_form
 from features.pairs.text import UnknownEncoding, encoding_of
 
 DELIMITERS = (",", "\t", ";", "|")
 JSON = ".json"
 EXCEL_HINT = re.compile(r"sep=(.)\s*$")
+COUNT = re.compile(r"\s*\d+\s*$")
 MAX_QUOTED_LINES = 100
 """A quoted field that goes on for more lines was opened by a stray quote."""
 MISSING = frozenset(("nan", "NaN", "null", "NULL", "None", "<NA>", "N/A", "n/a", "#N/A", "#NA"))
@@ -231,7 +232,9 @@ class JsonLines(TextRecords):
 
 
 class Delimited(TextRecords):
-    """A table whose first line names the columns, with any of DELIMITERS and quotes as usual.
+    """A table whose first line names the columns, with any of DELIMITERS and quotes as usual; or a
+    list as CelebA has them: a line with the number of records, one with the columns' names, and
+    then, all between blanks, a picture's name and its values.
 
     A quote that opens a field and never closes it, or closes it only after lines that are records
     themselves, is taken literally.
@@ -246,6 +249,9 @@ class Delimited(TextRecords):
         self.delimiter = ","
         self.header: list[str] = []
         self._header_lines = 0
+        self._between_blanks = self._is_a_list()
+        if self._between_blanks:
+            return
         known = {*USUAL_COLUMNS, *map(usual_form, columns)}
         for line in self._lines(0, 1):
             self._header_lines = line.number
@@ -268,6 +274,22 @@ class Delimited(TextRecords):
     def _first_line(self) -> int:
         return self._header_lines
 
+    def _is_a_list(self) -> bool:
+        """Whether it is a list as CelebA has them, whose header is kept then; there the pictures'
+        column may be without a name."""
+        lines = [line.text or "" for line in islice(self._lines(0, 1), 3)]
+        if len(lines) < 3 or not COUNT.match(lines[0]):
+            return False
+        names, first = lines[1].split(), lines[2].split()
+        if not first or not first[0].lower().endswith(EXTENSIONS):
+            return False
+        if len(first) == len(names) + 1:
+            names = [IMAGE_COLUMNS[0], *names]
+        if len(first) != len(names):
+            return False
+        self.delimiter, self.header, self._header_lines = " ", unique_names(names), 2
+        return True
+
     def _best_delimiter(self, header: str, known: set[str]) -> str:
         """The one that gives the most known names; of equals the one that gives the most names."""
 
@@ -285,7 +307,7 @@ class Delimited(TextRecords):
                 yield FoundRecord(line, f"line {line.number} is not {self.encoding}")
             elif not line.text.strip():
                 continue
-            elif '"' in line.text:
+            elif '"' in line.text and not self._between_blanks:
                 yield FoundRecord(line, self._record(self._quoted(line, lines, waiting)))
             else:
                 yield FoundRecord(line, self._record(self._literal(line.text)))
@@ -303,6 +325,8 @@ class Delimited(TextRecords):
 
     def _literal(self, text: str) -> list[str]:
         """The fields of one line, in which quotes mean nothing."""
+        if self._between_blanks:
+            return text.split()
         return [field.strip() for field in text.rstrip("\n").split(self.delimiter)]
 
     def _quoted(self, first: Line, lines: Iterator[Line], waiting: deque[Line]) -> list[str]:

@@ -108,8 +108,9 @@ class FolderPairs(PairSource):
 
 
 def walk(folder: Path, depth: int | None = None) -> list[str]:
-    """Paths of all files below a folder, relative to it, sorted; without hidden ones. Links to
-    folders are followed, unless they lead back to where they are.
+    """Paths of all files below a folder, relative to it, sorted; without hidden ones and those of
+    models, stores and FeatureSpaces, which may lie among the data. Links to folders are followed,
+    unless they lead back to where they are.
 
     Args:
         depth: folders that may lie between; None for any number.
@@ -117,6 +118,9 @@ def walk(folder: Path, depth: int | None = None) -> list[str]:
     found = []
     for where, folders, files in os.walk(folder, followlinks=True):
         inside = Path(where).relative_to(folder)
+        if inside.parts and _holds_weights(files):
+            folders.clear()
+            continue
         if depth is not None and len(inside.parts) >= depth:
             folders.clear()
         folders[:] = sorted(
@@ -126,6 +130,11 @@ def walk(folder: Path, depth: int | None = None) -> list[str]:
         )
         found += [(inside / name).as_posix() for name in files if not name.startswith(".")]
     return sorted(found)
+
+
+def _holds_weights(files: Iterable[str]) -> bool:
+    """Whether a folder with these files is a model, a store, a dictionary or a FeatureSpace."""
+    return "config.json" in files and any(name.endswith(".safetensors") for name in files)
 
 
 def _leads_back(where: str, name: str) -> bool:

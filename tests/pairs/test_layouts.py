@@ -283,6 +283,21 @@ def test_the_text_beside_may_be_named_as_people_do(tmp_path: Path, text: str) ->
     assert open_pairs(str(tmp_path)).fingerprint() != before
 
 
+@pytest.mark.parametrize("where", ["run", "results/today"])
+def test_what_was_written_among_the_data_is_no_data(tmp_path: Path, where: str) -> None:
+    (tmp_path / "a.png").write_bytes(png())
+    (tmp_path / "a.txt").write_text("a dog")
+    before = open_pairs(str(tmp_path)).fingerprint()
+    store = tmp_path / where / "store"
+    store.mkdir(parents=True)
+    (store / "config.json").write_text("{}")
+    (store / "shard-00000.safetensors").write_bytes(b"")
+    pq.write_table(pa.table({"id": ["a"], "captions": [["a dog"]]}), store / "samples.parquet")
+    (store / "b.png").write_bytes(png())
+    assert captions(tmp_path) == ["a dog"]
+    assert open_pairs(str(tmp_path)).fingerprint() == before
+
+
 def test_what_a_folder_has_instead_is_said(tmp_path: Path) -> None:
     (tmp_path / "data-00000-of-00001.arrow").write_bytes(b"")
     (tmp_path / "a.heic").write_bytes(b"")

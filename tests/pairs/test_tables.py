@@ -50,6 +50,25 @@ def test_excels_hint_names_the_delimiter(folder: Path) -> None:
     assert captions(table(folder, "sep=;\nImage;Caption\na.png;x, y\n")) == ["x, y"]
 
 
+@pytest.mark.parametrize("first", ["", "image_id "])
+@pytest.mark.parametrize("end", ["\n", " \r\n"])
+def test_lists_as_celeba_has_them(folder: Path, first: str, end: str) -> None:
+    lines = ["3", f"{first}Male Pale_Skin", "a.png -1  1", "b.png  1 -1", "gone.png 1 1"]
+    path = table(folder, end.join(lines) + end, "list_attr_celeba.txt")
+    source = open_pairs(str(path), captions_needed=False)
+    assert [pair.attributes for pair in pairs(source)] == [
+        {"Male": "-1", "Pale_Skin": "1"},
+        {"Male": "1", "Pale_Skin": "-1"},
+    ]
+    assert reasons(source) == ["missing image file: gone.png"]
+
+
+def test_a_list_with_a_row_too_long_says_so(folder: Path) -> None:
+    path = table(folder, '2\nMale Old\na.png 1 -1\nb.png "1" -1 1\n', "list.txt")
+    (reason,) = reasons(open_pairs(str(path), captions_needed=False))
+    assert "4 fields where the header names 3" in reason
+
+
 @pytest.mark.parametrize(
     "encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-32", "latin-1", "cp1252"]
 )
@@ -277,7 +296,7 @@ def test_less_usual_names_stand_back(folder: Path) -> None:
         ("a.png,a dog\nb.png,a cat\n", "seems to be a record"),
         ("a dog\thttp://x.org/a.jpg\n", "seems to be a record"),
         ("a.jpg#0\ta dog\na.jpg#1\tone dog\n", "seems to be a record"),
-        ("2\nMale Young\na.png 1 -1\n", "the first line, 2, .* remove it"),
+        ("2\nimage,Male\na.png,1\n", "the first line, 2, .* remove it"),
         ("image  Male\na.png 1\n", "parted by blanks"),
         ("URL,TEXT\nhttp://x.org/a.jpg,a dog\n", "img2dataset"),
     ],
