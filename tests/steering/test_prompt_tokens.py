@@ -155,6 +155,45 @@ def test_sdxls_moved_states_go_on_to_the_steered_embedding(
     assert (moved.norm(dim=1) / wanted.norm(dim=1) - 1).abs().max() < 1.5 - least
 
 
+@pytest.mark.parametrize("vectors", [1, 3])
+def test_textual_inversions_are_read_as_the_pipeline_reads_them(
+    vectors: int, embedded: FeatureSpace
+) -> None:
+    pipe = pipelines.stable_diffusion_of_prompts()
+    pipe.set_progress_bar_config(disable=True)
+    width = pipe.text_encoder.config.hidden_size
+    learnt = torch.randn(vectors, width, generator=torch.Generator().manual_seed(0))
+    pipe.load_textual_inversion({"<style>": learnt}, token="<style>")
+    prompts = ["a woman in <style>", "man"]
+    ours = Steering().inputs(embedded, pipe, prompt=prompts)
+    expected = pipe.encode_prompt(prompts, "cpu", 1, False)[0]
+    torch.testing.assert_close(ours["prompt_embeds"], expected)
+    edited = Steering(EDITS).inputs(embedded, pipe, prompt=prompts)["prompt_embeds"]
+    words = len(pipe.tokenizer("a woman in").input_ids) - 1  # less the end
+    assert (edited != expected)[0].any(1).tolist().index(True) == words + vectors
+
+
+def test_sdxls_textual_inversions_lie_before_what_is_moved(space: FeatureSpace) -> None:
+    pipe = pipelines.stable_diffusion_xl()
+    for encoder, tokenizer in (
+        (pipe.text_encoder, pipe.tokenizer),
+        (pipe.text_encoder_2, pipe.tokenizer_2),
+    ):
+        pipe.load_textual_inversion(
+            {"<style>": torch.randn(3, encoder.config.hidden_size)},
+            token="<style>",
+            text_encoder=encoder,
+            tokenizer=tokenizer,
+        )
+    prompt = "cat <style>"
+    before, after = (
+        Steering(edits).inputs(space, pipe, prompt=prompt)["prompt_embeds"][0]
+        for edits in ((), (Edit(2, 3.0),))
+    )
+    words = len(pipe.tokenizer_2("cat").input_ids) - 1
+    assert (before != after).any(1).tolist().index(True) == words + 3
+
+
 def test_sdxls_schedule_moves_tokens_and_pooled_prompt_together(
     pipes: dict[str, Any], space: FeatureSpace
 ) -> None:

@@ -228,6 +228,20 @@ class TextAdapter(Adapter):
         )
 
 
+def token_ids(pipe: Any, tokenizer: Any, prompts: list[str], length: int) -> Tensor:
+    """Tokens `[n, length]` of prompts as the pipeline reads them: those of textual inversions that
+    are several vectors stand for each of these."""
+    spelled_out = getattr(pipe, "maybe_convert_prompt", lambda given, tokenizer: given)
+    ids: Tensor = tokenizer(
+        spelled_out(prompts, tokenizer),
+        padding="max_length",
+        max_length=length,
+        truncation=True,
+        return_tensors="pt",
+    ).input_ids
+    return ids
+
+
 def refuse_negative(adapter: Adapter, call: Call) -> None:
     """Raise a UserError where a call gives a negative embedding to a pipeline that takes none."""
     if call.negative is not None:

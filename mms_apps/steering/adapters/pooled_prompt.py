@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mms_apps.steering.adapters.base import Call, TextAdapter, refuse_negative, takes
+from mms_apps.steering.adapters.base import Call, TextAdapter, refuse_negative, takes, token_ids
 
 
 class PooledPrompt(TextAdapter):
@@ -106,13 +106,8 @@ class SDXLPrompt(PooledPrompt):
         """Both encoders' states side by side `[n, tokens, width]`, those of the second moved from
         the end of the text on by what moves the embedding by `[n, dim]`."""
         tokenizer, width = self.pipe.tokenizer_2, self.pipe.text_encoder_2.config.hidden_size
-        ids = tokenizer(
-            call.words(len(states))["prompt"],
-            padding="max_length",
-            max_length=states.shape[1],
-            truncation=True,
-            return_tensors="pt",
-        ).input_ids  # [n, tokens]
+        prompts = call.words(len(states))["prompt"]
+        ids = token_ids(self.pipe, tokenizer, prompts, states.shape[1])  # [n, tokens]
         end = (ids == tokenizer.eos_token_id).int().argmax(1)
         own = states[..., -width:].float()
         spread = own[torch.arange(len(own)), end.to(own.device)].std(1, unbiased=False)  # [n]

@@ -16,6 +16,7 @@ from mms_apps.steering.adapters.base import (
     compute_dtype,
     refuse_negative,
     takes,
+    token_ids,
 )
 
 
@@ -91,13 +92,8 @@ class PromptTokens(TextAdapter):
         return [self.ready(self._states(steered, plain, prompts).flatten(1))]
 
     def _tokens(self, prompts: list[str]) -> Tensor:
-        return self.pipe.tokenizer(
-            prompts,
-            padding="max_length",
-            max_length=self.pipe.tokenizer.model_max_length,
-            truncation=True,
-            return_tensors="pt",
-        ).input_ids
+        tokenizer = self.pipe.tokenizer
+        return token_ids(self.pipe, tokenizer, prompts, tokenizer.model_max_length)
 
     def _states(self, steered: Tensor, plain: Tensor, prompts: list[str]) -> Tensor:
         """The prompts' states, moved: `[n, tokens, width]`."""
