@@ -112,6 +112,20 @@ def test_another_text_encoder_and_images_get_words(pipe: Any, embedded: FeatureS
         Steering(EDITS).inputs(embedded, small, prompt="cat")
 
 
+@pytest.mark.parametrize("spread", [0.05, 0.08])
+def test_a_text_encoder_that_was_trained_on_is_warned_of(
+    spread: float, embedded: FeatureSpace
+) -> None:
+    pipe = pipelines.stable_diffusion_of_prompts()
+    generator = torch.Generator().manual_seed(0)
+    for name, weight in pipe.text_encoder.named_parameters():
+        if "_proj" in name:  # what LoRAs and DreamBooth change
+            weight.data += spread * torch.randn(weight.shape, generator=generator)
+    with pytest.warns(UserWarning, match="not quite embedded-ssl.*trained on"):
+        inputs = Steering(EDITS).inputs(embedded, pipe, prompt="a woman")
+    assert (inputs["prompt_embeds"] != pipe.encode_prompt("a woman", "cpu", 1, False)[0]).any()
+
+
 @pytest.mark.parametrize(("last_layer", "least"), [(False, 0.97), (True, 0.6)])
 def test_sdxls_moved_states_go_on_to_the_steered_embedding(
     last_layer: bool, least: float, space: FeatureSpace

@@ -30,6 +30,9 @@ ADAPTERS: tuple[type[Adapter], ...] = (
 )
 SAME_EMBEDDING = 0.98
 """Least cosine of a probe's embeddings by the pipeline's encoder and by the space's."""
+TRAINED_ON = 0.5
+"""Least cosine where the pipeline's encoder is the space's, trained on (by DreamBooth or a LoRA);
+those of encoders that were trained apart lie near 0."""
 PROBE_TEXT = "a photograph of a red bicycle in front of a house"
 _compared: WeakKeyDictionary[nn.Module, set[str]] = WeakKeyDictionary()
 """The fingerprints of the encoders that a pipeline's encoder was compared with."""
@@ -40,6 +43,7 @@ def adapter_for(pipe: Any, space: FeatureSpace) -> Adapter:
 
     Raises:
         UserError: none fits, or the pipeline takes embeddings of another encoder than the space's.
+            One that seems to be the space's, trained on, is warned of.
     """
     if hasattr(pipe, "decoder_pipe") and hasattr(pipe, "prior_pipe"):
         raise UserError(
@@ -87,11 +91,19 @@ def _check_encoder(adapter: Adapter, space: FeatureSpace) -> None:
         known.add(space.config.encoder_fingerprint)
         return
     cosine = F.cosine_similarity(ours, theirs).item() if ours.shape == theirs.shape else 0.0
-    if cosine < SAME_EMBEDDING:
+    if cosine < TRAINED_ON:
         raise UserError(
             f"the FeatureSpace is of {space.config.encoder}, but {type(adapter.pipe).__name__} "
             f"reads embeddings of another encoder (cosine {cosine:.2f} for the same probe); give "
             "the space of the pipeline's encoder"
+        )
+    if cosine < SAME_EMBEDDING:
+        warnings.warn(
+            f"{type(adapter.pipe).__name__} reads embeddings of an encoder that is not quite "
+            f"{space.config.encoder}, the FeatureSpace's (cosine {cosine:.2f} for the same probe), "
+            "as one is that was trained on: features may mean something else to it; compare the "
+            "pictures with and without edits",
+            stacklevel=2,
         )
     known.add(space.config.encoder_fingerprint)
 
