@@ -4,7 +4,7 @@ Names are loaded when they are first used, so that `mms --help` stays fast.
 
     space = FeatureSpace.load("embedded")
     task = load_task("embedded:heldout", space.encoder, label="gender")
-    found = evaluate(ZeroShot(space.encoder, task.vectors), task, "runs/robustness")
+    found = evaluate(task.classifier(space.encoder), task, "runs/robustness")
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from features.encoders.encoder import Encoder
-from features.errors import UserError
+from features.errors import UserError, first_line
 from features.pairs.images import rgb
 
 Progress = Callable[[float], None]
@@ -191,14 +191,25 @@ def logit_scale(encoder: Encoder) -> Tensor:
 
 
 def require_float32(model: nn.Module, pixels: Tensor) -> None:
-    """Raise UserError unless the pixels and all weights are float32."""
+    """Raise UserError unless the model is a module, and the pixels and all weights are float32."""
+    if not isinstance(model, nn.Module):
+        raise UserError(
+            f"the model is a {type(model).__name__}; give a torch.nn.Module, pixels in [0, 1] -> "
+            "logits [n, classes]"
+        )
+    _require_tensor(pixels, "images", "float32 [n, channels, height, width] in [0, 1]")
     tensors = {"images": pixels} | dict(model.named_parameters()) | dict(model.named_buffers())
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and tensor.dtype != torch.float32:
             raise UserError(
-                f"{name} is {tensor.dtype}: attacks in less than float32 leave their eps or give "
-                "NaN; load the model in float32"
+                f"{name}: {tensor.dtype}, but attacks are computed in float32 (in less, they leave "
+                "their eps or give NaN); give images and model in float32"
             )
+
+
+def _require_tensor(given: object, name: str, wanted: str) -> None:
+    if not isinstance(given, Tensor):
+        raise UserError(f"{name} are a {type(given).__name__}; give a tensor, {wanted}")
 
 
 def require_labelled(model: nn.Module, pixels: Tensor, labels: Tensor) -> int:
@@ -208,9 +219,10 @@ def require_labelled(model: nn.Module, pixels: Tensor, labels: Tensor) -> int:
         The number of the model's classes.
 
     Raises:
-        UserError: the pixels are no `[n, channels, height, width]` in [0, 1], or the labels no
-            numbers `[n]` of classes.
+        UserError: the pixels are no `[n, channels, height, width]` in [0, 1], the model can't take
+            them, or the labels are no numbers `[n]` of classes.
     """
+    _require_tensor(labels, "labels", "the number of each image's class, int64 [n]")
     if pixels.ndim != 4 or not pixels.is_floating_point():
         raise UserError(
             f"images are {pixels.dtype} {list(pixels.shape)}; give float32 "
@@ -226,7 +238,21 @@ def require_labelled(model: nn.Module, pixels: Tensor, labels: Tensor) -> int:
             f"labels are {labels.dtype} {list(labels.shape)} for {len(pixels)} images; give the "
             "number of each one's class, int64 [n]"
         )
-    classes = batched(model, pixels[:1]).shape[1]
+    try:
+        with torch.no_grad():
+            logits = model(pixels[:1])
+    except (RuntimeError, ValueError) as error:  # of torch and of models' own checks
+        raise UserError(
+            f"the model fails on images {list(pixels.shape[1:])} ({first_line(error)}); give them "
+            "[n, channels, height, width] in the size that it takes"
+        ) from error
+    if not isinstance(logits, Tensor) or logits.ndim != 2:
+        found = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise UserError(
+            f"the model gives {found}; wrap it in a module that gives logits alone, a tensor "
+            "[n, classes]"
+        )
+    classes = logits.shape[1]
     if len(labels) and not (labels.min() >= 0 and labels.max() < classes):
         raise UserError(
             f"labels reach from {int(labels.min())} to {int(labels.max())}, but the model has "

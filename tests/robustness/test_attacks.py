@@ -375,12 +375,55 @@ def test_pixels_at_0_and_1_move(name: str, share: float) -> None:
         (torch.rand(2, 3, 4, 4), [0.0, 1.0], "labels are torch.float32"),
         (torch.rand(2, 3, 4, 4), [[1, 0, 0], [0, 1, 0]], r"labels are torch.int64 \[2, 3\]"),
         (torch.rand(2, 3, 4, 4), [0], r"labels are torch.int64 \[1\] for 2 images"),
+        (torch.rand(2, 3, 4, 4), "01", "labels are a str; give a tensor"),
+        (torch.rand(2, 3, 4, 4).tolist(), [0, 1], "images are a list; give a tensor, float32"),
+        (torch.rand(2, 3, 4, 4).numpy(), [0, 1], "images are a ndarray"),
+        (torch.rand(2, 3, 4, 4).double(), [0, 1], "images: torch.float64, but attacks are comp"),
+        (torch.rand(2, 3, 5, 5), [0, 1], r"the model fails on images \[3, 5, 5\] \(mat1 and mat2"),
     ],
 )
-def test_what_cannot_be_attacked_is_said(pixels: Tensor, labels: list[Any], message: str) -> None:
+def test_what_cannot_be_attacked_is_said(pixels: Any, labels: Any, message: str) -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(48, 3))
-    numbers = torch.tensor(labels)
+    numbers = torch.tensor(labels) if isinstance(labels, list) else labels
     with pytest.raises(UserError, match=message):
         run_attack(model, pixels, numbers, "fgsm", 4 / 255, AttackConfig())
     with pytest.raises(UserError, match=message):
         minimal_eps(model, pixels, numbers)
+
+
+class Wrapped(nn.Module):
+    def __init__(self, give: Any) -> None:
+        super().__init__()
+        self.give = give
+
+    def forward(self, pixels: Tensor) -> Any:
+        return self.give(pixels)
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (Wrapped(lambda pixels: {"logits": pixels.flatten(1)}), "gives dict; wrap it"),
+        (Wrapped(lambda pixels: pixels), r"gives \[1, 3, 4, 4\]; wrap it"),
+        (lambda pixels: pixels.flatten(1), "the model is a function; give a torch.nn.Module"),
+    ],
+)
+def test_models_that_give_no_logits_are_told_of(model: Any, message: str) -> None:
+    pixels, labels = torch.rand(2, 3, 4, 4), torch.tensor([0, 1])
+    with pytest.raises(UserError, match=message):
+        run_attack(model, pixels, labels, "fgsm", 4 / 255, AttackConfig())
+    with pytest.raises(UserError, match=message):
+        minimal_eps(model, pixels, labels)
+
+
+def test_the_packages_example_is_how_it_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    import mms_apps.robustness as package
+    from features import FeatureSpace
+
+    taken: list[Any] = []
+    lines = [line.strip() for line in (package.__doc__ or "").splitlines() if " = " in line]
+    names = {"FeatureSpace": FeatureSpace, "load_task": package.load_task}
+    exec("\n".join(lines), {**names, "evaluate": lambda *given: taken.extend(given)})
+    model, task, out = taken
+    assert correct(model, task.pixels, task.labels).float().mean() > 0.6
+    assert isinstance(out, str)
