@@ -21,11 +21,19 @@ def train_generator(
             min=1, help="Of the denoiser; more than before trains on [default: the recipe's]."
         ),
     ] = None,
+    refinement: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help="Steps in which its own drawings teach it, at last; more than before goes on "
+            "[default: the recipe's].",
+        ),
+    ] = None,
     start: Annotated[
         str | None,
         typer.Option(
-            help="Generator to start from, embedded or a folder: its autoencoder is kept, its "
-            "denoiser trained on for all the steps."
+            help="Generator to start from, embedded or a folder: its autoencoder and its denoiser "
+            "are kept, and refined."
         ),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, max=MOST_SEED)] = 0,
@@ -37,11 +45,18 @@ def train_generator(
     require("steering")
     import logging
 
-    from mms_apps.steering.generator_training.settings import DenoiserTraining, GeneratorTraining
+    from mms_apps.steering.generator_training.settings import (
+        DenoiserTraining,
+        GeneratorTraining,
+        RefinementTraining,
+    )
     from mms_apps.steering.generator_training.train import train_generator as train
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     denoiser = DenoiserTraining() if steps is None else DenoiserTraining(steps=steps)
-    training = GeneratorTraining(encoder, denoiser=denoiser, seed=seed, start=start)
+    last = RefinementTraining() if refinement is None else RefinementTraining(steps=refinement)
+    training = GeneratorTraining(
+        encoder, denoiser=denoiser, refinement=last, seed=seed, start=start
+    )
     train(out, training, device)
     typer.echo(f"generator -> {out}; use it as --generator {out}")

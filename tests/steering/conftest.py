@@ -23,6 +23,7 @@ from mms_apps.steering.generator_training.settings import (
     DenoiserTraining,
     GeneratorTraining,
     ReaderTraining,
+    RefinementTraining,
 )
 from tests.steering import pipelines
 from tests.test_space import axes, make_store
@@ -30,8 +31,9 @@ from tests.test_space import axes, make_store
 TINY = GeneratorTraining(
     autoencoder=AutoencoderTraining(channels=(8, 8, 8), latent_channels=4, steps=3, batch=2),
     decoder=DecoderTraining(steps=2, batch=2),
-    reader=ReaderTraining(width=8, steps=3, batch=4),
     denoiser=DenoiserTraining(channels=(16, 16), time_channels=32, steps=4, batch=4, draws=1),
+    reader=ReaderTraining(width=8, steps=3, batch=4),
+    refinement=RefinementTraining(steps=3, batch=2, own=3, own_steps=2),
     prior_draws=2,
 )
 

@@ -4,26 +4,37 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
+from copy import deepcopy
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from diffusers import StableUnCLIPImg2ImgPipeline
+from diffusers import AutoencoderKL, DDIMScheduler, StableUnCLIPImg2ImgPipeline
+from diffusers.pipelines.stable_diffusion.stable_unclip_image_normalizer import (
+    StableUnCLIPImageNormalizer,
+)
 from open_clip import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 from features.embedded import ENCODERS
 from features.embedded.world import EmbeddedPairs
 from features.encoders.encoder import Encoder
 from features.errors import UserError
-from mms_apps.steering.generator_training import optimise, train
+from mms_apps.steering.generator_training import optimise, refinement, train
 from mms_apps.steering.generator_training.autoencoder import perceptual_distance
+from mms_apps.steering.generator_training.denoiser import new_denoiser
 from mms_apps.steering.generator_training.drawings import draw_images
+from mms_apps.steering.generator_training.examples import Examples, predicted
 from mms_apps.steering.generator_training.latent_reader import train_reader
-from mms_apps.steering.generator_training.schedules import PROMPT_ALONE
-from mms_apps.steering.generator_training.settings import ReaderTraining
+from mms_apps.steering.generator_training.own_drawings import OwnDrawings
+from mms_apps.steering.generator_training.refinement import refine_denoiser
+from mms_apps.steering.generator_training.schedules import PROMPT_ALONE, noise_schedule
+from mms_apps.steering.generator_training.settings import ReaderTraining, RefinementTraining
 from mms_apps.steering.generator_training.text_encoder import clip_text_model
 from mms_apps.steering.image_encoder import OpenClipVisionModel
 from tests.steering.conftest import TINY, FewPairs
@@ -95,6 +106,43 @@ def test_a_cut_training_ends_the_same(folder: Path, tmp_path: Path) -> None:
         assert (tmp_path / part / WEIGHTS).read_bytes() == (folder / part / WEIGHTS).read_bytes()
 
 
+def test_a_cut_refinement_ends_the_same(folder: Path, tmp_path: Path) -> None:
+    class Killed(Exception):
+        pass
+
+    advance, calls = OwnDrawings.advance, []
+
+    def killed_at_the_third(self: OwnDrawings, *given: Any) -> None:
+        calls.append(given)
+        if len(calls) == 3:
+            raise Killed
+        advance(self, *given)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "EmbeddedPairs", FewPairs)
+        patch.setattr(optimise, "CHECKPOINT_STEPS", 1)
+        patch.setattr(OwnDrawings, "advance", killed_at_the_third)
+        with pytest.raises(Killed):
+            train.train_generator(tmp_path, TINY)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "EmbeddedPairs", FewPairs)
+        train.train_generator(tmp_path, TINY)
+    again, whole = (load_file(out / "unet" / WEIGHTS) for out in (tmp_path, folder))
+    assert all(torch.equal(again[name], whole[name]) for name in whole)
+
+
+def test_a_refinement_goes_on(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "longer")
+    steps = TINY.refinement.steps + 1
+    longer = dataclasses.replace(TINY, refinement=dataclasses.replace(TINY.refinement, steps=steps))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "EmbeddedPairs", FewPairs)
+        train.train_generator(tmp_path / "longer", longer)
+    checkpoint = tmp_path / "longer" / "checkpoints" / "refined.safetensors"
+    with safe_open(checkpoint, "pt") as file:
+        assert file.metadata()["step"] == str(steps)
+
+
 def test_a_training_starts_from_another_generator(folder: Path, tmp_path: Path) -> None:
     on = dataclasses.replace(TINY, start=str(folder), seed=1)
     with pytest.MonkeyPatch.context() as patch:
@@ -109,18 +157,112 @@ def test_a_training_starts_from_another_generator(folder: Path, tmp_path: Path) 
     assert 0 < max(moved) < 0.05  # a few small steps away, not drawn afresh
 
 
-def test_a_reader_learns_the_embedding_from_latents(tmp_path: Path) -> None:
+def shown_everywhere(count: int, side: int = 16) -> Examples:
+    """Latents that show their embedding of four dimensions everywhere; no prompts."""
     generator = torch.Generator().manual_seed(0)
-    standard = torch.randn(256, 4, generator=generator)
-    places = torch.randn(4, 3 * 16 * 16, generator=generator)
-    latents = (standard @ places).view(256, 3, 16, 16) / 2  # each shows its embedding everywhere
-    recipe = ReaderTraining(width=8, steps=150, batch=64)
-    reader = train_reader(
-        latents[:192], standard[:192], tmp_path, dataclasses.replace(TINY, reader=recipe), "cpu"
+    standard = torch.randn(count, 4, generator=generator)
+    places = torch.randn(4, 3 * side * side, generator=generator)
+    return Examples(
+        (standard @ places).view(count, 3, side, side) / 2,
+        standard,
+        (torch.zeros(1, 2, 8), torch.zeros(count, dtype=torch.long)),
+        torch.ones(count).double(),
+        StableUnCLIPImageNormalizer(embedding_dim=4).requires_grad_(False),
     )
-    unseen = (reader(latents[192:]) - standard[192:]).square().mean()
-    assert unseen < 0.3 * standard[192:].square().mean()
+
+
+def test_a_reader_learns_the_embedding_from_latents(tmp_path: Path) -> None:
+    unseen = shown_everywhere(256)
+    seen = shown_everywhere(256)
+    seen.latents, seen.standard = seen.latents[:192], seen.standard[:192]
+    recipe = ReaderTraining(width=8, steps=150, batch=64)
+    reader = train_reader(seen, tmp_path, dataclasses.replace(TINY, reader=recipe), "cpu")
+    apart = reader(unseen.latents[192:]) - unseen.standard[192:]
+    assert apart.square().mean() < 0.3 * unseen.standard[192:].square().mean()
     assert not any(parameter.requires_grad for parameter in reader.parameters())
+
+
+def test_own_drawings_take_ddims_steps_and_begin_anew() -> None:
+    own = OwnDrawings(shown_everywhere(20), pool=6, steps=4, seed=0)
+    assert own.done.tolist() == [0, 1, 2, 3, 0, 1]
+    ddim = DDIMScheduler(**noise_schedule(), clip_sample=False, set_alpha_to_one=False)
+    ddim.timesteps = own.timesteps
+    ddim.num_inference_steps = own.steps
+    generator = torch.Generator().manual_seed(1)
+    before, rows = own.latents.clone(), own.rows.clone()
+    velocity = torch.randn(before.shape, generator=generator)
+    times = own.timesteps[own.done].tolist()
+    estimate = own.estimate(velocity)
+    own.advance(velocity, generator)
+    assert own.done.tolist() == [1, 2, 3, 0, 1, 2]
+    for n, time in enumerate(times):
+        signal = ddim.alphas_cumprod[time]
+        clean = signal.sqrt() * before[n] - (1 - signal).sqrt() * velocity[n]
+        torch.testing.assert_close(estimate[n], clean)
+        if n == 3:
+            continue  # finished
+        following = own.timesteps[own.done[n]]
+        # diffusers' step goes down by a fixed number of timesteps
+        ddim.num_inference_steps = 1
+        ddim.config.num_train_timesteps = int(time - following)
+        expected = ddim.step(velocity[n], time, before[n]).prev_sample
+        torch.testing.assert_close(own.latents[n], expected, atol=1e-5, rtol=1e-5)
+        assert own.rows[n] == rows[n]
+    assert abs(own.latents[3].std() - 1) < 0.15  # from noise alone
+
+
+def test_refinement_makes_drawings_show_what_was_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    examples = shown_everywhere(64, side=8)
+    places = torch.linalg.pinv(examples.standard) @ examples.latents.flatten(1)
+    monkeypatch.setattr(
+        refinement,
+        "train_reader",
+        lambda *given: lambda latents: latents.flatten(1) @ torch.linalg.pinv(places),
+    )
+    vae = AutoencoderKL(
+        latent_channels=3,
+        sample_size=64,
+        block_out_channels=(8, 8, 8),
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        norm_num_groups=8,
+    )
+    unet = new_denoiser(TINY.denoiser, vae, text_width=8, dim=4, seed=0)
+
+    def unlike(weight: float) -> float:
+        recipe = RefinementTraining(
+            steps=120,
+            batch=8,
+            own=8,
+            own_steps=4,
+            learning_rate=1e-2,
+            average_decay=0.9,
+            reading_weight=weight,
+        )
+        refined = refine_denoiser(
+            deepcopy(unet),
+            examples,
+            tmp_path / str(weight),
+            dataclasses.replace(TINY, refinement=recipe),
+            "cpu",
+        )
+        own = OwnDrawings(examples, pool=16, steps=4, seed=5)
+        generator = torch.Generator().manual_seed(6)
+        apart = 0.0
+        for _ in range(8):
+            with torch.no_grad():
+                velocity = predicted(refined, own.batch(), "cpu")
+            last = own.done == 3
+            found = own.estimate(velocity)[last].flatten(1) @ torch.linalg.pinv(places)
+            apart += float((found - examples.standard[own.rows[last]]).square().mean()) / 8
+            own.advance(velocity, generator)
+        return apart
+
+    (tmp_path / "0.0").mkdir()
+    (tmp_path / "2.0").mkdir()
+    assert unlike(2.0) < 0.8 * unlike(0.0)
 
 
 def test_drawings_are_drawn_anew_with_their_captions() -> None:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
-
-from torch import nn
+from typing import TYPE_CHECKING
 
 from features.embedded import ENCODERS
 from features.encoders.encoder import Encoder
+from mms_apps.steering.generator_training.denoiser import Conditions
 from mms_apps.steering.generator_training.schedules import embedding_noise, noise_schedule
 
 if TYPE_CHECKING:
@@ -18,9 +17,7 @@ if TYPE_CHECKING:
 def assemble(
     vae: AutoencoderKL,
     unet: UNet2DConditionModel,
-    normaliser: nn.Module,
-    text_encoder: nn.Module,
-    tokenizer: Any,
+    conditions: Conditions,
     encoder: Encoder,
 ) -> StableUnCLIPImg2ImgPipeline:
     """The pipeline of trained parts, with a fast scheduler."""
@@ -45,10 +42,10 @@ def assemble(
             image_std=preprocess_cfg["std"],
         ),
         image_encoder=vision.eval(),
-        image_normalizer=normaliser,
+        image_normalizer=conditions.normaliser,
         image_noising_scheduler=DDPMScheduler(**embedding_noise()),
-        tokenizer=tokenizer,
-        text_encoder=text_encoder,
+        tokenizer=conditions.tokenizer,
+        text_encoder=conditions.text_encoder,
         unet=unet,
         scheduler=DPMSolverMultistepScheduler(**noise_schedule()),
         vae=vae,

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from features.distributed import mixed_precision
+from mms_apps.steering.generator_training.examples import Examples
 from mms_apps.steering.generator_training.optimise import cosine, optimise
 from mms_apps.steering.generator_training.settings import GeneratorTraining
 
@@ -46,15 +47,12 @@ def _block(channels: int, width: int, stride: int) -> tuple[nn.Module, ...]:
 
 
 def train_reader(
-    latents: Tensor,
-    standard: Tensor,
-    checkpoints: Path,
-    training: GeneratorTraining,
-    device: str,
+    examples: Examples, checkpoints: Path, training: GeneratorTraining, device: str
 ) -> LatentReader:
-    """A reader, trained on latents `[n, channels, h, w]` of unit variance under some noise and
-    their pictures' standardised embeddings `[n, dim]`; it is frozen."""
+    """A reader, trained on the examples' latents under some noise and their standardised
+    embeddings; it is frozen."""
     recipe = training.reader
+    latents, standard = examples.latents, examples.standard
     torch.manual_seed(training.seed)
     reader = LatentReader(latents.shape[1], recipe.width, standard.shape[1]).to(device)
 

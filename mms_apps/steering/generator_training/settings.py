@@ -38,21 +38,6 @@ class DecoderTraining:
 
 
 @dataclass(frozen=True)
-class ReaderTraining:
-    """The network that reads embeddings from latents: Adam under a cosine.
-
-    Attributes:
-        noise: most standard deviations of noise on latents of unit variance.
-    """
-
-    width: int = 64
-    steps: int = 3000
-    batch: int = 128
-    learning_rate: float = 1e-3
-    noise: float = 0.3
-
-
-@dataclass(frozen=True)
 class DenoiserTraining:
     """Adam at a constant rate that falls to zero in the end; the weights' moving average is what
     generates.
@@ -70,8 +55,6 @@ class DenoiserTraining:
         drop_prompt: share of the prompts left out.
         drop_image: share of embeddings drowned in noise.
         noisy_image: share of embeddings under some noise.
-        reading_weight: of the distance between the embedding that the reader finds in what is
-            drawn and the embedding that was asked for.
     """
 
     channels: tuple[int, ...] = (64, 96, 128)
@@ -89,7 +72,46 @@ class DenoiserTraining:
     drop_prompt: float = 0.5
     drop_image: float = 0.1
     noisy_image: float = 0.1
-    reading_weight: float = 0.2
+
+
+@dataclass(frozen=True)
+class ReaderTraining:
+    """The network that reads embeddings from latents: Adam under a cosine.
+
+    Attributes:
+        noise: most standard deviations of noise on latents of unit variance.
+    """
+
+    width: int = 64
+    steps: int = 3000
+    batch: int = 128
+    learning_rate: float = 1e-3
+    noise: float = 0.3
+
+
+@dataclass(frozen=True)
+class RefinementTraining:
+    """The denoiser further, taught by what its own drawings show: Adam at a rate that falls to
+    zero; the weights' moving average is what generates.
+
+    Attributes:
+        steps: can be raised later, as the denoiser's can.
+        batch: examples as the denoiser has been trained on, in every step.
+        own: drawings of its own that are under way beside them.
+        own_steps: that each of these takes.
+        guidance: under which they are drawn.
+        reading_weight: of the distance between the embedding that the reader finds in what is
+            drawn and the embedding that was asked for.
+    """
+
+    steps: int = 2000
+    batch: int = 64
+    own: int = 32
+    own_steps: int = 14
+    guidance: float = 2.0
+    learning_rate: float = 1e-4
+    average_decay: float = 0.99
+    reading_weight: float = 0.5
 
 
 @dataclass(frozen=True)
@@ -99,15 +121,16 @@ class GeneratorTraining:
     Attributes:
         encoder: the embedded encoder whose image embeddings condition it.
         prior_draws: of each drawing's planted factors, for the prior.
-        start: another generator, `embedded` or a folder, to start from: its autoencoder is kept,
-            its denoiser trained on.
+        start: another generator, `embedded` or a folder, to start from: its autoencoder and its
+            denoiser are kept, and refined.
     """
 
     encoder: str = "embedded-ssl"
     autoencoder: AutoencoderTraining = AutoencoderTraining()
     decoder: DecoderTraining = DecoderTraining()
-    reader: ReaderTraining = ReaderTraining()
     denoiser: DenoiserTraining = DenoiserTraining()
+    reader: ReaderTraining = ReaderTraining()
+    refinement: RefinementTraining = RefinementTraining()
     prior_draws: int = 4
     seed: int = 0
     start: str | None = None

@@ -16,9 +16,14 @@ from features.errors import UserError
 from features.files import write_json
 from mms_apps.steering.generator_training.assemble import assemble
 from mms_apps.steering.generator_training.autoencoder import refine_decoder, train_autoencoder
-from mms_apps.steering.generator_training.denoiser import train_denoiser
+from mms_apps.steering.generator_training.denoiser import (
+    conditions_and_examples,
+    first_denoiser,
+    train_denoiser,
+)
 from mms_apps.steering.generator_training.drawings import draw_images
 from mms_apps.steering.generator_training.prior import train_prior
+from mms_apps.steering.generator_training.refinement import refine_denoiser
 from mms_apps.steering.generator_training.settings import GeneratorTraining
 
 if TYPE_CHECKING:
@@ -53,10 +58,13 @@ def train_generator(
         vae = AutoencoderKL.from_pretrained(start, subfolder="vae", torch_dtype=torch.float32)
         vae.to(device).eval().requires_grad_(False)
     drawn = draw_images(source, training.denoiser.draws, training.seed)
-    unet, normaliser, text_encoder, tokenizer = train_denoiser(
-        drawn, vae, encoder, checkpoints, training, start, device
-    )
-    pipeline = assemble(vae, unet, normaliser, text_encoder, tokenizer, encoder)
+    conditions, examples = conditions_and_examples(drawn, vae, encoder, training, start, device)
+    unet = first_denoiser(training, vae, examples, start, device)
+    if start is None:
+        unet = train_denoiser(unet, examples, checkpoints, training, device)
+    if training.refinement.steps:
+        unet = refine_denoiser(unet, examples, checkpoints, training, device)
+    pipeline = assemble(vae, unet, conditions, encoder)
     pipeline.to(dtype=torch.float16)
     pipeline.save_pretrained(out)
     prior = train_prior(source, encoder, training)
