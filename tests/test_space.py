@@ -8,6 +8,7 @@ import io
 import json
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -360,7 +361,9 @@ def test_gradients_flow_back_to_embeddings(space: FeatureSpace) -> None:
     assert x.grad is not None and x.grad.abs().sum() > 0
 
 
-def test_encodes_images_and_texts(clip_folder: Path, store: ActivationStore) -> None:
+def test_encodes_images_and_texts(
+    clip_folder: Path, store: ActivationStore, tmp_path: Path
+) -> None:
     encoder = load_encoder(f"local-dir:{clip_folder}", device="cpu")
     config = dataclasses.replace(
         store.config, encoder=encoder.id, encoder_fingerprint=encoder.fingerprint
@@ -376,6 +379,35 @@ def test_encodes_images_and_texts(clip_folder: Path, store: ActivationStore) -> 
     assert given.encode_texts(["a red circle"]).shape == (1, DIM)
     assert given.encode_images([]).shape == (0, DIM)
     assert given.decode(z, "image").shape == (4, DIM)
+    picture = tmp_path / "red.png"
+    images[0].save(picture)
+    for alone in (images[0], str(picture), picture):
+        torch.testing.assert_close(given.encode_images(alone), z[:1])
+    words = given.encode_texts("a red circle")
+    torch.testing.assert_close(words, given.encode_texts(["a red circle"]))
+    torch.testing.assert_close(encoder.encode_images(images[0]), encoder.encode_images(images[:1]))
+    torch.testing.assert_close(encoder.encode_texts("a cat"), encoder.encode_texts(["a cat"]))
+
+
+def test_embeddings_may_be_an_array_of_any_length(space: FeatureSpace) -> None:
+    x = embeddings(0)[0][:4]
+    torch.testing.assert_close(space.encode(3 * x.numpy(), "text"), space.encode(x, "text"))
+
+
+@pytest.mark.parametrize(
+    ("given", "modality", "message"),
+    [
+        (torch.zeros(2, DIM), "audio", "modality audio: use image or text"),
+        (torch.ones(DIM), "image", rf"embeddings \[{DIM}\]: the FeatureSpace takes \[n, {DIM}\]"),
+        (np.ones((2, 3)), "text", r"embeddings \[2, 3\]"),
+        (torch.full((1, DIM), torch.nan), "image", "not finite"),
+    ],
+)
+def test_what_has_no_features_is_said(
+    space: FeatureSpace, given: Any, modality: Any, message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        space.encode(given, modality)
 
 
 def test_another_encoder_is_refused(space: FeatureSpace, clip_folder: Path) -> None:

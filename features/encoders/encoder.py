@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -169,15 +171,21 @@ class Encoder:
         """Token ids `[n, context]` -> unit embeddings `[n, dim]` float32."""
         return self.embed_token_tensors(tokens)
 
-    def encode_images(self, images: Sequence[Image.Image]) -> Tensor:
-        """Images of any mode (`features.pairs.images.rgb`) -> unit embeddings `[n, dim]` float32.
+    def encode_images(self, images: Sequence[Any] | Image.Image) -> Tensor:
+        """Images of any mode (`features.pairs.images.rgb`), or one alone -> unit embeddings
+        `[n, dim]` float32.
 
         Raises:
             UserError: an image is too long and narrow.
         """
-        pixels = self.preprocessing.pixels([rgb(image) for image in images])
+        pixels = self.preprocessing.pixels([rgb(image) for image in batch_of(images)])
         return self.encode_image_tensors(self.preprocessing.normalise(pixels.to(self.device)))
 
-    def encode_texts(self, texts: Sequence[str]) -> Tensor:
-        """Texts -> unit embeddings `[n, dim]` float32."""
-        return self.encode_token_tensors(self.tokenize(texts))
+    def encode_texts(self, texts: Sequence[str] | str) -> Tensor:
+        """Texts, or one alone -> unit embeddings `[n, dim]` float32."""
+        return self.encode_token_tensors(self.tokenize(batch_of(texts)))
+
+
+def batch_of(samples: Any) -> Any:
+    """Several samples as they are, one text, picture or path alone as a batch of one."""
+    return [samples] if isinstance(samples, str | os.PathLike | Image.Image) else samples

@@ -33,12 +33,12 @@ from features.dictionary import Dictionary, Modality
 from features.dictionary.base import WEIGHTS, dictionary_from_record
 from features.distributed import resolve_device
 from features.embedded import SPACE_NAMES, SPACES
-from features.encoders.encoder import Encoder
+from features.encoders.encoder import Encoder, batch_of
 from features.encoders.fingerprint import same_encoder
 from features.encoders.load import load_encoder
 from features.errors import UserError, first_line
 from features.files import part_within, read_json, write_json
-from features.modality import CLASSES, Rule
+from features.modality import CLASSES, MODALITIES, Rule
 from features.scores.words import holds, normalised
 from features.space.card import model_card
 from features.space.tables import EXEMPLARS, FEATURES, read_tables
@@ -156,25 +156,40 @@ class FeatureSpace:
             self._encoder = self._checked(loaded)
         return self._encoder
 
-    def encode_images(self, images: Sequence[Image.Image] | Tensor) -> Tensor:
-        """Activations `[n, features]` of images, or of their unit embeddings `[n, dim]`.
+    def encode_images(self, images: Sequence[Any] | Image.Image | Tensor | np.ndarray) -> Tensor:
+        """Activations `[n, features]` of images (`[1, features]` of one alone), or of their
+        embeddings `[n, dim]`, which are normalised.
 
-        Gradients flow back to embeddings. Raises UserError as `encoder` does.
+        Gradients flow back to embeddings.
+
+        Raises:
+            UserError: the encoder cannot be loaded, or the embeddings are of another size or not
+                finite.
         """
         return self.encode(images, "image")
 
-    def encode_texts(self, texts: Sequence[str] | Tensor) -> Tensor:
-        """Activations `[n, features]` of texts, or of their unit embeddings `[n, dim]`.
+    def encode_texts(self, texts: Sequence[str] | str | Tensor | np.ndarray) -> Tensor:
+        """Activations `[n, features]` of texts (`[1, features]` of one alone), or of their
+        embeddings `[n, dim]`, which are normalised.
 
-        Gradients flow back to embeddings. Raises UserError as `encoder` does.
+        Gradients flow back to embeddings.
+
+        Raises:
+            UserError: as `encode_images`.
         """
         return self.encode(texts, "text")
 
-    def encode(self, samples: Sequence[Any] | Tensor, modality: Modality) -> Tensor:
+    def encode(self, samples: Any, modality: Modality) -> Tensor:
         """As `encode_images` or `encode_texts`, by the modality."""
+        if modality not in MODALITIES:
+            raise UserError(f"modality {modality}: use {' or '.join(MODALITIES)}")
+        if isinstance(samples, np.ndarray) and samples.ndim == 2:
+            samples = torch.from_numpy(samples)
         if isinstance(samples, Tensor):
+            self._require_embeddings(samples)
             unit = F.normalize(samples.to(self.device).float(), dim=-1)  # [n, dim]
             return self.dictionary.encode(unit, modality)
+        samples = batch_of(samples)
         encode = self.encoder.encode_images if modality == "image" else self.encoder.encode_texts
         chunks = [
             encode(samples[start : start + ENCODE_BATCH])
@@ -184,6 +199,13 @@ class FeatureSpace:
             return torch.zeros(0, len(self), device=self.device)
         # A clone is an ordinary tensor; what inference_mode returns is not.
         return self.dictionary.encode(torch.cat(chunks).clone().to(self.device), modality)
+
+    def _require_embeddings(self, given: Tensor) -> None:
+        dim = self.dictionary.config.dim
+        if given.ndim != 2 or given.shape[1] != dim:
+            raise UserError(f"embeddings {list(given.shape)}: the FeatureSpace takes [n, {dim}]")
+        if not given.isfinite().all():
+            raise UserError("embeddings that are not finite (NaN or infinite) have no features")
 
     def decode(self, activations: Tensor, modality: Modality) -> Tensor:
         """Embeddings `[n, dim]`, not normalised, of activations `[n, features]`."""

@@ -21,6 +21,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal
 
@@ -388,9 +389,13 @@ class Steering:
 
 
 def _check_features(space: FeatureSpace, features: Sequence[int]) -> None:
-    wrong = [feature for feature in features if not 0 <= feature < len(space)]
-    if wrong:
-        raise UserError(f"feature {wrong[0]}: the space has features 0 to {len(space) - 1}")
+    for feature in features:
+        if not isinstance(feature, Integral):
+            raise UserError(
+                f"feature {feature!r}: give its number; choose(space, words) finds those of words"
+            )
+        if not 0 <= feature < len(space):
+            raise UserError(f"feature {feature}: the space has features 0 to {len(space) - 1}")
 
 
 def _several(image: Any) -> Sequence[Any]:

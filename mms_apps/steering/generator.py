@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -140,8 +141,17 @@ class SteeredGenerator:
             guidance: scale of the classifier-free guidance; 1 for none.
 
         Raises:
-            UserError: there is nothing to draw from, or an edit does not fit the space.
+            UserError: there is nothing to draw or to draw from, an edit does not fit the space, or
+                steps or guidance are no such numbers.
         """
+        if isinstance(steerings, Steering) or not steerings:
+            raise UserError(
+                "steerings: give a list, one for each picture; Steering() edits nothing"
+            )
+        if not (isinstance(steps, int) and steps >= 1):
+            raise UserError(f"steps {steps!r}: must be a whole number, 1 or more")
+        if not 0 <= guidance < math.inf:
+            raise UserError(f"guidance {guidance}: must be a number, 0 or more")
         if embedding is None:
             embedding = self.embed(prompt, image, seed)
         words = prompt if image is not None else ""

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -47,6 +48,25 @@ def test_the_same_seed_gives_the_same_picture(drawer: SteeredGenerator) -> None:
     )
     assert np.array_equal(pixels(first), pixels(second))
     assert not np.array_equal(pixels(first), pixels(other))
+
+
+@pytest.mark.parametrize(
+    ("steerings", "given", "message"),
+    [
+        (Steering(), {}, "give a list, one for each picture"),
+        ([], {}, "give a list"),
+        ([Steering()], {"steps": 0}, "steps 0: must be a whole number, 1 or more"),
+        ([Steering()], {"steps": "4"}, "steps '4'"),
+        ([Steering()], {"guidance": float("nan")}, "guidance nan: must be a number, 0 or more"),
+        ([Steering()], {"guidance": -1.0}, "guidance -1"),
+        ([Steering((Edit("dog", 1.0),))], {}, "feature 'dog': give its number"),
+    ],
+)
+def test_what_cannot_be_drawn_is_said(
+    drawer: SteeredGenerator, steerings: Any, given: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        drawer.generate(steerings, prompt="cat", **given)
 
 
 def test_a_reference_is_embedded_and_a_prompt_goes_beside_it(drawer: SteeredGenerator) -> None:
