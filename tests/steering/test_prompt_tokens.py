@@ -112,18 +112,32 @@ def test_another_text_encoder_and_images_get_words(pipe: Any, embedded: FeatureS
         Steering(EDITS).inputs(embedded, small, prompt="cat")
 
 
-@pytest.mark.parametrize("spread", [0.05, 0.08])
-def test_a_text_encoder_that_was_trained_on_is_warned_of(
-    spread: float, embedded: FeatureSpace
-) -> None:
+def changed(spread: float) -> Any:
+    """A pipeline with other weights where LoRAs and DreamBooth change them."""
     pipe = pipelines.stable_diffusion_of_prompts()
     generator = torch.Generator().manual_seed(0)
     for name, weight in pipe.text_encoder.named_parameters():
-        if "_proj" in name:  # what LoRAs and DreamBooth change
+        if "_proj" in name:
             weight.data += spread * torch.randn(weight.shape, generator=generator)
+    return pipe
+
+
+@pytest.mark.parametrize("spread", [0.02, 0.03])
+def test_a_text_encoder_that_was_trained_on_is_warned_of(
+    spread: float, embedded: FeatureSpace
+) -> None:
+    pipe = changed(spread)
     with pytest.warns(UserWarning, match="not quite embedded-ssl.*trained on"):
         inputs = Steering(EDITS).inputs(embedded, pipe, prompt="a woman")
     assert (inputs["prompt_embeds"] != pipe.encode_prompt("a woman", "cpu", 1, False)[0]).any()
+
+
+@pytest.mark.parametrize("spread", [0.05, 0.08])
+def test_a_text_encoder_that_is_hardly_the_spaces_is_refused(
+    spread: float, embedded: FeatureSpace
+) -> None:
+    with pytest.raises(UserError, match="reads embeddings of another encoder"):
+        Steering(EDITS).inputs(embedded, changed(spread), prompt="a woman")
 
 
 @pytest.mark.parametrize(("last_layer", "least"), [(False, 0.97), (True, 0.6)])

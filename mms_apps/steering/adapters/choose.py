@@ -30,7 +30,7 @@ ADAPTERS: tuple[type[Adapter], ...] = (
 )
 SAME_EMBEDDING = 0.98
 """Least cosine of a probe's embeddings by the pipeline's encoder and by the space's."""
-TRAINED_ON = 0.5
+TRAINED_ON = 0.8
 """Least cosine where the pipeline's encoder is the space's, trained on (by DreamBooth or a LoRA);
 those of encoders that were trained apart lie near 0."""
 PROBE_TEXT = "a photograph of a red bicycle in front of a house"
