@@ -17,7 +17,7 @@ from PIL import Image
 from features.errors import UserError, first_line
 from features.pairs.base import PART_RECORDS, Found, PairSource, Part, Record, Skipped, sampled
 from features.pairs.images import decoded
-from features.pairs.named import folder_of_names, is_picture, named_content, why_missing
+from features.pairs.named import Place, is_picture, named_content, place_of_names, why_missing
 from features.pairs.records import (
     ATTRIBUTES,
     Wanted,
@@ -140,14 +140,14 @@ class ParquetPairs(PairSource):
         if isinstance(content, bytes):
             return content
         name = text_of(path)
-        return named_content(self._folder, name) if name else None
+        return named_content(self._place, name) if name else None
 
     @cached_property
-    def _folder(self) -> str:
-        """That paths are relative to."""
+    def _place(self) -> Place:
+        """Where the pictures lie."""
         rows = self._rows(0, self.total(), [self._image])
         paths = (_path_of(record[self._image]) for _, record in rows if isinstance(record, dict))
-        return folder_of_names(self.path, filter(None, paths))
+        return place_of_names(self.path, filter(None, paths))
 
     def _rows(
         self, start: int, stop: int, columns: list[str]

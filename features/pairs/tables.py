@@ -16,10 +16,11 @@ from features.pairs.base import Found, PairSource, Part, Record, Skipped, sample
 from features.pairs.delimited import JSON, Delimited, JsonLines, TextRecords
 from features.pairs.images import decoded
 from features.pairs.named import (
-    folder_of_names,
+    Place,
     is_picture,
     named_content,
     path_named,
+    place_of_names,
     possible_paths,
     why_missing,
 )
@@ -34,7 +35,7 @@ NAMED_ALONE = (JSON, ".txt")
 
 class FilePairs(PairSource):
     """Image files listed in a table; their paths are relative to its folder, or to one nearby
-    (`folder_of_names`).
+    (`place_of_names`).
 
     Raises:
         UserError: there is no record, or no image or caption column.
@@ -100,23 +101,23 @@ class FilePairs(PairSource):
         return text_of(value.get("path") if isinstance(value, dict) else value)
 
     def _location(self, file_name: str) -> str:
-        file_name = path_named(file_name)
+        file_name = self._place.name(path_named(file_name))
         return os.path.relpath(file_name, self.folder) if os.path.isabs(file_name) else file_name
 
     def _content(self, location: str) -> bytes | None:
-        return named_content(self._root, location)
+        return named_content(self._place, location)
 
     def _sampled(self, location: str) -> bytes:
         if is_picture(location):  # which the record holds
             return b""
-        found = map(sampled_file, possible_paths(self._root, location))
+        found = map(sampled_file, possible_paths(self._place, location))
         return next(filter(None, found), b"")
 
     @cached_property
-    def _root(self) -> str:
+    def _place(self) -> Place:
         records = (record for _, record in self.records.read(0, self.total()))
         names = (self._file_name(record) for record in records if isinstance(record, dict))
-        return folder_of_names(self.metadata, filter(None, names))
+        return place_of_names(self.metadata, filter(None, names))
 
 
 def sampled_file(path: str) -> bytes:

@@ -356,6 +356,38 @@ def test_pictures_in_a_folder_nearby(
     assert ending == "parquet" or open_pairs(str(path)).fingerprint() != before
 
 
+@pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet"])
+@pytest.mark.parametrize("pictures_in", ["", "images/train", "data/images/train"])
+@pytest.mark.parametrize("elsewhere", ["/home/ann/data/images/train", "D:\\data\\images\\train"])
+def test_absolute_paths_of_another_computer(
+    tmp_path: Path, ending: str, pictures_in: str, elsewhere: str
+) -> None:
+    (tmp_path / pictures_in).mkdir(parents=True, exist_ok=True)
+    (tmp_path / pictures_in / "a.png").write_bytes(png())
+    mark = "/" if elsewhere.startswith("/") else "\\"
+    rows = [
+        {"image": f"{elsewhere}{mark}{name}.png", "caption": name} for name in ("gone", "a", "a b")
+    ]
+    path = tmp_path / f"t.{ending}"
+    if ending == "csv":
+        path.write_text("image,caption\n" + "".join(f"{r['image']},{r['caption']}\n" for r in rows))
+    elif ending == "jsonl":
+        path.write_text("\n".join(map(json.dumps, rows)))
+    else:
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    source = open_pairs(str(path))
+    (pair,) = pairs(source)
+    assert pair.captions == ("a",)
+    assert [name for name, _ in source.images([pair.location])] == [pair.location]
+    assert all(reason.startswith("missing image file: ") for reason in reasons(source))
+
+
+def test_absolute_paths_that_only_their_folders_tell_apart_are_not_guessed(tmp_path: Path) -> None:
+    (tmp_path / "1.png").write_bytes(png())
+    path = table(tmp_path, "image,caption\n/x/train/1.png,a\n/x/val/1.png,b\n")
+    assert pairs(path) == []
+
+
 def test_pictures_in_several_folders_nearby_are_not_guessed(tmp_path: Path) -> None:
     for place in ("train", "test"):
         (tmp_path / place).mkdir()
