@@ -28,6 +28,8 @@ from features.pairs.records import (
     why_no_name,
 )
 
+UNREADABLE = (pa.ArrowException, OSError, UnicodeDecodeError)
+"""What pyarrow raises for a damaged file."""
 BATCH = 64
 """Rows that are held in memory together where the file holds the images."""
 
@@ -47,10 +49,9 @@ class ParquetPairs(PairSource):
         try:
             with pq.ParquetFile(path) as file:
                 schema = file.schema_arrow
-                groups = [file.metadata.row_group(i) for i in range(file.num_row_groups)]
-                rows = [group.num_rows for group in groups]
-                self._chunks = [chunk for group in groups for chunk in _chunks(group)]
-        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+                groups = range(file.num_row_groups)
+                rows = [file.metadata.row_group(group).num_rows for group in groups]
+        except UNREADABLE as error:
             raise UserError(
                 f"{path}: not a readable parquet file ({first_line(error)}); write it again"
             ) from None
@@ -116,13 +117,16 @@ class ParquetPairs(PairSource):
     def _fingerprint(self) -> str:
         """Over the footer, the stored bytes of every column but the image's, and samples of its."""
         digest = hashlib.sha256(repr(self.columns).encode())
+        with pq.ParquetFile(self.path, memory_map=True) as parquet:
+            groups = range(parquet.num_row_groups)
+            chunks = [chunk for group in groups for chunk in _chunks(parquet, group)]
         with self.path.open("rb") as file:
             size = file.seek(0, os.SEEK_END)
             file.seek(-8, os.SEEK_END)
             length = int.from_bytes(file.read(4), "little")
             file.seek(-8 - length, os.SEEK_END)
             digest.update(str(size).encode() + file.read(length))
-            for chunk in self._chunks:
+            for chunk in chunks:
                 stored = min(chunk.size, size - chunk.start)
                 if self._holds_images and chunk.column == self._image:
                     digest.update(sampled(file, chunk.start, stored))
@@ -205,13 +209,35 @@ class _Chunk(NamedTuple):
     size: int
 
 
-def _chunks(group: pq.RowGroupMetaData) -> Iterator[_Chunk]:
-    for number in range(group.num_columns):
-        chunk = group.column(number)
-        offsets = (chunk.dictionary_page_offset, chunk.data_page_offset)
-        start = min(offset for offset in offsets if offset is not None)
-        column = chunk.path_in_schema.split(".")[0]
-        yield _Chunk(column, max(0, start), max(0, chunk.total_compressed_size))
+def _chunks(file: pq.ParquetFile, group: int) -> Iterator[_Chunk]:
+    """Those of the columns of a row group that can be read."""
+    readable = _readable_columns(file, group)
+    for number in range(len(file.schema)):
+        column = file.schema.column(number).path.split(".")[0]
+        if column in readable:
+            chunk = file.metadata.row_group(group).column(number)
+            offsets = (chunk.dictionary_page_offset, chunk.data_page_offset)
+            start = min(offset for offset in offsets if offset is not None)
+            yield _Chunk(column, max(0, start), max(0, chunk.total_compressed_size))
+
+
+def _readable_columns(file: pq.ParquetFile, group: int) -> list[str]:
+    """The columns whose first value in a row group can be read.
+
+    Of others pyarrow's metadata must not be asked: where a damaged file contradicts itself, that
+    ends the process, while reading raises.
+    """
+    names = file.schema_arrow.names
+
+    def can_be_read(columns: list[str]) -> bool:
+        try:
+            batches = file.iter_batches(1, row_groups=[group], columns=columns, use_threads=False)
+            next(batches, None)
+        except UNREADABLE:
+            return False
+        return True
+
+    return names if can_be_read(names) else [name for name in names if can_be_read([name])]
 
 
 def _path_of(value: Any) -> str | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import io
 import json
+import random
 import tarfile
 import tempfile
 from pathlib import Path
@@ -179,6 +180,23 @@ def test_parquet(folder: Path, images, texts, listed: bool, flips) -> None:
         content[4 + place % (len(content) - 8)] = byte
     (folder / "t.parquet").write_bytes(content)
     outcome(folder / "t.parquet")
+
+
+@pytest.mark.parametrize("seed", [1, 2, 4])
+def test_parquets_that_contradict_themselves_end_no_process(folder: Path, seed: int) -> None:
+    """Each seed has a footer of which pyarrow's metadata, when asked, ends the process."""
+    table = pa.table({"image": [b"\x89PNGxxxx"] * 3, "text": ["a dog", "b", "c"]})
+    file = io.BytesIO()
+    pq.write_table(table, file, row_group_size=2)
+    whole = file.getvalue()
+    footer = len(whole) - 8 - int.from_bytes(whole[-8:-4], "little")
+    rng = random.Random(seed)
+    for _ in range(400):
+        content = bytearray(whole)
+        for _ in range(rng.randint(1, 3)):
+            content[rng.randrange(footer, len(whole) - 8)] = rng.randrange(256)
+        (folder / "t.parquet").write_bytes(content)
+        outcome(folder / "t.parquet")
 
 
 @QUICK
