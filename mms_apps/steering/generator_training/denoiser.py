@@ -18,7 +18,11 @@ from mms_apps.steering.generator_training.autoencoder import encode_latents
 from mms_apps.steering.generator_training.conditions import raw_embeddings, text_states
 from mms_apps.steering.generator_training.drawings import Drawn
 from mms_apps.steering.generator_training.examples import Examples, predicted
-from mms_apps.steering.generator_training.optimise import constant_then_falling, optimise
+from mms_apps.steering.generator_training.optimise import (
+    constant_then_falling,
+    optimise_average,
+    step_generator,
+)
 from mms_apps.steering.generator_training.settings import DenoiserTraining, GeneratorTraining
 
 if TYPE_CHECKING:
@@ -84,20 +88,17 @@ def train_denoiser(
     device: str,
 ) -> UNet2DConditionModel:
     """The denoiser trained on the examples (its averaged weights); `unet` is changed in place."""
-    from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-
     recipe = training.denoiser
-    average = AveragedModel(unet, multi_avg_fn=get_ema_multi_avg_fn(recipe.average_decay))
 
     def loss(step: int) -> Tensor:
-        generator = torch.Generator().manual_seed(training.seed * 1_000_003 + step)
+        generator = step_generator(training.seed, step)
         batch, velocity = examples.batch(recipe, recipe.batch, generator)
         with mixed_precision(device):
             found = predicted(unet, batch, device)
         return (found.float() - velocity.to(device)).square().mean()
 
-    optimise(
-        {"unet": unet, "average": average},
+    return optimise_average(
+        unet,
         loss,
         checkpoints / "unet.safetensors",
         recipe.steps,
@@ -110,10 +111,8 @@ def train_denoiser(
                 training.seed,
             ]
         ),
-        after_step=lambda: average.update_parameters(unet),
+        recipe.average_decay,
     )
-    trained: UNet2DConditionModel = average.module
-    return trained
 
 
 def first_denoiser(

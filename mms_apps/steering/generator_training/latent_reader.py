@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from features.distributed import mixed_precision
 from mms_apps.steering.generator_training.examples import Examples
-from mms_apps.steering.generator_training.optimise import cosine, optimise
+from mms_apps.steering.generator_training.optimise import cosine, optimise, step_generator
 from mms_apps.steering.generator_training.settings import GeneratorTraining
 
 
@@ -57,7 +57,7 @@ def train_reader(
     reader = LatentReader(latents.shape[1], recipe.width, standard.shape[1]).to(device)
 
     def loss(step: int) -> Tensor:
-        generator = torch.Generator().manual_seed(training.seed * 1_000_003 + step)
+        generator = step_generator(training.seed, step)
         rows = torch.randint(len(latents), (recipe.batch,), generator=generator)
         x = latents[rows].float()
         level = recipe.noise * torch.rand(len(x), 1, 1, 1, generator=generator)

@@ -6,12 +6,14 @@ import logging
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from features.checkpoint import load_checkpoint, save_checkpoint
 
+Module = TypeVar("Module", bound=nn.Module)
 CHECKPOINT_STEPS = 250
 SHOW_EVERY = 100
 log = logging.getLogger(__name__)
@@ -58,3 +60,39 @@ def optimise(
             running = 0.0
         if (step + 1) % CHECKPOINT_STEPS == 0 or step + 1 == steps:
             save_checkpoint(checkpoint, modules, optimizer, step + 1, settings)
+
+
+def optimise_average(
+    model: Module,
+    loss: Callable[[int], Tensor],
+    checkpoint: Path,
+    steps: int,
+    learning_rate: Callable[[int], float],
+    settings: str,
+    decay: float,
+    **others: nn.Module,
+) -> Module:
+    """As `optimise`: the moving average of the model's weights.
+
+    Args:
+        others: whose state is checkpointed with the model's.
+    """
+    from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay))
+    optimise(
+        {"unet": model, "average": average, **others},
+        loss,
+        checkpoint,
+        steps,
+        learning_rate,
+        settings,
+        after_step=lambda: average.update_parameters(model),
+    )
+    averaged: Any = average.module
+    return averaged
+
+
+def step_generator(seed: int, step: int) -> torch.Generator:
+    """The random numbers of one step, the same ones in a training that goes on."""
+    return torch.Generator().manual_seed(seed * 1_000_003 + step)

@@ -19,7 +19,11 @@ from torch import Tensor
 from features.distributed import mixed_precision
 from mms_apps.steering.generator_training.examples import Examples, joined, predicted
 from mms_apps.steering.generator_training.latent_reader import train_reader
-from mms_apps.steering.generator_training.optimise import constant_then_falling, optimise
+from mms_apps.steering.generator_training.optimise import (
+    constant_then_falling,
+    optimise_average,
+    step_generator,
+)
 from mms_apps.steering.generator_training.own_drawings import OwnDrawings
 from mms_apps.steering.generator_training.settings import GeneratorTraining
 
@@ -35,15 +39,12 @@ def refine_denoiser(
     device: str,
 ) -> UNet2DConditionModel:
     """The denoiser trained on (its averaged weights); `unet` is changed in place."""
-    from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-
     recipe = training.refinement
     reader = train_reader(examples, checkpoints, training, device)
-    average = AveragedModel(unet, multi_avg_fn=get_ema_multi_avg_fn(recipe.average_decay))
     own = OwnDrawings(examples, recipe.own, recipe.own_steps, training.seed)
 
     def loss(step: int) -> Tensor:
-        generator = torch.Generator().manual_seed(training.seed * 1_000_003 + step)
+        generator = step_generator(training.seed, step)
         batch, velocity = examples.batch(training.denoiser, recipe.batch, generator)
         with mixed_precision(device):
             found = predicted(unet, joined(batch, own.batch()), device)
@@ -61,14 +62,14 @@ def refine_denoiser(
         unlike = (real - velocity.to(device)).square().mean()
         return unlike + recipe.reading_weight * reading
 
-    optimise(
-        {"unet": unet, "average": average, "own": own},
+    refined = optimise_average(
+        unet,
         loss,
         checkpoints / "refined.safetensors",
         recipe.steps,
         lambda step: constant_then_falling(recipe.learning_rate, step, recipe.steps, fall=1.0),
         json.dumps(dataclasses.asdict(replace(training, refinement=replace(recipe, steps=0)))),
-        after_step=lambda: average.update_parameters(unet),
+        recipe.average_decay,
+        own=own,
     )
-    refined: UNet2DConditionModel = average.module.eval()
-    return refined
+    return refined.eval()
