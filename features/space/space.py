@@ -186,7 +186,7 @@ class FeatureSpace:
         if isinstance(samples, np.ndarray) and samples.ndim == 2:
             samples = torch.from_numpy(samples)
         if isinstance(samples, Tensor):
-            self._require_embeddings(samples)
+            self.require_embeddings(samples)
             unit = F.normalize(samples.to(self.device).float(), dim=-1)  # [n, dim]
             return self.dictionary.encode(unit, modality)
         samples = batch_of(samples)
@@ -200,7 +200,8 @@ class FeatureSpace:
         # A clone is an ordinary tensor; what inference_mode returns is not.
         return self.dictionary.encode(torch.cat(chunks).clone().to(self.device), modality)
 
-    def _require_embeddings(self, given: Tensor) -> None:
+    def require_embeddings(self, given: Tensor) -> None:
+        """Raise UserError unless these are finite embeddings `[n, dim]` of the space's size."""
         dim = self.dictionary.config.dim
         if given.ndim != 2 or given.shape[1] != dim:
             raise UserError(f"embeddings {list(given.shape)}: the FeatureSpace takes [n, {dim}]")

@@ -205,13 +205,7 @@ class Steering:
                 embedding is not finite.
         """
         embedding = torch.as_tensor(embedding)
-        if embedding.ndim != 2 or embedding.shape[1] != space.dictionary.config.dim:
-            raise UserError(
-                f"embeddings of shape {tuple(embedding.shape)}: the space takes "
-                f"[n, {space.dictionary.config.dim}]"
-            )
-        if not torch.isfinite(embedding).all():
-            raise UserError("embeddings that are not finite (NaN or infinite) cannot be steered")
+        space.require_embeddings(embedding)
         length = embedding.float().norm(dim=1, keepdim=True)  # [n, 1]
         unit = embedding.float().to(space.device) / length.to(space.device).clamp(min=1e-12)
         move = self.change(space, unit, modality) @ space.dictionary.directions  # [n, dim]
