@@ -36,6 +36,18 @@ def table(folder: Path, text: str | bytes, name: str = "t.csv") -> Path:
     return path
 
 
+def listed(folder: Path, ending: str, rows: list[dict[str, str]]) -> Path:
+    """A table of pictures and captions: .csv, .jsonl or .parquet."""
+    path = folder / f"t.{ending}"
+    if ending == "csv":
+        path.write_text("image,caption\n" + "".join(f"{r['image']},{r['caption']}\n" for r in rows))
+    elif ending == "jsonl":
+        path.write_text("\n".join(map(json.dumps, rows)))
+    else:
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    return path
+
+
 @pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
 @pytest.mark.parametrize("name", ["t.csv", "t.tsv", "T.CSV"])
 def test_the_delimiter_is_found(folder: Path, delimiter: str, name: str) -> None:
@@ -340,14 +352,8 @@ def test_pictures_in_a_folder_nearby(
     for place in (table_in, pictures_in):
         (tmp_path / "p" / place).mkdir(parents=True, exist_ok=True)
     (tmp_path / "p" / pictures_in / "a.png").write_bytes(png())
-    path = tmp_path / "p" / table_in / f"t.{ending}"
     rows = [{"image": "gone.png", "caption": "x"}, {"image": "a.png", "caption": "y"}]
-    if ending == "csv":
-        path.write_text("image,caption\ngone.png,x\na.png,y\n")
-    elif ending == "jsonl":
-        path.write_text("\n".join(map(json.dumps, rows)))
-    else:
-        pq.write_table(pa.Table.from_pylist(rows), path)
+    path = listed(tmp_path / "p" / table_in, ending, rows)
     source = open_pairs(str(path))
     (pair,) = pairs(source)
     assert [name for name, _ in source.images([pair.location])] == [pair.location]
@@ -368,14 +374,7 @@ def test_absolute_paths_of_another_computer(
     rows = [
         {"image": f"{elsewhere}{mark}{name}.png", "caption": name} for name in ("gone", "a", "a b")
     ]
-    path = tmp_path / f"t.{ending}"
-    if ending == "csv":
-        path.write_text("image,caption\n" + "".join(f"{r['image']},{r['caption']}\n" for r in rows))
-    elif ending == "jsonl":
-        path.write_text("\n".join(map(json.dumps, rows)))
-    else:
-        pq.write_table(pa.Table.from_pylist(rows), path)
-    source = open_pairs(str(path))
+    source = open_pairs(str(listed(tmp_path, ending, rows)))
     (pair,) = pairs(source)
     assert pair.captions == ("a",)
     assert [name for name, _ in source.images([pair.location])] == [pair.location]

@@ -416,7 +416,7 @@ def test_models_that_give_no_logits_are_told_of(model: Any, message: str) -> Non
         minimal_eps(model, pixels, labels)
 
 
-def test_the_packages_example_is_how_it_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_packages_example_is_how_it_is_done() -> None:
     import mms_apps.robustness as package
     from features import FeatureSpace
 
