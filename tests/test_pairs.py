@@ -54,6 +54,18 @@ def test_imagefolder(imagefolder: Path) -> None:
     assert found[first.location].tobytes() == first.image.tobytes()
 
 
+def test_attributes_are_looked_for_in_all_pairs_until_each_was_seen(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(png())
+    lines = [{"file_name": "a.png", "text": f"text {place}"} for place in range(1100)]
+    lines[-1]["mood"] = "good"
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    source = open_pairs(str(tmp_path / "pairs.jsonl"))
+    source.require_attributes(["mood"])
+    source.require_attributes([])
+    with pytest.raises(UserError, match="moods: .*no such attribute; they have mood"):
+        source.require_attributes(["mood", "moods"])
+
+
 def test_parts_and_index_over_several_parts(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(png())
     for name, header, line in (

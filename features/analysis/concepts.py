@@ -15,6 +15,7 @@ from features.dictionary import Dictionary
 from features.encoders.fingerprint import same_encoder
 from features.errors import UserError
 from features.modality import CROSS_MODAL, MODALITIES
+from features.pairs.base import unknown_attribute
 from features.scores.terms import OF_ATTRIBUTE, pair_terms, phrases_among
 from features.space.space import FeatureSpace
 from features.store.store import ATTRIBUTE, SAMPLE_BATCH, ActivationStore
@@ -97,10 +98,7 @@ def attribute_concepts(store: ActivationStore, attribute: str) -> list[str]:
     names = next(store.sample_batches(1), pa.table({})).column_names
     if column not in names:
         known = [n.removeprefix(ATTRIBUTE) for n in names if n.startswith(ATTRIBUTE)]
-        raise UserError(
-            f"{attribute}: the pairs have no such attribute; "
-            + (f"they have {', '.join(known)}" if known else "they have none")
-        )
+        raise unknown_attribute(attribute, store.config.pairs, known)
     counts: dict[str, int] = {}
     for batch in store.sample_batches(SAMPLE_BATCH, columns=[column]):
         for value in batch[column].to_pylist():

@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import IO, Any
 
 from PIL import Image
 
+from features.errors import UserError
 from features.pairs.images import UnreadableImage, decode_image
 from features.pairs.text import printable
 
@@ -127,6 +128,33 @@ class PairSource(ABC):
     def total(self) -> int | None:
         """The number of records, where it is known without reading the files."""
         return None
+
+    def require_attributes(self, attributes: Sequence[str]) -> None:
+        """Check that the pairs have these attributes, before long work on them. Reads no further
+        than to where each of them occurred.
+
+        Raises:
+            UserError: no pair has one of them.
+        """
+        known: dict[str, None] = {}
+        described = 0
+        for part in self.parts():
+            for record in self.describe(part):
+                if isinstance(record, Skipped):
+                    continue
+                described += 1
+                known.update(dict.fromkeys(record.attributes))
+                if known.keys() >= set(attributes):
+                    return
+        for attribute in attributes:
+            if described and attribute not in known:
+                raise unknown_attribute(attribute, self.name, list(known))
+
+
+def unknown_attribute(attribute: str, pairs: str, known: Sequence[str]) -> UserError:
+    """What is wrong where pairs have other attributes, or none."""
+    have = f"they have {', '.join(known)}" if known else "they have none"
+    return UserError(f"{attribute}: {pairs} has no such attribute; {have}")
 
 
 def spans(name: str, count: int) -> list[Part]:

@@ -14,6 +14,7 @@ from torch import Tensor
 from features.encoders.fingerprint import same_encoder
 from features.errors import UserError
 from features.modality import MODALITIES, Modality
+from features.pairs.base import unknown_attribute
 from features.pairs.records import without_fraction
 from features.space.space import FeatureSpace
 from features.store.store import ATTRIBUTE, SAMPLE_BATCH, ActivationStore
@@ -96,8 +97,7 @@ def require_columns(store: ActivationStore, attributes: Sequence[str]) -> None:
     known = [name.removeprefix(ATTRIBUTE) for name in names if name.startswith(ATTRIBUTE)]
     for attribute in attributes:
         if attribute not in known:
-            have = f"they have {', '.join(known)}" if known else "they have none"
-            raise UserError(f"{attribute}: {store.config.pairs} has no such attribute; {have}")
+            raise unknown_attribute(attribute, store.config.pairs, known)
 
 
 def require_encoder(store: ActivationStore, space: FeatureSpace) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -40,13 +41,21 @@ class Columns:
 
 
 def open_store(
-    space: FeatureSpace, pairs: str, folder: Path, columns: Columns, modality: str
+    space: FeatureSpace,
+    pairs: str,
+    folder: Path,
+    columns: Columns,
+    modality: str,
+    attributes: Sequence[str] = (),
 ) -> tuple[PairSource, ActivationStore]:
     """The pairs, and their embeddings by the space's encoder. Captions are needed only where texts
     are what is predicted from.
 
+    Args:
+        attributes: that the pairs must have.
+
     Raises:
-        UserError: none of them could be read.
+        UserError: none of them could be read, or they lack an attribute.
     """
     from features.pairs.open import open_pairs
     from features.store.extract import extract
@@ -57,6 +66,7 @@ def open_store(
         caption_column=columns.caption,
         captions_needed=read_modality(modality) == "text",
     )
+    source.require_attributes(attributes)
     store = extract(source, space.encoder, folder)
     report_skipped(store)
     if len(store) == 0:
@@ -99,7 +109,7 @@ def load_or_fit(
     if chosen != "zero_shot":
         if train is None:
             raise UserError(f"--method {method}: needs --train, labelled pairs; or use zero_shot")
-        _, store = open_store(space, train, out / "train-store", columns, modality)
+        _, store = open_store(space, train, out / "train-store", columns, modality, [attribute])
         samples = read_samples(store, [attribute], kind, seed=seed)
         classes = classes_of(samples, attribute, values)
     elif texts is not None:
@@ -107,7 +117,7 @@ def load_or_fit(
     elif values and len(set(values)) >= 2:
         classes = values
     else:
-        _, store = open_store(space, pairs, out / "store", columns, modality)
+        _, store = open_store(space, pairs, out / "store", columns, modality, [attribute])
         classes = classes_of(read_samples(store, [attribute], kind, seed=seed), attribute, values)
     return fit_model(
         space, samples, attribute, classes, chosen, modality=kind, prompts=texts,

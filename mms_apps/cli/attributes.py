@@ -168,8 +168,8 @@ def audit(
         max_features, seed,
     )  # fmt: skip
     behind, taken = edited(used, edit)
-    _, store = open_store(loaded, pairs, out / "store", columns, used.config.modality)
     names = [used.config.attribute, *group, *([role] if role else [])]
+    _, store = open_store(loaded, pairs, out / "store", columns, used.config.modality, names)
     samples = read_samples(store, names, used.config.modality, seed=seed)
     samples = not_fitted_on(samples, out / "train-store" if train else None, used)
     require_groups(samples, group)
@@ -222,9 +222,9 @@ def debias(
     loaded = load_space(space, encoder, device)
     kind = read_modality(modality)
     columns = Columns(image_column, caption_column)
-    _, train_store = open_store(loaded, train, out / "train-store", columns, kind)
-    _, test_store = open_store(loaded, pairs, out / "store", columns, kind)
     names = [attribute, factor, unrelated]
+    _, train_store = open_store(loaded, train, out / "train-store", columns, kind, names)
+    _, test_store = open_store(loaded, pairs, out / "store", columns, kind, names)
     samples, test = (read_samples(s, names, kind, seed=seed) for s in (train_store, test_store))
     found = debias_model(
         loaded,
@@ -306,11 +306,11 @@ def correct(
     kind = used.config.modality
     names = [attribute, *([group] if group else [])]
     fitted_on = out / "train-store" if train else None
-    source, store = open_store(loaded, pairs, out / "store", columns, kind)
+    source, store = open_store(loaded, pairs, out / "store", columns, kind, names)
     samples = not_fitted_on(read_samples(store, names, kind, seed=seed), fitted_on, used)
     made_from, checked = MadeFrom(store.config.pairs, store.config.pairs_fingerprint), None
     if held_out is not None:
-        _, other = open_store(loaded, held_out, out / "held-out-store", columns, kind)
+        _, other = open_store(loaded, held_out, out / "held-out-store", columns, kind, names)
         checked = not_fitted_on(read_samples(other, names, kind, seed=seed), fitted_on, used)
         checked = without(checked, samples, "they are among --pairs", "--held-out")
         made_from = dataclasses.replace(

@@ -120,6 +120,7 @@ def drift(
     matching, edits = None, []
     if pairs is not None and (edit or not same_dictionary(before, after)):
         source = open_pairs(pairs, image_column=image_column, caption_column=caption_column)
+        source.require_attributes([one.saved.attribute for one in accepted])
         if not same_dictionary(before, after):
             stores = [_store_for(space, source, out) for space in (before, after)]
             matching = match_features(before, stores[0], after, stores[1], seed=seed)
@@ -181,6 +182,7 @@ def concepts(
     wanted = [] if concepts is None else read_vocabulary(concepts)
     [loaded] = load_spaces([space], encoder, device)
     source = open_pairs(pairs, image_column=image_column, caption_column=caption_column)
+    source.require_attributes(attribute or [])
     store = _store_for(loaded, source, out)
     require_pairs(store)
     for name in attribute or []:

@@ -172,6 +172,24 @@ def test_mistakes_are_one_line(folders: tuple[Path, Path], tmp_path: Path, attri
         assert re.search(expected, one_error_line(err)), err
 
 
+def test_an_unknown_attribute_is_said_before_anything_is_encoded(
+    folders: tuple[Path, Path], tmp_path: Path, attributes: Mms
+) -> None:
+    train, test = folders
+    common = ("--attribute", "shape", "--train", train, "--pairs", test)
+    for command, options, store in (
+        ("predict", ("--attribute", "weight"), "train-store"),
+        ("debias", ("--factor", "weight", "--unrelated", "colour"), "train-store"),
+        ("audit", ("--group", "weight"), "store"),
+        ("correct", ("--group", "weight"), "store"),
+    ):
+        out = tmp_path / command
+        code, _, err = attributes(command, *common, *options, "--out", out)
+        assert code == 2
+        assert re.search("weight: .*no such attribute; they have .*shape", one_error_line(err)), err
+        assert not (out / store).exists(), command
+
+
 def test_an_image_that_cannot_be_read_is_skipped_and_counted(
     folders: tuple[Path, Path], tmp_path: Path, attributes: Mms
 ) -> None:

@@ -71,8 +71,9 @@ def test_concepts_from_a_file_and_from_an_attribute(
     assert "unicorn: too few pairs to say. 0 of 40 pairs have it" in out
     record = json.loads((tmp_path / "out" / "concepts.json").read_text())
     assert [concept["name"] for concept in record["concepts"]] == ["circle", "unicorn"]
-    code, _, err = mms("concepts", *space, "--attribute", "size", "--out", tmp_path / "out")
+    code, _, err = mms("concepts", *space, "--attribute", "size", "--out", tmp_path / "early")
     assert code == 2 and "they have" in one_error_line(err)
+    assert not (tmp_path / "early").exists(), "said before the pairs are encoded"
     code, _, err = mms("concepts", *space, "--out", tmp_path / "out")
     assert code == 2 and "--concepts FILE" in one_error_line(err)
 
