@@ -62,7 +62,7 @@ def test_attributes_are_looked_for_in_all_pairs_until_each_was_seen(tmp_path: Pa
     source = open_pairs(str(tmp_path / "pairs.jsonl"))
     source.require_attributes(["mood"])
     source.require_attributes([])
-    with pytest.raises(UserError, match="moods: .*no such attribute; they have mood"):
+    with pytest.raises(UserError, match=r"moods: .*no such attribute; they have mood"):
         source.require_attributes(["mood", "moods"])
 
 

@@ -22,7 +22,7 @@ from features.dictionary.ncl import NCLDictionary
 from features.dictionary.reconstruction import reconstruction_figures
 from features.dictionary.topk import TopKDictionary
 from features.dictionary.train_config import TrainConfig
-from features.dictionary.trainer import checked, fit_dictionary
+from features.dictionary.trainer import fit_dictionary, resolve_dictionary
 from features.modality import Modality
 
 __all__ = [
@@ -41,10 +41,10 @@ __all__ = [
     "SparseCode",
     "TopKDictionary",
     "TrainConfig",
-    "checked",
     "fit_dictionary",
     "load_dictionary",
     "reconstruction_figures",
     "register",
+    "resolve_dictionary",
     "trained_kinds",
 ]

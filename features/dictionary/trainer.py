@@ -113,7 +113,7 @@ def new_dictionary(store: ActivationStore, config: TrainConfig) -> Dictionary:
     Raises:
         UserError: the settings don't fit the store.
     """
-    cls, features, k = checked(config, store.dim)
+    cls, features, k = resolve_dictionary(config, store.dim)
     bias = cls.default_modality_bias if config.modality_bias is None else config.modality_bias
     return cls(
         DictionaryConfig(
@@ -129,7 +129,7 @@ def new_dictionary(store: ActivationStore, config: TrainConfig) -> Dictionary:
     )
 
 
-def checked(config: TrainConfig, dim: int) -> tuple[type[Dictionary], int, int]:
+def resolve_dictionary(config: TrainConfig, dim: int) -> tuple[type[Dictionary], int, int]:
     """The kind, the number of features and the k of a dictionary for embeddings of so many
     dimensions.
 

@@ -21,7 +21,7 @@ from mms_apps.cli.attribute_inputs import (
     read_prompts,
     without,
 )
-from mms_apps.cli.options import CaptionColumn, ImageColumn
+from mms_apps.cli.options import MOST_SEED, CaptionColumn, Device, ImageColumn, Out
 
 attributes = typer.Typer(
     name="attributes",
@@ -59,9 +59,10 @@ EditFolder = Annotated[
 ]
 Modality = Annotated[str, typer.Option(help="image or text.")]
 MaxFeatures = Annotated[int, typer.Option(min=1, help="Features of a sparse probe at most.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")]
-Seed = Annotated[int, typer.Option(help="Seed of folds, random features and intervals.")]
-Out = Annotated[Path, typer.Option(help="Folder for the results.")]
+Seed = Annotated[
+    int,
+    typer.Option(min=0, max=MOST_SEED, help="Seed of folds, random features and intervals."),
+]
 
 
 @attributes.command()

@@ -91,7 +91,12 @@ def run(
     caption_column: CaptionColumn = None,
 ) -> None:
     """All of it: extract, fit, score and report. Run it again to go on after an interruption."""
-    from features.dictionary import DICTIONARIES, checked, fit_dictionary, load_dictionary
+    from features.dictionary import (
+        DICTIONARIES,
+        fit_dictionary,
+        load_dictionary,
+        resolve_dictionary,
+    )
     from features.dictionary.history import require_tracker
     from features.distributed import from_main_process
     from features.encoders.fingerprint import same_encoder
@@ -136,7 +141,7 @@ def run(
     elif folder:
         fitted = load_dictionary(folder)
     else:
-        checked(config, model.dim)
+        resolve_dictionary(config, model.dim)
     made_for = fitted.config.encoder_fingerprint if fitted else ""
     if fitted and made_for and not same_encoder(made_for, model.fingerprint):
         raise UserError(

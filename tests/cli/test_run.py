@@ -190,8 +190,13 @@ def test_bad_options_are_one_clear_line(
 
 @pytest.mark.parametrize("seed", ["-1", str(2**32)])
 def test_seeds_that_numpy_takes(seed: str, tmp_path: Path, mms: Mms) -> None:
-    for command in ("run", "robustness"):
-        code, _, err = mms(command, "--pairs", "photos", "--out", tmp_path / "o", "--seed", seed)
+    for command in (
+        ("run",),
+        ("robustness",),
+        ("attributes", "predict", "--attribute", "kind"),
+        ("concepts", "--space", "photos", "--attribute", "kind"),
+    ):
+        code, _, err = mms(*command, "--pairs", "photos", "--out", tmp_path / "o", "--seed", seed)
         assert code == 2 and "--seed" in err
 
 
