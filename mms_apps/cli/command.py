@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import sys
 
@@ -55,6 +56,8 @@ ADVICE = {
 
 def main() -> None:
     """Run the command line; a user's mistake is one line and exit code 2."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # which may not know all characters of captions
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         app()
     except UserError as error:

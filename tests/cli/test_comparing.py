@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -76,6 +78,24 @@ def test_concepts_from_a_file_and_from_an_attribute(
     assert not (tmp_path / "early").exists(), "said before the pairs are encoded"
     code, _, err = mms("concepts", *space, "--out", tmp_path / "out")
     assert code == 2 and "--concepts FILE" in one_error_line(err)
+
+
+def test_an_output_that_knows_no_other_script_gets_escapes(
+    finished: Path,
+    clip_folder: Path,
+    imagefolder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / "concepts.txt").write_text("круг\n", encoding="utf-8")
+    space = ("--space", finished / "space", "--pairs", imagefolder, "--device", "cpu")
+    space = (*space, "--encoder", f"local-dir:{clip_folder}")
+    output = io.TextIOWrapper(io.BytesIO(), encoding="cp1252")
+    monkeypatch.setattr(sys, "stdout", output)
+    asked = ("--concepts", tmp_path / "concepts.txt", "--out", tmp_path / "out")
+    assert run_mms("concepts", *space, *asked) == 0
+    output.flush()
+    assert b"\\u043a\\u0440\\u0443\\u0433: too few" in output.buffer.getvalue()  # type: ignore[attr-defined]
 
 
 def test_an_encoder_that_belongs_to_no_space_is_refused(
