@@ -190,7 +190,7 @@ def test_own_drawings_take_ddims_steps_and_begin_anew() -> None:
     ddim.timesteps = own.timesteps
     ddim.num_inference_steps = own.steps
     generator = torch.Generator().manual_seed(1)
-    before, rows = own.latents.clone(), own.rows.clone()
+    before, asked = own.latents.clone(), own.asked.clone()
     velocity = torch.randn(before.shape, generator=generator)
     times = own.timesteps[own.done].tolist()
     estimate = own.estimate(velocity)
@@ -208,8 +208,22 @@ def test_own_drawings_take_ddims_steps_and_begin_anew() -> None:
         ddim.config.num_train_timesteps = int(time - following)
         expected = ddim.step(velocity[n], time, before[n]).prev_sample
         torch.testing.assert_close(own.latents[n], expected, atol=1e-5, rtol=1e-5)
-        assert own.rows[n] == rows[n]
+        assert torch.equal(own.asked[n], asked[n])
     assert abs(own.latents[3].std() - 1) < 0.15  # from noise alone
+
+
+@pytest.mark.parametrize("mixed", [0.0, 0.5, 1.0])
+def test_mixtures_have_the_spread_of_drawings(mixed: float) -> None:
+    examples = shown_everywhere(500, side=4)
+    own = OwnDrawings(examples, pool=4000, steps=1, seed=0, mixed=mixed)
+    own.advance(torch.zeros_like(own.latents), torch.Generator().manual_seed(1))
+    torch.testing.assert_close(own.asked.mean(0), examples.standard.mean(0), atol=0.1, rtol=0)
+    torch.testing.assert_close(own.asked.std(0), examples.standard.std(0), atol=0.1, rtol=0)
+    apart = torch.cdist(
+        own.asked, examples.standard, compute_mode="donot_use_mm_for_euclid_dist"
+    ).min(1)
+    of_drawings = apart.values < 1e-6
+    assert of_drawings.float().mean().item() == pytest.approx(1 - mixed, abs=0.03)
 
 
 class LinearDenoiser(nn.Module):
@@ -256,7 +270,7 @@ def test_refinement_makes_drawings_show_what_was_asked(
                 velocity = predicted(refined, own.batch(), "cpu")
             last = own.done == 3
             found = read(own.estimate(velocity)[last])
-            apart.append((found - examples.standard[own.rows[last]]).square().mean())
+            apart.append((found - own.asked[last]).square().mean())
             own.advance(velocity, generator)
         return float(torch.stack(apart).mean())
 

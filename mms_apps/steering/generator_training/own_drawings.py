@@ -16,20 +16,23 @@ class OwnDrawings(nn.Module):
     Attributes:
         latents: as far as each has come, `[pool, channels, h, w]`.
         done: steps that each has behind it, `[pool]`.
-        rows: the drawing whose embedding each is asked for, `[pool]`.
+        asked: the standardised embeddings that they are asked for, `[pool, dim]`.
     """
 
     latents: Tensor
     done: Tensor
-    rows: Tensor
+    asked: Tensor
 
-    def __init__(self, examples: Examples, pool: int, steps: int, seed: int) -> None:
+    def __init__(
+        self, examples: Examples, pool: int, steps: int, seed: int, mixed: float = 0.0
+    ) -> None:
         """
         Args:
             steps: that a drawing takes.
+            mixed: share of drawings that are asked for a mixture of two embeddings.
         """
         super().__init__()
-        self.examples, self.steps = examples, steps
+        self.examples, self.steps, self.mixed = examples, steps, mixed
         self.timesteps = torch.linspace(TRAIN_TIMESTEPS - 1, 0, steps + 1).round().long()[:-1]
         generator = torch.Generator().manual_seed(seed)
         rows = examples.rows(pool, generator)
@@ -38,7 +41,8 @@ class OwnDrawings(nn.Module):
         noise = torch.randn(real.shape, generator=generator)
         # The first ones begin on the way, from the real drawing under as much noise.
         noised = examples.schedule.add_noise(real, noise, self.timesteps[done])
-        for name, values in (("rows", rows), ("done", done), ("latents", noised)):
+        asked = examples.standard[rows]
+        for name, values in (("asked", asked), ("done", done), ("latents", noised)):
             self.register_buffer(name, values)
 
     @property
@@ -50,7 +54,7 @@ class OwnDrawings(nn.Module):
         """All of them as the denoiser takes them, without a prompt; told what is asked for, or, for
         guidance, not even that."""
         level = torch.zeros_like(self.done)
-        labels = self.examples.labels(self.examples.standard[self.rows], level)
+        labels = self.examples.labels(self.asked, level)
         return Batch(
             self.latents,
             self.timesteps[self.done],
@@ -76,5 +80,15 @@ class OwnDrawings(nn.Module):
         after = self.signal
         self.latents = after.sqrt() * clean + (1 - after).sqrt() * noise
         fresh = int(finished.sum())
-        self.rows[finished] = self.examples.rows(fresh, generator)
+        self.asked[finished] = self._embeddings(fresh, generator)
         self.latents[finished] = torch.randn(fresh, *self.latents.shape[1:], generator=generator)
+
+    def _embeddings(self, count: int, generator: torch.Generator) -> Tensor:
+        """Those of drawings, and mixtures, which no drawing has: up to half of another one comes
+        in, so that means and variances stay what they are. `[count, dim]`"""
+        first, second = (
+            self.examples.standard[self.examples.rows(count, generator)] for _ in range(2)
+        )
+        share = torch.rand(count, 1, generator=generator) / 2
+        share[torch.rand(count, generator=generator) >= self.mixed] = 0
+        return (1 - share).sqrt() * first + share.sqrt() * second

@@ -41,7 +41,7 @@ def refine_denoiser(
     """The denoiser trained on (its averaged weights); `unet` is changed in place."""
     recipe = training.refinement
     reader = train_reader(examples, checkpoints, training, device)
-    own = OwnDrawings(examples, recipe.own, recipe.own_steps, training.seed)
+    own = OwnDrawings(examples, recipe.own, recipe.own_steps, training.seed, recipe.mixed)
 
     def loss(step: int) -> Tensor:
         generator = step_generator(training.seed, step)
@@ -55,7 +55,7 @@ def refine_denoiser(
         estimate = own.estimate(own_velocity)  # [own, channels, h, w]
         with mixed_precision(device):
             read = reader(estimate)  # [own, dim]
-        apart = (read.float() - examples.standard[own.rows].to(device)).square().mean(1)
+        apart = (read.float() - own.asked.to(device)).square().mean(1)
         # Of what is mostly noise, not much can be read.
         reading = (own.signal.flatten().to(device) * apart).mean()
         own.advance(own_velocity.detach(), generator)

@@ -100,6 +100,8 @@ class RefinementTraining:
         own: drawings of its own that are under way beside them.
         own_steps: that each of these takes.
         guidance: under which they are drawn.
+        mixed: share of them that are asked for a mixture of two drawings' embeddings, as edits ask
+            for what no drawing has.
         reading_weight: of the distance between the embedding that the reader finds in what is
             drawn and the embedding that was asked for.
     """
@@ -109,6 +111,7 @@ class RefinementTraining:
     own: int = 32
     own_steps: int = 14
     guidance: float = 2.0
+    mixed: float = 0.5
     learning_rate: float = 1e-4
     average_decay: float = 0.99
     reading_weight: float = 0.5
