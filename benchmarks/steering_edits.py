@@ -75,7 +75,7 @@ class Edits:
             cosine = (self._at(source, task, method, strength) * source).sum(1).clamp(-1, 1)
             return float(cosine.arccos().rad2deg().mean())
 
-        return tuple(_solved(drift, wanted) for wanted in DRIFTS)
+        return tuple(solved(drift, wanted) for wanted in DRIFTS)
 
     def _find(self, method: str, attribute: str, source: str, target: str) -> Steering:
         examples = self._examples(attribute, source, target)
@@ -94,10 +94,7 @@ class Edits:
             return (examples.target_texts - examples.source_texts).mean(0)
         if method == "image_direction":
             return (examples.target - examples.source).mean(0)
-        generator = torch.Generator().manual_seed(seed)
-        chosen = torch.randperm(len(self.space), generator=generator)[:TAKEN]
-        signs = torch.randint(2, (TAKEN, 1), generator=generator) * 2 - 1
-        return (self.space.dictionary.directions[chosen] * signs).sum(0)
+        return random_features(self.space.dictionary.directions, seed)
 
     def _turned(self, unit: Tensor, task: Task, direction: Tensor) -> Tensor:
         """The reference turned towards a direction, by as much as features turn it."""
@@ -111,6 +108,15 @@ class Edits:
         texts = self.space.encoder.encode_texts([before, after])
         first, second = prior.mean(texts)
         return ((second - first) / first.norm())[None]
+
+
+def random_features(directions: Tensor, seed: int) -> Tensor:
+    """The sum of as many of the features' directions `[features, dim]` as edits take, with random
+    signs: `[dim]`."""
+    generator = torch.Generator().manual_seed(seed)
+    chosen = torch.randperm(len(directions), generator=generator)[:TAKEN]
+    signs = torch.randint(2, (TAKEN, 1), generator=generator) * 2 - 1
+    return (directions[chosen] * signs).sum(0)
 
 
 def turned(unit: Tensor, direction: Tensor, by: Tensor) -> Tensor:
@@ -135,10 +141,10 @@ def _reaching(unit: Tensor, step: Tensor) -> list[float]:
     def drift(strength: float) -> float:
         return float(F.cosine_similarity(unit + strength * step, unit).arccos().rad2deg())
 
-    return [_solved(drift, wanted) for wanted in DRIFTS]
+    return [solved(drift, wanted) for wanted in DRIFTS]
 
 
-def _solved(drift: Callable[[float], float], wanted: float) -> float:
+def solved(drift: Callable[[float], float], wanted: float) -> float:
     """The least strength with a drift, which grows with it; the strongest where none has it."""
     low, high = 0.0, STRONGEST
     for _ in range(HALVINGS):

@@ -14,11 +14,14 @@ import torch.nn.functional as F
 from benchmarks.evaluator import ATTRIBUTES, Evaluator, Vocabulary
 from benchmarks.generator import frechet
 from benchmarks.steering import Bench, Outcome, Plain, attribute_rows, chosen, variation
-from benchmarks.steering_edits import DRIFTS, METHODS, Edits, _solved
+from benchmarks.steering_edits import DRIFTS, METHODS, Edits, solved
 from benchmarks.steering_plot import plot
+from benchmarks.steering_prompts import METHODS as PROMPT_METHODS
+from benchmarks.steering_prompts import PromptBench, prompt_rows
 from benchmarks.steering_references import TrainingEmbeddings, World
 from features.embedded.world import EmbeddedPairs
 from features.space.space import FeatureSpace
+from mms_apps.steering.generator import SteeredGenerator
 
 
 @pytest.fixture(scope="module")
@@ -91,8 +94,8 @@ def test_methods_turn_by_as_much_as_was_asked(edits: Edits, world: World) -> Non
 
 
 def test_the_least_strength_is_found() -> None:
-    assert _solved(lambda s: 10 * s, 25.0) == pytest.approx(2.5, abs=1e-3)
-    assert _solved(lambda s: min(s, 3.0), 25.0) == pytest.approx(16.0)
+    assert solved(lambda s: 10 * s, 25.0) == pytest.approx(2.5, abs=1e-3)
+    assert solved(lambda s: min(s, 3.0), 25.0) == pytest.approx(16.0)
 
 
 def test_total_variation_is_half_the_sum_of_differences() -> None:
@@ -181,6 +184,49 @@ def test_all_rows_come_and_are_drawn(
     assert {f"excess/gender/{m}" for m in (*METHODS, "twin")} <= names
     assert {"less/gender/score_set/image_direction", "curve/success/gender/random/18"} <= names
     assert "plotly" in plot(rows, ["gender"])
+
+
+@pytest.fixture(scope="module")
+def prompts(edits: Edits, world: World, vocabulary: Vocabulary) -> PromptBench:
+    bench = Painter(edits, world, vocabulary)
+    bench.drawer = SteeredGenerator.load("embedded", edits.space, "cpu")
+    return PromptBench(bench)
+
+
+def test_moved_prompts_are_the_pipelines_own_turned_as_far_as_each_other(
+    prompts: PromptBench, world: World
+) -> None:
+    references = world.references(world.of_split("heldout"), "skin_tone", 6, 0)
+    states, drift = {}, {}
+    for method in PROMPT_METHODS:
+        states[method], drift[method] = prompts.moved(references, method, 34.0)
+    pipe = prompts.bench.drawer.pipe
+    for method, name in (("plain", "caption"), ("prompt", "edited")):
+        texts = [getattr(reference, name) for reference in references]
+        own, _ = pipe.encode_prompt(texts, "cpu", 1, False)
+        torch.testing.assert_close(states[method], own, atol=1e-4, rtol=1e-4)
+    np.testing.assert_allclose(drift["plain"], 0, atol=0.1)
+    assert np.abs(drift["features"].mean() - 34) < 10
+    for method in ("text_direction", "random"):
+        np.testing.assert_allclose(drift[method], drift["features"], atol=0.2)
+        assert not torch.allclose(states[method], states["features"], atol=0.1)
+
+
+def test_prompts_that_are_drawn_alike_gain_nothing_and_leak_nothing(
+    prompts: PromptBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = prompts.bench.evaluator.vocabulary.values
+
+    def shown(states: torch.Tensor, seeds: np.ndarray) -> dict[str, np.ndarray]:
+        return {name: np.full((len(states), len(known)), 0.25) for name, known in values.items()}
+
+    monkeypatch.setattr(prompts, "shown", shown)
+    rows = {row.name: row for row in prompt_rows(prompts, "gender", 3)}
+    assert len(rows) == 4 * len(PROMPT_METHODS)
+    for method in PROMPT_METHODS:
+        assert rows[f"prompts/gain/gender/{method}"].value == 0
+        assert rows[f"prompts/excess/gender/{method}"].value == 0
+    assert rows["prompts/drift/gender/prompt"].value > 1
 
 
 def test_frechet_distance_of_shifted_normals_is_the_shift() -> None:
