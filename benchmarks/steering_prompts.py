@@ -163,9 +163,12 @@ def prompt_rows(prompts: PromptBench, attribute: str, count: int) -> list[Result
         rows += [
             row(f"prompts/success/{name}", seen[attribute].argmax(1) == target, "share"),
             row(f"prompts/gain/{name}", reached - chance, "share"),
-            row(f"prompts/excess/{name}", np.mean(excess, axis=0), "share"),
-            row(f"prompts/drift/{name}", turned_by, "degrees"),
         ]
+        if method != "plain":
+            rows += [
+                row(f"prompts/excess/{name}", np.mean(excess, axis=0), "share"),
+                row(f"prompts/drift/{name}", turned_by, "degrees"),
+            ]
     return rows
 
 
