@@ -21,7 +21,7 @@ from mms_apps.cli.attribute_inputs import (
     read_prompts,
     without,
 )
-from mms_apps.cli.options import MOST_SEED, CaptionColumn, Device, ImageColumn, Out
+from mms_apps.cli.options import MOST_SEED, CaptionColumn, Device, ImageColumn, MovedEncoder, Out
 
 attributes = typer.Typer(
     name="attributes",
@@ -30,10 +30,6 @@ attributes = typer.Typer(
 )
 
 Space = Annotated[str, typer.Option(help="Folder or hub id of a FeatureSpace, or embedded.")]
-EncoderId = Annotated[
-    str | None,
-    typer.Option("--encoder", help="The space's encoder, where its folder has moved."),
-]
 Pairs = Annotated[
     str, typer.Option(help="What to work on: a folder, a table, .tar files, or embedded:heldout.")
 ]
@@ -82,7 +78,7 @@ def predict(
     image_column: ImageColumn = None,
     caption_column: CaptionColumn = None,
     explain: Annotated[int, typer.Option(min=0, help="Predictions to explain on the page.")] = 12,
-    encoder: EncoderId = None,
+    encoder: MovedEncoder = None,
     device: Device = "auto",
     seed: Seed = 0,
 ) -> None:
@@ -148,7 +144,7 @@ def audit(
     max_features: MaxFeatures = 20,
     image_column: ImageColumn = None,
     caption_column: CaptionColumn = None,
-    encoder: EncoderId = None,
+    encoder: MovedEncoder = None,
     device: Device = "auto",
     seed: Seed = 0,
 ) -> None:
@@ -206,7 +202,7 @@ def debias(
     max_features: MaxFeatures = 20,
     image_column: ImageColumn = None,
     caption_column: CaptionColumn = None,
-    encoder: EncoderId = None,
+    encoder: MovedEncoder = None,
     device: Device = "auto",
     seed: Seed = 0,
 ) -> None:
@@ -285,7 +281,7 @@ def correct(
     max_features: MaxFeatures = 20,
     image_column: ImageColumn = None,
     caption_column: CaptionColumn = None,
-    encoder: EncoderId = None,
+    encoder: MovedEncoder = None,
     device: Device = "auto",
     seed: Seed = 0,
 ) -> None:

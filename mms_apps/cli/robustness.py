@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mms_apps.cli.options import MOST_SEED
+from mms_apps.cli.options import MOST_SEED, Device
 
 if TYPE_CHECKING:
     from mms_apps.robustness.results import Evaluation
@@ -98,7 +98,7 @@ def robustness(
     batch_size: Annotated[
         int, typer.Option(min=1, help="Images attacked at once; more on a GPU.")
     ] = 128,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")] = "auto",
+    device: Device = "auto",
     seed: Annotated[
         int,
         typer.Option(min=0, max=MOST_SEED, help="Of the draw, the attacks and the intervals."),

@@ -11,7 +11,7 @@ import typer
 
 from features.errors import UserError
 from features.files import write_json
-from mms_apps.cli.options import MOST_SEED, MovedEncoder
+from mms_apps.cli.options import MOST_SEED, Device, MovedEncoder
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -72,7 +72,7 @@ def steer(
         int | None,
         typer.Option(min=0, max=MOST_SEED, help="Seed of the noise and of the prior; 0."),
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")] = "auto",
+    device: Device = "auto",
 ) -> None:
     """Draw with edited features: plain.png, steered.png, strip.png and edits.json."""
     from features.extras import require
