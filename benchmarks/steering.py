@@ -360,7 +360,7 @@ def class_rows(bench: Bench, count: int) -> list[Result]:
     return found
 
 
-def speed_rows(bench: Bench, repeats: int = 9) -> list[Result]:
+def speed_rows(bench: Bench, repeats: int = 25) -> list[Result]:
     """Steered over plain generation, in turns; seconds for one picture and for four."""
     drawer = bench.drawer
     images = bench.edits.training.images[0]
