@@ -48,6 +48,14 @@ def test_shards_behind_urls_are_the_local_ones(shards: Path) -> None:
         assert set(dict(there.images(["pairs-1.tar/5"]))) == {"pairs-1.tar/5"}
 
 
+def test_attributes_are_not_looked_for_behind_urls(shards: Path) -> None:
+    with pytest.raises(UserError, match="mood: "):
+        open_pairs(f"{shards}/bucket/pairs-{{0..2}}.tar").require_attributes(["mood"])
+    with serving(shards) as (address, server):
+        open_pairs(there_again(address)).require_attributes(["mood"])
+        assert server.asked == [], "each shard would be downloaded twice"
+
+
 def test_a_cut_download_is_tried_again_and_a_missing_one_named(shards: Path) -> None:
     with serving(shards) as (address, server):
         source = open_pairs(f"{address}/bucket/pairs-0.tar")

@@ -9,7 +9,7 @@ import os
 import tarfile
 import tempfile
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -106,6 +106,11 @@ class TarPairs(PairSource):
                 yield self._pair(file, sample, f"{part.name}/{sample.key}")
             for reason in damage:
                 yield skipped(part.name, part.name, f"unreadable tar file: {reason}")
+
+    def require_attributes(self, attributes: Sequence[str]) -> None:
+        """As in `PairSource`; not of URLs, which would be downloaded once more for it."""
+        if not any(map(is_url, self.files.values())):
+            super().require_attributes(attributes)
 
     def images(self, locations: Iterable[str]) -> Iterator[tuple[str, Image.Image]]:
         keys_of: dict[str, set[str]] = defaultdict(set)
