@@ -40,6 +40,7 @@ def summary(source: PairSource) -> list[tuple]:
 def test_imagefolder(imagefolder: Path) -> None:
     source = open_pairs(str(imagefolder))
     pairs = read(source)
+    assert summary(open_pairs(imagefolder)) == summary(source), "a Path is as good as its name"
     assert source.name == "shapes"
     assert source.total() == len(pairs) == 40
     first = pairs[0]

@@ -410,6 +410,13 @@ def test_what_has_no_features_is_said(
         space.encode(given, modality)
 
 
+def test_what_cannot_be_decoded_is_said(space: FeatureSpace) -> None:
+    with pytest.raises(UserError, match=r"activations \[2, 3\]: the FeatureSpace has \[n, "):
+        space.decode(torch.zeros(2, 3), "text")
+    with pytest.raises(UserError, match="modality audio: use image or text"):
+        space.decode(torch.zeros(2, len(space)), "audio")  # type: ignore[arg-type]
+
+
 def test_another_encoder_is_refused(space: FeatureSpace, clip_folder: Path) -> None:
     wrong = f"local-dir:{clip_folder}"
     parts = (space.config, space.dictionary, space.features, space.exemplars)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from features.errors import UserError, first_line
 from features.files import part_within, read_json, replacing, write_json
-from features.modality import MODALITIES, Modality
+from features.modality import Modality, place_of
 
 SCHEMA = 1
 WEIGHTS = "dictionary.safetensors"
@@ -141,7 +141,7 @@ class Dictionary(nn.Module, ABC):
 
     def mean(self, modality: Modality) -> Tensor:
         """What is subtracted before encoding and added after decoding: `[dim]`."""
-        return self.means[MODALITIES.index(modality)]
+        return self.means[place_of(modality)]
 
     def set_means(self, image: Tensor, text: Tensor) -> None:
         """Take the means `[dim]` of a training set: by modality, or their average for both."""

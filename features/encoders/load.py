@@ -33,7 +33,7 @@ HUB_FILES = ["*.json", "*.txt", "*.model", "open_clip_*"]
 
 
 @torch.inference_mode(mode=False)  # else its weights never take part in a gradient
-def load_encoder(encoder_id: str, device: str | torch.device = "auto") -> Encoder:
+def load_encoder(encoder_id: str | Path, device: str | torch.device = "auto") -> Encoder:
     """Load an encoder.
 
     Args:
@@ -42,12 +42,15 @@ def load_encoder(encoder_id: str, device: str | torch.device = "auto") -> Encode
             `hf-hub:org/name`, `local-dir:path` (a folder with open_clip_config.json, weights and
             tokenizer files), `transformers:ID` (a folder or a hub id of a transformers model),
             `embedded`, `embedded-ssl`, `photos`, or as a judge two models that share no space,
-            `timm:NAME+text:ID` (`features.encoders.two_models`). Hub ids may end in `@REVISION`.
+            `timm:NAME+text:ID` (`features.encoders.two_models`). Hub ids may end in `@REVISION`. A
+            Path is a `local-dir`.
         device: a torch device; "auto" is this process's GPU where there is one.
 
     Raises:
         UserError: no such encoder, or its files cannot be read or downloaded.
     """
+    if isinstance(encoder_id, Path):
+        encoder_id = f"{LOCAL_DIR}{encoder_id}"
     if encoder_id in SHIPPED:
         return _load_folder(ENCODERS / encoder_id, encoder_id, device)
     encoder_id = _of_existing_folder(encoder_id)

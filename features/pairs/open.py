@@ -50,7 +50,7 @@ RANGE = re.compile(r"\{(\d+)\.\.(\d+)")
 
 
 def open_pairs(
-    spec: str,
+    spec: str | Path,
     *,
     image_column: str | None = None,
     caption_column: str | None = None,
@@ -73,6 +73,7 @@ def open_pairs(
     Raises:
         UserError: nothing is there, the format is unknown, or there are no images or captions.
     """
+    spec = str(spec)
     if spec.partition(":")[0] == "embedded":
         from features.embedded.world import EmbeddedPairs, split_named
 

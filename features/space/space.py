@@ -38,7 +38,7 @@ from features.encoders.fingerprint import same_encoder
 from features.encoders.load import load_encoder
 from features.errors import UserError, first_line
 from features.files import part_within, read_json, write_json
-from features.modality import CLASSES, MODALITIES, Rule
+from features.modality import CLASSES, Rule, place_of
 from features.scores.words import holds, normalised
 from features.space.card import model_card
 from features.space.tables import EXEMPLARS, FEATURES, read_tables
@@ -181,8 +181,7 @@ class FeatureSpace:
 
     def encode(self, samples: Any, modality: Modality) -> Tensor:
         """As `encode_images` or `encode_texts`, by the modality."""
-        if modality not in MODALITIES:
-            raise UserError(f"modality {modality}: use {' or '.join(MODALITIES)}")
+        place_of(modality)
         if isinstance(samples, np.ndarray) and samples.ndim == 2:
             samples = torch.from_numpy(samples)
         if isinstance(samples, Tensor):
@@ -209,7 +208,15 @@ class FeatureSpace:
             raise UserError("embeddings that are not finite (NaN or infinite) have no features")
 
     def decode(self, activations: Tensor, modality: Modality) -> Tensor:
-        """Embeddings `[n, dim]`, not normalised, of activations `[n, features]`."""
+        """Embeddings `[n, dim]`, not normalised, of activations `[n, features]`.
+
+        Raises:
+            UserError: the activations are of another size, or there is no such modality.
+        """
+        if activations.ndim != 2 or activations.shape[1] != len(self):
+            raise UserError(
+                f"activations {list(activations.shape)}: the FeatureSpace has [n, {len(self)}]"
+            )
         return self.dictionary.decode(activations.to(self.device), modality)
 
     def mean_active(self, modality: Modality) -> Tensor:

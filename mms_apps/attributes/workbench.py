@@ -78,8 +78,8 @@ class Workbench:
     def __init__(
         self,
         space: FeatureSpace,
-        train: str | PairSource,
-        test: str | PairSource,
+        train: str | Path | PairSource,
+        test: str | Path | PairSource,
         attributes: Sequence[str],
         groups: Sequence[str],
         work: Path,

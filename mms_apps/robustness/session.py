@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from itertools import islice
+from pathlib import Path
 
 import torch
 from PIL import Image
@@ -85,7 +86,7 @@ class Session:
 
     @classmethod
     def load(
-        cls, space: FeatureSpace | str = "embedded", *, device: str = "auto", seed: int = 0
+        cls, space: FeatureSpace | str | Path = "embedded", *, device: str = "auto", seed: int = 0
     ) -> Session:
         """A FeatureSpace with held-out pictures of the embedded world.
 
@@ -95,7 +96,7 @@ class Session:
         Raises:
             UserError: the FeatureSpace cannot be loaded.
         """
-        if isinstance(space, str):
+        if isinstance(space, str | Path):
             space = FeatureSpace.load(space, device=device)
         source = EmbeddedPairs("heldout")
         generator = torch.Generator().manual_seed(seed)

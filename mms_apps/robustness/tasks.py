@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -103,7 +104,7 @@ class Task:
 
 
 def load_task(
-    pairs: str,
+    pairs: str | Path,
     encoder: Encoder,
     *,
     label: str = "gender",
@@ -140,7 +141,7 @@ def load_task(
         raise UserError("class names name all classes of an attribute: leave --classes out")
     if class_names is not None and label == RETRIEVAL:
         raise UserError("in retrieval the captions are the classes: leave the class names out")
-    asked = classes
+    asked, pairs = classes, str(pairs)
     source = open_pairs(pairs, captions_needed=label == RETRIEVAL)
     embedded = pairs.partition(":")[0] == "embedded"
     if embedded and classes is None and class_names is None:

@@ -33,7 +33,7 @@ PRESENT = 0.5
 """A feature is taken away only where it is active in so large a share of the samples to go from."""
 FOLDS = 5
 """Of the cross-validation that chooses a probe's penalty."""
-Samples = Tensor | str | Sequence[str]
+Samples = Tensor | np.ndarray | str | Sequence[str]
 
 
 def find(
@@ -58,7 +58,7 @@ def find(
     """
     if how not in WAYS:
         raise UserError(f"{how}: no way to find edits; use {', '.join(WAYS)}")
-    words = not (isinstance(source, Tensor) and isinstance(target, Tensor))
+    words = not all(isinstance(given, Tensor | np.ndarray) for given in (source, target))
     if words and how == "score_set":
         raise UserError("a score set needs examples; give embeddings, or use difference")
     before, after = (_embedded(space, samples) for samples in (source, target))
@@ -217,8 +217,10 @@ class AffineMap:
 
 
 def _embedded(space: FeatureSpace, samples: Samples) -> Tensor:
-    if isinstance(samples, Tensor):
-        return F.normalize(samples.float(), dim=1)
+    if isinstance(samples, Tensor | np.ndarray):
+        embeddings = torch.as_tensor(samples)
+        space.require_embeddings(embeddings)
+        return F.normalize(embeddings.float(), dim=1)
     words = [samples] if isinstance(samples, str) else list(samples)
     texts = [template.format(word) for word in words for template in TEMPLATES]
     return space.encoder.encode_texts(texts).clone() if texts else torch.zeros(0, 1)

@@ -70,8 +70,8 @@ class SteeredGenerator:
     @classmethod
     def load(
         cls,
-        where: str = "embedded",
-        space: FeatureSpace | str = "embedded-ssl",
+        where: str | Path = "embedded",
+        space: FeatureSpace | str | Path = "embedded-ssl",
         device: str = "auto",
     ) -> SteeredGenerator:
         """Load a generator.
@@ -91,10 +91,10 @@ class SteeredGenerator:
         import mms_apps.steering.image_encoder  # noqa: F401
 
         target = resolve_device(device)
-        if isinstance(space, str):
+        if isinstance(space, str | Path):
             space = FeatureSpace.load(space, device=target)
         folder = GENERATOR if where == "embedded" else Path(where)
-        name = str(folder) if folder.is_dir() else where
+        name = str(folder if folder.is_dir() else where)
         dtype = torch.float16 if target.type == "cuda" else torch.float32
         try:
             with _own_encoder_expected():

@@ -57,8 +57,10 @@ def test_classes_come_from_the_whole_source_though_few_are_drawn(
     tmp_path: Path, clip_folder: Path
 ) -> None:
     encoder = load_encoder(f"local-dir:{clip_folder}", "cpu")
-    task = load_task(sorted_source(tmp_path, "csv"), encoder, label="label", count=1)
-    assert task.classes == LABELS and len(task) == 1
+    source = sorted_source(tmp_path, "csv")
+    for given in (source, Path(source)):
+        task = load_task(given, encoder, label="label", count=1)
+        assert task.classes == LABELS and len(task) == 1
 
 
 def test_unreadable_images_are_replaced(tmp_path: Path, clip_folder: Path) -> None:

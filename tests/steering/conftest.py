@@ -62,7 +62,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def drawer(folder: Path) -> SteeredGenerator:
-    return SteeredGenerator.load(str(folder), device="cpu")
+    return SteeredGenerator.load(folder, device="cpu")
 
 
 @pytest.fixture(scope="package")

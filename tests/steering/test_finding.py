@@ -90,6 +90,16 @@ def test_mistakes_are_said(space: FeatureSpace) -> None:
         find(space, samples(3), samples(5), "magic")
     with pytest.raises(UserError, match="no samples"):
         find(space, samples(3)[:0], samples(5))
+    for target in (samples(5)[:, :7], samples(5)[0], torch.full((2, DIM), torch.nan)):
+        with pytest.raises(UserError, match="embeddings"):
+            find(space, samples(3), target)
+    with pytest.raises(UserError, match="modality audio: use image or text"):
+        find(space, samples(3), samples(5), modality="audio")  # type: ignore[arg-type]
+
+
+def test_examples_may_be_arrays(space: FeatureSpace) -> None:
+    source, target = samples(3), samples(5)
+    assert find(space, source.numpy(), target.numpy()) == find(space, source, target)
 
 
 def test_a_probe_is_sure_where_it_should_be() -> None:
