@@ -123,6 +123,7 @@ def audit(
         samples = replace(samples, embeddings=edit.apply(samples.embeddings))
     crossed = (group,) if isinstance(group, str) else tuple(dict.fromkeys(group))
     samples, group = samples.with_crossed(crossed), crossed_name(crossed)
+    samples.require([model.config.attribute, *([role] if role else [])])
     labels = samples.columns[model.config.attribute]
     groups = samples.columns[group]
     labelled = among(labels, model.classes)

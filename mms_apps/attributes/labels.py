@@ -13,7 +13,7 @@ from torch import Tensor
 
 from features.encoders.fingerprint import same_encoder
 from features.errors import UserError
-from features.modality import MODALITIES, Modality
+from features.modality import Modality, place_of
 from features.pairs.base import unknown_attribute
 from features.pairs.records import without_fraction
 from features.space.space import FeatureSpace
@@ -43,6 +43,19 @@ class Samples:
     def __len__(self) -> int:
         return len(self.ids)
 
+    def require(self, attributes: Sequence[str]) -> None:
+        """Check that these attributes were read.
+
+        Raises:
+            UserError: one was not.
+        """
+        for attribute in attributes:
+            if attribute not in self.columns:
+                raise UserError(
+                    f"{attribute}: the samples have no such attribute; they have "
+                    f"{', '.join(self.columns) or 'none'}; read them with it"
+                )
+
     def shared_with(self, other: Samples) -> np.ndarray:
         """Which of the samples the other ones hold too, by content, or by id where either has no
         contents: `[n]` bool."""
@@ -64,6 +77,7 @@ class Samples:
     def with_crossed(self, attributes: Sequence[str]) -> Samples:
         """With a column of several attributes' values together, such as "woman, dark" for
         gender x skin_tone; None where one of them is missing. One attribute is left as it is."""
+        self.require(attributes)
         if len(attributes) == 1:
             return self
         rows = zip(*(self.columns[name] for name in attributes), strict=True)
@@ -73,6 +87,7 @@ class Samples:
 
     def having(self, attribute: str, values: Sequence[str]) -> Samples:
         """Those whose attribute is one of the values."""
+        self.require([attribute])
         return self.take(among(self.columns[attribute], values))
 
 
@@ -115,7 +130,7 @@ def require_encoder(store: ActivationStore, space: FeatureSpace) -> None:
 
 def read_samples(
     store: ActivationStore,
-    attributes: Sequence[str],
+    attributes: str | Sequence[str],
     modality: Modality = "image",
     *,
     max_samples: int = MAX_SAMPLES,
@@ -124,9 +139,11 @@ def read_samples(
     """Read a store's embeddings and attributes, or a random part of a large store's.
 
     Raises:
-        UserError: the store lacks an attribute.
+        UserError: the store lacks an attribute, or there is no such modality.
     """
+    attributes = [attributes] if isinstance(attributes, str) else attributes
     require_columns(store, attributes)
+    place = place_of(modality)
     rows = np.arange(len(store))
     if len(rows) > max_samples:
         chosen = np.random.default_rng(seed).choice(len(store), max_samples, replace=False)
@@ -138,7 +155,7 @@ def read_samples(
     for start in range(0, len(rows), SAMPLE_BATCH):
         part = rows[start : start + SAMPLE_BATCH]
         tables.append(store.sample_rows(part.tolist(), names))
-        embeddings.append(store.rows(torch.from_numpy(part))[MODALITIES.index(modality)])
+        embeddings.append(store.rows(torch.from_numpy(part))[place])
     table = pa.concat_tables(tables) if tables else pa.table({name: [] for name in names})
     columns = {
         attribute: np.array(table[ATTRIBUTE + attribute].to_pylist(), dtype=object)
@@ -164,6 +181,7 @@ def classes_of(
         UserError: fewer than two are left, one that is asked for is too rare, or most samples have
             a value that is.
     """
+    samples.require([attribute])
     counts = Counter(value for value in samples.columns[attribute] if value)
     if values:
         values = [value if value in counts else without_fraction(value) for value in values]

@@ -78,7 +78,13 @@ class AttributeModel:
         return Activations(self.space, self.config.modality).transform(embeddings.cpu().numpy())
 
     def inputs(self, embeddings: Tensor) -> np.ndarray:
-        """What the estimator takes, of embeddings `[n, dim]`."""
+        """What the estimator takes, of embeddings `[n, dim]`.
+
+        Raises:
+            UserError: they are of another size, or not finite.
+        """
+        embeddings = torch.as_tensor(embeddings)
+        self.space.require_embeddings(embeddings)
         if self.estimator.inputs == "activations":
             return self.activations(embeddings)
         return embeddings.cpu().numpy()

@@ -17,6 +17,7 @@ from features.space.space import FeatureSpace
 from features.store.store import ActivationStore, StoreConfig
 from features.store.write import sample_table, write_store
 from mms_apps.attributes import predict
+from mms_apps.attributes.audit import audit
 from mms_apps.attributes.edits import KeepFeatures
 from mms_apps.attributes.explain import (
     explain,
@@ -220,11 +221,37 @@ def test_a_missing_attribute_and_one_value_are_named(
     with pytest.raises(UserError, match="colour: made has no such attribute; they have kind"):
         require_columns(store, ["colour"])
     read = read_samples(store, ["kind"])
+    assert read_samples(store, "kind").columns.keys() == {"kind"}
+    with pytest.raises(UserError, match="modality audio: use image or text"):
+        read_samples(store, ["kind"], "audio")  # type: ignore[arg-type]
     assert classes_of(read, "kind") == ["cat", "dog"]
+    for asked in (
+        lambda: classes_of(read, "colour"),
+        lambda: fit_model(space, read, "colour", ["cat", "dog"], "linear_probe"),
+        lambda: audit(make(space, read, "linear_probe"), read, ["colour"]),
+        lambda: audit(make(space, read, "linear_probe"), read, ["kind"], role="colour"),
+    ):
+        with pytest.raises(UserError, match="colour: the samples have no such attribute; they"):
+            asked()
     with pytest.raises(UserError, match="0 samples have the value cow"):
         classes_of(read, "kind", ["cat", "cow"])
     with pytest.raises(UserError, match=r"1 value to tell apart \(cat\)"):
         classes_of(read.having("kind", ["cat"]), "kind")
+
+
+@pytest.mark.parametrize("method", ["linear_probe", "sparse_probe"])
+def test_embeddings_may_be_an_array_and_must_fit(
+    space: FeatureSpace, samples: Samples, method: Method
+) -> None:
+    model = make(space, samples, method)
+    x = samples.embeddings[:4]
+    assert model.predict(x.numpy()).tolist() == model.predict(x).tolist()  # type: ignore[arg-type]
+    ours, theirs = explain(model, x.numpy()), explain(model, x)  # type: ignore[arg-type]
+    assert [one.logit for one in ours] == [one.logit for one in theirs]
+    for wrong, message in ((x[:, :7], r"embeddings \[4, 7\]"), (x / 0, "not finite")):
+        for call in (model.predict, lambda given: explain(model, given)):
+            with pytest.raises(UserError, match=message):
+                call(wrong)
 
 
 def test_what_has_no_value_is_not_the_value_none(samples: Samples) -> None:
