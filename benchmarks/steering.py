@@ -30,6 +30,7 @@ are bootstrapped over references.
 
 from __future__ import annotations
 
+import argparse
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -46,7 +47,7 @@ from torch import Tensor
 from benchmarks.common import Result, mean_row, median_row, options, run_sections
 from benchmarks.evaluator import ATTRIBUTES, Evaluator, load_evaluator
 from benchmarks.generator import draw_many, generator_rows
-from benchmarks.steering_edits import DRIFTS, METHODS, OF_FEATURES, Edits, turned
+from benchmarks.steering_edits import DRIFTS, METHODS, OF_FEATURES, Edits, degrees, turned
 from benchmarks.steering_plot import plot
 from benchmarks.steering_references import Reference, TrainingEmbeddings, World
 from features.files import write_whole
@@ -219,7 +220,6 @@ class Bench:
             pictures = drawn[first * seeds : (first + n) * seeds]
             first += n
             distance = self.evaluator.distance(plain.images * n, pictures).view(n, seeds).mean(1)
-            cosine = F.cosine_similarity(embeddings, plain.raw).clamp(-1, 1)
             place = self.evaluator.vocabulary.label(reference.attribute, reference.target)
             seen = means[reference.attribute][span]
             others = [name for name in ATTRIBUTES if name != reference.attribute]
@@ -233,7 +233,7 @@ class Bench:
                     leakage,
                     {name: leakage[name] - noise[name] for name in others},
                     (1 - distance / self.unrelated).numpy(),
-                    cosine.arccos().rad2deg().numpy(),
+                    degrees(embeddings, plain.raw),
                 )
             )
         return found
@@ -337,7 +337,7 @@ def class_rows(bench: Bench, count: int) -> list[Result]:
         control = torch.zeros_like(now)
         control[:, others] = (towards - now)[:, others]
         same = turned(unit, control @ directions, blended)
-        drift = F.cosine_similarity(blended, unit).clamp(-1, 1).arccos().rad2deg().numpy()
+        drift = degrees(blended, unit)
         for label, moved in ((modality_class, blended), (f"random_as_{modality_class}", same)):
             raw = torch.cat([m[None] * p.raw.norm() for m, p in zip(moved, plains, strict=True)])
             drawn = bench.draw(
@@ -393,22 +393,34 @@ def seconds(call: Callable[[int], None], count: int) -> float:
     return time.perf_counter() - start
 
 
-def main() -> None:
-    parser = options(__doc__)
+def bench_options(doc: str) -> argparse.ArgumentParser:
+    """The arguments that `bench_of` takes."""
+    parser = options(doc)
     parser.add_argument("--generator", default="embedded")
     parser.add_argument("--space", default="embedded-ssl")
-    parser.add_argument("--references", type=int, default=24, help="of each attribute")
     parser.add_argument("--guidance", type=float, default=GUIDANCE)
-    parser.add_argument("--only", nargs="+", choices=SECTIONS, default=SECTIONS)
     parser.add_argument("--device", default="auto")
+    return parser
+
+
+def bench_of(arguments: argparse.Namespace) -> Bench:
+    """The generator that was asked for, and the evaluator beside the results."""
+    seed = arguments.seed
+    drawer = SteeredGenerator.load(arguments.generator, arguments.space, arguments.device)
+    return Bench(drawer, load_evaluator(arguments.out.parent, seed), seed, arguments.guidance)
+
+
+def main() -> None:
+    parser = bench_options(__doc__)
+    parser.add_argument("--references", type=int, default=24, help="of each attribute")
+    parser.add_argument("--only", nargs="+", choices=SECTIONS, default=SECTIONS)
     arguments = parser.parse_args()
     out, seed, count = arguments.out, arguments.seed, arguments.references
-    drawer = SteeredGenerator.load(arguments.generator, arguments.space, arguments.device)
-    bench = Bench(drawer, load_evaluator(out.parent, seed), seed, arguments.guidance)
+    bench = bench_of(arguments)
     sections: dict[str, Callable[[], list[Result]]] = {
         **{name: partial(attribute_rows, bench, name, count) for name in ATTRIBUTES},
         "classes": partial(class_rows, bench, 2 * count),
-        "generator": lambda: generator_rows(drawer, bench.evaluator, seed, arguments.guidance),
+        "generator": lambda: generator_rows(bench.drawer, bench.evaluator, seed, bench.guidance),
         "speed": partial(speed_rows, bench),
     }
     results = run_sections([sections[name] for name in arguments.only], out, seed=seed)

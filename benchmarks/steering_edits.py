@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -43,7 +44,7 @@ class Edits:
     def __init__(self, drawer: SteeredGenerator, training: TrainingEmbeddings) -> None:
         self.drawer, self.training = drawer, training
         self.space = drawer.space
-        self._examples = cache(training.examples)
+        self.examples = cache(training.examples)
         self._steering = cache(self._find)
         self._map = cache(self._fit)
         self.strengths = cache(self._strengths)
@@ -56,7 +57,7 @@ class Edits:
             step = self._of_prompts(reference.caption, reference.edited)
             return torch.cat([F.normalize(unit + s * step, dim=1) for s in _reaching(unit, step)])
         if method in TURNED:
-            return self._turned(unit, task, self._direction(method, task, seed))
+            return self._turned(unit, task, self.direction(method, task, seed))
         return torch.cat([self._at(unit, task, method, s) for s in self.strengths(task, method)])
 
     def _at(self, unit: Tensor, task: Task, method: str, strength: float) -> Tensor:
@@ -69,7 +70,7 @@ class Edits:
     def _strengths(self, task: Task, method: str) -> tuple[float, ...]:
         """The strengths at which the training drawings to go from turn by DRIFTS on average, or
         the most there is."""
-        source = self._examples(*task).source
+        source = self.examples(*task).source
 
         def drift(strength: float) -> float:
             cosine = (self._at(source, task, method, strength) * source).sum(1).clamp(-1, 1)
@@ -78,23 +79,27 @@ class Edits:
         return tuple(solved(drift, wanted) for wanted in DRIFTS)
 
     def _find(self, method: str, attribute: str, source: str, target: str) -> Steering:
-        examples = self._examples(attribute, source, target)
+        examples = self.examples(attribute, source, target)
         how = "features" if method == "smallest" else method
         found = find(self.space, examples.source, examples.target, how, taken=TAKEN)
         stop = sure_of(examples.source, examples.target) if method == "smallest" else None
         return replace(found, max_drift=UNBOUNDED, stop=stop)
 
     def _fit(self, *task: str) -> AffineMap:
-        examples = self._examples(*task)
+        examples = self.examples(*task)
         return AffineMap.fit(examples.source, examples.target)
 
-    def _direction(self, method: str, task: Task, seed: int) -> Tensor:
-        examples = self._examples(*task)
+    def direction(self, method: str, task: Task, seed: int) -> Tensor:
+        """One of TURNED, `[dim]`; random ones by the seed."""
+        examples = self.examples(*task)
         if method == "text_direction":
             return (examples.target_texts - examples.source_texts).mean(0)
         if method == "image_direction":
             return (examples.target - examples.source).mean(0)
-        return random_features(self.space.dictionary.directions, seed)
+        generator = torch.Generator().manual_seed(seed)
+        chosen = torch.randperm(len(self.space), generator=generator)[:TAKEN]
+        signs = torch.randint(2, (TAKEN, 1), generator=generator) * 2 - 1
+        return (self.space.dictionary.directions[chosen] * signs).sum(0)
 
     def _turned(self, unit: Tensor, task: Task, direction: Tensor) -> Tensor:
         """The reference turned towards a direction, by as much as features turn it."""
@@ -108,15 +113,6 @@ class Edits:
         texts = self.space.encoder.encode_texts([before, after])
         first, second = prior.mean(texts)
         return ((second - first) / first.norm())[None]
-
-
-def random_features(directions: Tensor, seed: int) -> Tensor:
-    """The sum of as many of the features' directions `[features, dim]` as edits take, with random
-    signs: `[dim]`."""
-    generator = torch.Generator().manual_seed(seed)
-    chosen = torch.randperm(len(directions), generator=generator)[:TAKEN]
-    signs = torch.randint(2, (TAKEN, 1), generator=generator) * 2 - 1
-    return (directions[chosen] * signs).sum(0)
 
 
 def turned(unit: Tensor, direction: Tensor, by: Tensor) -> Tensor:
@@ -133,6 +129,11 @@ def turned(unit: Tensor, direction: Tensor, by: Tensor) -> Tensor:
     across = F.normalize(direction - (direction * unit).sum(1, keepdim=True) * unit, dim=1)
     cosine = (by * unit).sum(1, keepdim=True).clamp(-1, 1)  # [n, 1]
     return cosine * unit + (1 - cosine.square()).sqrt() * across
+
+
+def degrees(first: Tensor, second: Tensor) -> np.ndarray:
+    """The angles between embeddings, row by row, `[n]`."""
+    return F.cosine_similarity(first, second).clamp(-1, 1).arccos().rad2deg().numpy()
 
 
 def _reaching(unit: Tensor, step: Tensor) -> list[float]:

@@ -29,17 +29,27 @@ import torch.nn.functional as F
 from rich.progress import track
 from torch import Tensor
 
-from benchmarks.common import Result, mean_row, options, run_sections
-from benchmarks.evaluator import ATTRIBUTES, load_evaluator
+from benchmarks.common import Result, mean_row, run_sections
+from benchmarks.evaluator import ATTRIBUTES
 from benchmarks.generator import DRAW_BATCH
-from benchmarks.steering import ENOUGH, SEEDS, TRIED, TRIED_SEEDS, Bench, Probabilities, variation
-from benchmarks.steering_edits import DRIFTS, UNBOUNDED, Task, random_features, solved, turned
+from benchmarks.steering import (
+    ENOUGH,
+    SEEDS,
+    TRIED,
+    TRIED_SEEDS,
+    Bench,
+    Probabilities,
+    bench_of,
+    bench_options,
+    variation,
+)
+from benchmarks.steering_edits import DRIFTS, UNBOUNDED, Task, degrees, solved, turned
 from benchmarks.steering_references import Reference
 from mms_apps.steering.adapters.base import Call
 from mms_apps.steering.adapters.prompt_tokens import PromptTokens
 from mms_apps.steering.edits import Steering
 from mms_apps.steering.finding import TAKEN, find
-from mms_apps.steering.generator import GUIDANCE, STEPS, SteeredGenerator, scaled
+from mms_apps.steering.generator import STEPS, scaled
 from mms_apps.steering.generator_training.schedules import PROMPT_ALONE
 
 SAID = ("gender", "skin_tone")
@@ -54,7 +64,6 @@ class PromptBench:
         self.bench = bench
         self.space = bench.space
         self.tokens = PromptTokens(bench.drawer.pipe, bench.space)
-        self._examples = cache(bench.edits.training.examples)
         self._steering = cache(self._find)
 
     def shown(self, states: Tensor, seeds: np.ndarray) -> Probabilities:
@@ -102,8 +111,7 @@ class PromptBench:
                 ]
             )
             states = self._states(steered * norm, raw, prompts)
-        cosine = F.cosine_similarity(steered, unit).clamp(-1, 1)
-        return states, cosine.arccos().rad2deg().numpy()
+        return states, degrees(steered, unit)
 
     def _states(self, steered: Tensor, plain: Tensor, prompts: list[str]) -> Tensor:
         states: Tensor = self.tokens.inputs(steered, plain, Call(prompts))["prompt_embeds"]
@@ -119,16 +127,11 @@ class PromptBench:
         by = self._steering(task, drift).apply(self.space, unit, "text").embedding
         if method == "features":
             return by
-        if method == "text_direction":
-            examples = self._examples(*task)
-            direction = (examples.target_texts - examples.source_texts).mean(0)
-        else:
-            direction = random_features(self.space.dictionary.directions, seed)
-        return turned(unit, direction[None], by)
+        return turned(unit, self.bench.edits.direction(method, task, seed)[None], by)
 
     def _find(self, task: Task, wanted: float) -> Steering:
         """Edits at the strength that turns training texts by so many degrees on average."""
-        examples = self._examples(*task)
+        examples = self.bench.edits.examples(*task)
         source, target = examples.source_texts, examples.target_texts
         found = find(self.space, source, target, "features", "text", TAKEN)
         found = replace(found, max_drift=UNBOUNDED)
@@ -157,12 +160,11 @@ def prompt_rows(prompts: PromptBench, attribute: str, count: int) -> list[Result
         states, turned_by = prompts.moved(references, method, drift)
         seen = before if method == "plain" else prompts.shown(states, own)
         excess = [variation(seen[name], reseeded[name]) - noise[name] for name in elsewhere]
-        reached = np.take_along_axis(seen[attribute], target[:, None], 1)[:, 0]
-        chance = np.take_along_axis(reseeded[attribute], target[:, None], 1)[:, 0]
+        gain = np.take_along_axis(seen[attribute] - reseeded[attribute], target[:, None], 1)
         name = f"{attribute}/{method}"
         rows += [
             row(f"prompts/success/{name}", seen[attribute].argmax(1) == target, "share"),
-            row(f"prompts/gain/{name}", reached - chance, "share"),
+            row(f"prompts/gain/{name}", gain[:, 0], "share"),
         ]
         if method != "plain":
             rows += [
@@ -200,18 +202,12 @@ def noise_seeds(prompts: int, each: int, seed: int) -> np.ndarray:
 
 
 def main() -> None:
-    parser = options(__doc__)
-    parser.add_argument("--generator", default="embedded")
-    parser.add_argument("--space", default="embedded-ssl")
+    parser = bench_options(__doc__)
     parser.add_argument("--prompts", type=int, default=24, help="of each attribute")
-    parser.add_argument("--guidance", type=float, default=GUIDANCE)
-    parser.add_argument("--device", default="auto")
     arguments = parser.parse_args()
-    out, seed = arguments.out, arguments.seed
-    drawer = SteeredGenerator.load(arguments.generator, arguments.space, arguments.device)
-    prompts = PromptBench(Bench(drawer, load_evaluator(out.parent, seed), seed, arguments.guidance))
+    prompts = PromptBench(bench_of(arguments))
     sections = [partial(prompt_rows, prompts, name, arguments.prompts) for name in SAID]
-    run_sections(sections, out, seed=seed)
+    run_sections(sections, arguments.out, seed=arguments.seed)
 
 
 if __name__ == "__main__":
