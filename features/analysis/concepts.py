@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow as pa
 import torch
 
 from features.bootstrap import auroc_interval
@@ -15,7 +14,6 @@ from features.dictionary import Dictionary
 from features.encoders.fingerprint import same_encoder
 from features.errors import UserError
 from features.modality import CROSS_MODAL, MODALITIES
-from features.pairs.base import unknown_attribute
 from features.scores.terms import OF_ATTRIBUTE, pair_terms, phrases_among
 from features.space.space import FeatureSpace
 from features.store.store import ATTRIBUTE, SAMPLE_BATCH, ActivationStore
@@ -94,11 +92,8 @@ def attribute_concepts(store: ActivationStore, attribute: str) -> list[str]:
     Raises:
         UserError: the pairs have no such attribute, or no value is so common.
     """
+    store.require_attributes([attribute])
     column = ATTRIBUTE + attribute
-    names = next(store.sample_batches(1), pa.table({})).column_names
-    if column not in names:
-        known = [n.removeprefix(ATTRIBUTE) for n in names if n.startswith(ATTRIBUTE)]
-        raise unknown_attribute(attribute, store.config.pairs, known)
     counts: dict[str, int] = {}
     for batch in store.sample_batches(SAMPLE_BATCH, columns=[column]):
         for value in batch[column].to_pylist():
@@ -204,8 +199,8 @@ def _labels(store: ActivationStore, rows: np.ndarray, concepts: Sequence[str]) -
     phrases = phrases_among(concepts)
     places = {concept: place for place, concept in enumerate(concepts)}
     labels = np.zeros((len(rows), len(concepts)), dtype=bool)
-    names = next(store.sample_batches(1), pa.table({})).column_names
-    columns = ["captions", *(name for name in names if name.startswith(ATTRIBUTE))]
+    attributes = [name for name in store.sample_columns if name.startswith(ATTRIBUTE)]
+    columns = ["captions", *attributes]
     for start in range(0, len(rows), SAMPLE_BATCH):
         samples = store.sample_rows(rows[start : start + SAMPLE_BATCH].tolist(), columns)
         found, which = pair_terms(samples, phrases).among(places)

@@ -136,18 +136,21 @@ class PairSource(ABC):
         Raises:
             UserError: no pair has one of them.
         """
-        known: dict[str, None] = {}
-        described = 0
+        if not attributes:
+            return
+        missing, known = set(attributes), dict[str, None]()
+        described = False
         for part in self.parts():
             for record in self.describe(part):
                 if isinstance(record, Skipped):
                     continue
-                described += 1
+                described = True
                 known.update(dict.fromkeys(record.attributes))
-                if known.keys() >= set(attributes):
+                missing -= known.keys()
+                if not missing:
                     return
         for attribute in attributes:
-            if described and attribute not in known:
+            if described and attribute in missing:
                 raise unknown_attribute(attribute, self.name, list(known))
 
 

@@ -182,11 +182,9 @@ class FeatureSpace:
     def encode(self, samples: Any, modality: Modality) -> Tensor:
         """As `encode_images` or `encode_texts`, by the modality."""
         place_of(modality)
-        if isinstance(samples, np.ndarray) and samples.ndim == 2:
-            samples = torch.from_numpy(samples)
-        if isinstance(samples, Tensor):
-            self.require_embeddings(samples)
-            unit = F.normalize(samples.to(self.device).float(), dim=-1)  # [n, dim]
+        if isinstance(samples, Tensor) or (isinstance(samples, np.ndarray) and samples.ndim == 2):
+            embeddings = self.embeddings_of(samples)
+            unit = F.normalize(embeddings.to(self.device).float(), dim=-1)  # [n, dim]
             return self.dictionary.encode(unit, modality)
         samples = batch_of(samples)
         encode = self.encoder.encode_images if modality == "image" else self.encoder.encode_texts
@@ -199,13 +197,18 @@ class FeatureSpace:
         # A clone is an ordinary tensor; what inference_mode returns is not.
         return self.dictionary.encode(torch.cat(chunks).clone().to(self.device), modality)
 
-    def require_embeddings(self, given: Tensor) -> None:
-        """Raise UserError unless these are finite embeddings `[n, dim]` of the space's size."""
-        dim = self.dictionary.config.dim
+    def embeddings_of(self, values: Tensor | np.ndarray) -> Tensor:
+        """Embeddings `[n, dim]` as a tensor.
+
+        Raises:
+            UserError: they are of another size than the space's, or not finite.
+        """
+        given, dim = torch.as_tensor(values), self.dictionary.config.dim
         if given.ndim != 2 or given.shape[1] != dim:
             raise UserError(f"embeddings {list(given.shape)}: the FeatureSpace takes [n, {dim}]")
         if not given.isfinite().all():
             raise UserError("embeddings that are not finite (NaN or infinite) have no features")
+        return given
 
     def decode(self, activations: Tensor, modality: Modality) -> Tensor:
         """Embeddings `[n, dim]`, not normalised, of activations `[n, features]`.

@@ -29,6 +29,7 @@ from torch import Tensor
 
 from features.errors import UserError, first_line
 from features.files import part_within, read_json
+from features.pairs.base import unknown_attribute
 
 SCHEMA = 2
 READABLE = (1, 2)
@@ -132,6 +133,18 @@ class ActivationStore:
     def sample_columns(self) -> list[str]:
         """The names of the columns of `samples`."""
         return list(pq.read_schema(self.path / "samples.parquet").names)
+
+    def require_attributes(self, attributes: Sequence[str]) -> None:
+        """Check that the pairs have these attributes.
+
+        Raises:
+            UserError: they lack one.
+        """
+        columns = self.sample_columns
+        known = [name.removeprefix(ATTRIBUTE) for name in columns if name.startswith(ATTRIBUTE)]
+        for attribute in attributes:
+            if attribute not in known:
+                raise unknown_attribute(attribute, self.config.pairs, known)
 
     @property
     def has_content(self) -> bool:

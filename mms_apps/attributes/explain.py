@@ -95,7 +95,7 @@ def explain(
     Args:
         labels: whose logit to explain, one a sample; None takes the predicted classes.
     """
-    embeddings = torch.as_tensor(embeddings)
+    embeddings = model.space.embeddings_of(embeddings)
     probabilities = model.predict_proba(embeddings)
     labels = labels or [model.classes[k] for k in probabilities.argmax(axis=1)]
     inputs = model.inputs(embeddings)

@@ -14,7 +14,6 @@ from torch import Tensor
 from features.encoders.fingerprint import same_encoder
 from features.errors import UserError
 from features.modality import Modality, place_of
-from features.pairs.base import unknown_attribute
 from features.pairs.records import without_fraction
 from features.space.space import FeatureSpace
 from features.store.store import ATTRIBUTE, SAMPLE_BATCH, ActivationStore
@@ -102,19 +101,6 @@ def crossed_name(attributes: Sequence[str]) -> str:
     return " x ".join(attributes)
 
 
-def require_columns(store: ActivationStore, attributes: Sequence[str]) -> None:
-    """Check that a store has these attributes.
-
-    Raises:
-        UserError: it lacks one.
-    """
-    names = next(store.sample_batches(1), pa.table({})).column_names
-    known = [name.removeprefix(ATTRIBUTE) for name in names if name.startswith(ATTRIBUTE)]
-    for attribute in attributes:
-        if attribute not in known:
-            raise unknown_attribute(attribute, store.config.pairs, known)
-
-
 def require_encoder(store: ActivationStore, space: FeatureSpace) -> None:
     """Check that a store was made by the encoder of a space.
 
@@ -142,7 +128,7 @@ def read_samples(
         UserError: the store lacks an attribute, or there is no such modality.
     """
     attributes = [attributes] if isinstance(attributes, str) else attributes
-    require_columns(store, attributes)
+    store.require_attributes(attributes)
     place = place_of(modality)
     rows = np.arange(len(store))
     if len(rows) > max_samples:

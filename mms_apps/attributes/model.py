@@ -83,8 +83,7 @@ class AttributeModel:
         Raises:
             UserError: they are of another size, or not finite.
         """
-        embeddings = torch.as_tensor(embeddings)
-        self.space.require_embeddings(embeddings)
+        embeddings = self.space.embeddings_of(embeddings)
         if self.estimator.inputs == "activations":
             return self.activations(embeddings)
         return embeddings.cpu().numpy()

@@ -204,8 +204,7 @@ class Steering:
             UserError: a feature's number is beyond the space, the dimension is another, or an
                 embedding is not finite.
         """
-        embedding = torch.as_tensor(embedding)
-        space.require_embeddings(embedding)
+        embedding = space.embeddings_of(embedding)
         length = embedding.float().norm(dim=1, keepdim=True)  # [n, 1]
         unit = embedding.float().to(space.device) / length.to(space.device).clamp(min=1e-12)
         move = self.change(space, unit, modality) @ space.dictionary.directions  # [n, dim]

@@ -218,9 +218,7 @@ class AffineMap:
 
 def _embedded(space: FeatureSpace, samples: Samples) -> Tensor:
     if isinstance(samples, Tensor | np.ndarray):
-        embeddings = torch.as_tensor(samples)
-        space.require_embeddings(embeddings)
-        return F.normalize(embeddings.float(), dim=1)
+        return F.normalize(space.embeddings_of(samples).float(), dim=1)
     words = [samples] if isinstance(samples, str) else list(samples)
     texts = [template.format(word) for word in words for template in TEMPLATES]
     return space.encoder.encode_texts(texts).clone() if texts else torch.zeros(0, 1)

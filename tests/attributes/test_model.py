@@ -25,7 +25,7 @@ from mms_apps.attributes.explain import (
     logit_scores,
     probabilities_without,
 )
-from mms_apps.attributes.labels import Samples, classes_of, read_samples, require_columns
+from mms_apps.attributes.labels import Samples, classes_of, read_samples
 from mms_apps.attributes.model import METHODS, AttributeModel, Method, fit_model, load_model
 
 pytestmark = pytest.mark.usefixtures("few_strengths")
@@ -219,7 +219,7 @@ def test_a_missing_attribute_and_one_value_are_named(
 ) -> None:
     store = store_of(space, samples, tmp_path / "store")
     with pytest.raises(UserError, match="colour: made has no such attribute; they have kind"):
-        require_columns(store, ["colour"])
+        store.require_attributes(["colour"])
     read = read_samples(store, ["kind"])
     assert read_samples(store, "kind").columns.keys() == {"kind"}
     with pytest.raises(UserError, match="modality audio: use image or text"):
