@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from scipy.linalg import sqrtm
 
 from benchmarks.evaluator import ATTRIBUTES, Evaluator, Vocabulary
-from benchmarks.generator import frechet
+from benchmarks.generator import frechet, frechet_row
 from benchmarks.steering import Bench, Outcome, Plain, attribute_rows, chosen, variation
 from benchmarks.steering_edits import DRIFTS, METHODS, Edits, solved
 from benchmarks.steering_plot import plot
@@ -231,6 +232,26 @@ def test_prompts_that_are_drawn_alike_gain_nothing_and_leak_nothing(
 
 def test_frechet_distance_of_shifted_normals_is_the_shift() -> None:
     rng = np.random.default_rng(0)
-    x = rng.normal(size=(4000, 3))
+    x = rng.normal(size=(300, 3))
     assert frechet(x, x) == pytest.approx(0, abs=1e-6)
     assert frechet(x, x + np.array([2, 0, 0])) == pytest.approx(4, abs=1e-6)
+
+
+@pytest.mark.parametrize("n", [40, 7])
+def test_frechet_distance_is_that_of_the_covariances_product(n: int) -> None:
+    rng = np.random.default_rng(1)
+    x, y = rng.normal(size=(n, 5)), 2 * rng.normal(size=(n, 5)) @ rng.normal(size=(5, 5)) + 1
+    a, b = np.cov(x, rowvar=False), np.cov(y, rowvar=False)
+    literal = np.square(x.mean(0) - y.mean(0)).sum() + np.trace(a + b - 2 * np.real(sqrtm(a @ b)))
+    assert frechet(x, y) == pytest.approx(literal)
+
+
+def test_the_interval_of_a_frechet_distance_covers_the_true_one() -> None:
+    rng = np.random.default_rng(2)
+    covered = []
+    for _ in range(200):
+        x = rng.normal(size=(60, 2))
+        y = 3 + 2 * rng.normal(size=(60, 2))  # 2 * 3^2 between the means, 2 * (2 - 1)^2 beside
+        row = frechet_row("frechet", x, y)
+        covered.append(row.ci_low <= 20 <= row.ci_high)
+    assert 0.9 <= np.mean(covered) <= 0.99
