@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import pyarrow as pa
-
 from features.store.store import ATTRIBUTE, ActivationStore
 
 SPELLINGS = {"credit": ("credit",), "licence": ("licence", "license")}
@@ -16,7 +14,7 @@ PREFIX = "credit:"
 
 def rights(store: ActivationStore, rows: Sequence[int]) -> dict[str, list[str | None]]:
     """`credit` and `licence` of the pairs at `rows`, in their order; None where a pair has none."""
-    names = next(store.sample_batches(1), pa.table({})).column_names
+    names = store.sample_columns
     columns = {
         kind: next((ATTRIBUTE + s for s in spellings if ATTRIBUTE + s in names), None)
         for kind, spellings in SPELLINGS.items()

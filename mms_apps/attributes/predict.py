@@ -54,7 +54,7 @@ def predictions(
         UserError: the store was made by another encoder than the model's.
     """
     require_encoder(store, model.space)
-    names = next(store.sample_batches(1), pa.table({"id": []})).column_names
+    names = store.sample_columns
     column = ATTRIBUTE + model.config.attribute
     wanted = ["id", *([column] if column in names else [])]
     classes = np.array(model.classes)

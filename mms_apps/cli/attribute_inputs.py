@@ -250,7 +250,7 @@ def explain_some(
     if not rows:
         return []
     column = ATTRIBUTE + model.config.attribute
-    names = next(store.sample_batches(1)).column_names
+    names = store.sample_columns
     wanted = ["id", "caption", "location", *([column] if column in names else [])]
     samples = store.sample_rows(rows, wanted).to_pylist()
     embeddings = store.rows(rows)[MODALITIES.index(model.config.modality)]

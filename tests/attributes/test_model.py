@@ -183,6 +183,7 @@ def test_predictions_hold_one_batch_at_a_time(
         """A store of many rows that are made when they are read."""
 
         config = store_of(space, samples, tmp_path / "store").config
+        sample_columns = ("id",)
 
         def __init__(self, batches: int) -> None:
             self.count = batches
@@ -192,11 +193,9 @@ def test_predictions_hold_one_batch_at_a_time(
                 x = torch.nn.functional.normalize(torch.randn(size, 16), dim=-1)
                 yield x, x
 
-        def sample_batches(self, size: int, columns: list[str] | None = None) -> Iterator:
+        def sample_batches(self, size: int, columns: list[str]) -> Iterator:
             for _ in range(self.count):
-                yield sample_table([str(i) for i in range(size)], [["a"]] * size).select(
-                    columns or ["id"]
-                )
+                yield sample_table([str(i) for i in range(size)], [["a"]] * size).select(columns)
 
     model = make(space, samples, "linear_probe")
     peaks = []
