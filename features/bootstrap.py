@@ -221,6 +221,7 @@ def auroc_interval(
     truth: np.ndarray,
     scores: np.ndarray,
     *,
+    groups: np.ndarray | None = None,
     seed: int = 0,
     replicates: int = 1000,
     level: float = 0.95,
@@ -235,13 +236,20 @@ def auroc_interval(
     Args:
         truth: `[n]` bool, with both values.
         scores: `[n]`; ties count one half.
+        groups: samples of one group are no independent ones, and are drawn together: `[n]`; None
+            where each is its own.
         level: coverage, in (0, 1).
     """
     rng = np.random.default_rng(seed)
+    known, group = np.unique(
+        np.arange(len(truth)) if groups is None else groups, return_inverse=True
+    )
     truth = np.concatenate([np.asarray(truth, dtype=bool), [True, False]])
     beyond = np.array([np.min(scores) - 1.0, np.max(scores) + 1.0])
-    weights = rng.exponential(size=(replicates, len(truth)))
-    weights[:, -2:] *= 0.5
+    weights = rng.exponential(size=(replicates, len(known) + 2))
+    weights[:, -2:] *= 0.5 * len(group) / len(known)
+    if len(known) < len(group):
+        weights = weights[:, np.concatenate([group, len(known) + np.arange(2)])]
     lows, highs = (
         weighted_auroc(truth, np.concatenate([scores, ends]), weights)
         for ends in (beyond, beyond[::-1])

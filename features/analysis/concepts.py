@@ -16,6 +16,7 @@ from features.errors import UserError
 from features.modality import CROSS_MODAL, MODALITIES
 from features.scores.terms import OF_ATTRIBUTE, pair_terms, phrases_among
 from features.space.space import FeatureSpace
+from features.store.pictures import pictures_shown
 from features.store.store import ATTRIBUTE, SAMPLE_BATCH, ActivationStore
 
 if TYPE_CHECKING:
@@ -23,7 +24,8 @@ if TYPE_CHECKING:
 
 SCHEMA = 2
 MIN_PAIRS = 20
-"""A concept is scored where at least so many pairs have it and so many don't."""
+"""A concept is scored where at least so many pairs have it and so many don't, each of a picture of
+its own."""
 MAX_PAIRS = 20_000
 """Of more pairs a random sample is taken, which bounds the memory."""
 GOOD = 0.9
@@ -116,7 +118,8 @@ def concept_support(
 ) -> list[Concept]:
     """What carries each concept.
 
-    AUROCs are those of a logistic regression on the features' activations, cross-validated.
+    AUROCs are those of a logistic regression on the features' activations, cross-validated. Pairs
+    of the same picture are in one fold, and are drawn together for the intervals.
 
     Args:
         store: pairs encoded by the space's encoder, with their captions and attributes.
@@ -138,6 +141,7 @@ def concept_support(
     if len(rows) > max_pairs:
         rows = np.sort(rng.choice(len(store), max_pairs, replace=False))
     labels = _labels(store, rows, concepts)  # [pairs, concepts]
+    pictures = pictures_shown(store, rows)  # [pairs]
     activations = [_activations(space.dictionary, store, rows, m) for m in (0, 1)]
     single = [feature_auroc(a, labels) for a in activations]  # [concepts, features] each
     table = space.features.to_pylist()
@@ -148,8 +152,8 @@ def concept_support(
         truth = labels[:, number]
         positives = int(truth.sum())
         support = None
-        if min(positives, len(truth) - positives) >= MIN_PAIRS:
-            support = _support(activations, truth, seed)
+        if min(len(np.unique(pictures[having])) for having in (truth, ~truth)) >= MIN_PAIRS:
+            support = _support(activations, truth, pictures, seed)
         verdict, advice = _advice(support, positives, len(truth), OF_ATTRIBUTE in name)
         found.append(
             Concept(
@@ -230,24 +234,35 @@ def _activations(
     return vstack(parts, format="csr")
 
 
-def _support(activations: Sequence[csr_matrix], truth: np.ndarray, seed: int) -> dict[str, Support]:
-    """AUROC by modality, and of both together, all over the same folds."""
+def _support(
+    activations: Sequence[csr_matrix], truth: np.ndarray, pictures: np.ndarray, seed: int
+) -> dict[str, Support]:
+    """AUROC by modality, and of both together, all over the same folds.
+
+    Args:
+        truth: `[pairs]` bool.
+        pictures: numbers of what the pairs show, `[pairs]`.
+    """
     from scipy.sparse import hstack
     from sklearn.linear_model import LogisticRegression
     from sklearn.metrics import roc_auc_score
-    from sklearn.model_selection import StratifiedKFold, cross_val_predict
+    from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold, cross_val_predict
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import MaxAbsScaler
 
     probe = make_pipeline(MaxAbsScaler(), LogisticRegression(max_iter=1000))
-    folds = StratifiedKFold(FOLDS, shuffle=True, random_state=seed)
+    several = len(np.unique(pictures)) < len(pictures)
+    kind = StratifiedGroupKFold if several else StratifiedKFold
+    splits = kind(FOLDS, shuffle=True, random_state=seed)
+    folds = list(splits.split(pictures, truth, pictures if several else None))
     inputs = (*activations, hstack(activations, format="csr"))
     scores = [
         cross_val_predict(probe, x, truth, cv=folds, method="decision_function") for x in inputs
     ]
     return {
         source: Support(
-            float(roc_auc_score(truth, score)), *auroc_interval(truth, score, seed=seed)
+            float(roc_auc_score(truth, score)),
+            *auroc_interval(truth, score, groups=pictures, seed=seed),
         )
         for source, score in zip(SOURCES, scores, strict=True)
     }
@@ -280,7 +295,7 @@ def _advice(
     if support is None:
         return TOO_FEW, (
             f"{positives} of {pairs} pairs have it; at least {MIN_PAIRS} must have it and "
-            f"{MIN_PAIRS} must not. Add pairs before anything else."
+            f"{MIN_PAIRS} must not, each of a picture of its own. Add pairs before anything else."
         )
     image, text, both = (support[source] for source in SOURCES)
     by_definition = (

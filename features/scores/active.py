@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from features.dictionary.base import SparseCode
+from features.store.pictures import PicturesOfBatch
 
 DENSE_SHARE = 0.1
 """With a larger share of places, dense products are faster."""
@@ -110,9 +111,23 @@ class ActivePairs:
             text=self.text[places],
         )
 
+    def of_pairs(self, kept: Tensor) -> ActivePairs:
+        """The places of some of the pairs alone, which are numbered anew: `kept` is `[pairs]`
+        bool."""
+        found = self.where(kept[self.pair])
+        place = kept.cumsum(0) - 1  # [pairs]
+        return replace(found, pairs=int(kept.sum()), pair=place[found.pair])
+
     def sums(self, values: Tensor) -> Tensor:
         """Sums over each feature's places: `[places]` -> `[features]`."""
         return torch.segment_reduce(values.double(), "sum", lengths=self.counts)
+
+    def picture_counts(self, pictures: PicturesOfBatch | None) -> Tensor:
+        """In how many pictures each feature is active: `[features]`. Where several pairs show one,
+        each adds its share; None where each shows a picture of its own."""
+        if pictures is None:
+            return self.counts
+        return self.sums(pictures.share.to(self.image)[self.pair])
 
     def dense(self, values: Tensor) -> Tensor:
         """Values `[places]` with the zeros between them: `[pairs, features]`."""

@@ -16,6 +16,8 @@ from torch import Tensor
 
 from features.bootstrap import FLOOR_QUANTILE, bootstrap_weights_of, ratio_interval
 from features.scores.active import ActivePairs, runs
+from features.scores.dominance import too_few
+from features.store.pictures import PicturesOfBatch
 
 PERMUTATIONS = 40
 """Ways in which images get the texts of other pairs, for the floor."""
@@ -87,7 +89,7 @@ class AgreementStatistics:
         self.replicates = replicates
         self._next = start
         zeros = torch.zeros(means.shape[1], dtype=torch.float64, device=means.device)
-        self.active = zeros.clone()
+        self.pictures = zeros.clone()
         self.least = zeros.clone()  # sum of min(u, v)
         self.greatest = zeros.clone()  # sum of max(u, v)
         self.replicate_weight = torch.zeros(replicates, dtype=torch.float64, device=means.device)
@@ -111,11 +113,14 @@ class AgreementStatistics:
         """The bootstrap weights `[n, replicates]` of pairs by their numbers in the stream `[n]`."""
         return bootstrap_weights_of(self.seed, self.stream, numbers, self.replicates)
 
-    def add(self, active: ActivePairs, weights: Tensor) -> None:
+    def add(
+        self, active: ActivePairs, weights: Tensor, pictures: PicturesOfBatch | None = None
+    ) -> None:
         """Add pairs.
 
         Args:
-            weights: theirs (`weights_of`), `[n, replicates]`.
+            weights: theirs (`weights_of`), `[n, replicates]`; of the same picture they are equal.
+            pictures: what the pairs show; None where each shows a picture of its own.
         """
         weights = weights.to(active.image)
         (u, other_v), (other_u, v) = self._scaled(active.images), self._scaled(active.texts)
@@ -124,7 +129,7 @@ class AgreementStatistics:
             (active.images.where(image_less), u[image_less]),
             (active.texts.where(text_less), v[text_less]),
         )
-        self.active += active.counts
+        self.pictures += active.picture_counts(pictures)
         for places, values in lesser:
             self.least += places.sums(values)
         self.greatest += active.images.sums(torch.where(image_less, 0.0, u))
@@ -177,7 +182,7 @@ class AgreementStatistics:
         ):
             raise ValueError("means, replicates and seed must be equal")
         for name in (
-            "active",
+            "pictures",
             "least",
             "greatest",
             "replicate_weight",
@@ -189,8 +194,9 @@ class AgreementStatistics:
             mine += getattr(other, name).to(mine.device)
 
     def scores(self, min_pairs: int = 10) -> Agreement:
-        """The scores; features with fewer than `min_pairs` active pairs are unscored (NaN)."""
-        active = self.active.cpu().numpy()  # [features]
+        """The scores; features that are active in fewer than `min_pairs` pairs of different
+        pictures are unscored (NaN)."""
+        pictures = self.pictures.cpu().numpy()  # [features]
         greatest = self.greatest.cpu().numpy()  # [features]
         weight = self.replicate_weight  # [replicates]
         image_less, text_less, image, text = self.replicate_sums  # [features, replicates] each
@@ -200,13 +206,13 @@ class AgreementStatistics:
         with np.errstate(divide="ignore", invalid="ignore"):
             agreement = self.least.cpu().numpy() / greatest
             chance = self.chance_least.cpu().numpy() / self.chance_greatest.cpu().numpy()
-            unit = greatest / active  # what an active pair adds to the denominator, on average
+            unit = greatest / pictures  # what an active picture adds to the denominator, on average
         low, high = ratio_interval(
             least.T.cpu().numpy(), (total - least).T.cpu().numpy(), unit, seed=self.seed
         )
         floor = np.quantile(chance, FLOOR_QUANTILE, axis=0)
         for values in (agreement, low, high, floor):
-            values[active < max(1, min_pairs)] = np.nan
+            values[too_few(pictures, min_pairs)] = np.nan
         return Agreement(agreement, low, high, floor)
 
     def _scaled(self, active: ActivePairs) -> tuple[Tensor, Tensor]:

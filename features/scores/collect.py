@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice, tee
 from typing import TypeVar
 
+import numpy as np
 import pyarrow as pa
 import torch
 from torch import Tensor
@@ -25,6 +26,7 @@ from features.scores.dominance import DominanceStatistics
 from features.scores.monosemanticity import Moments, MonosemanticityStatistics, TopSamples
 from features.scores.naming import NamingStatistics
 from features.store.batches import one_ahead
+from features.store.pictures import Pictures, PicturesOfBatch
 from features.store.store import ActivationStore
 
 SHUFFLED_BATCH = 1024
@@ -93,14 +95,27 @@ class ScoringStatistics:
         self.add(ActivePairs.of(image, text), judge_image, judge_text, samples)
 
     def add(
-        self, active: ActivePairs, judge_image: Tensor, judge_text: Tensor, samples: pa.Table
+        self,
+        active: ActivePairs,
+        judge_image: Tensor,
+        judge_text: Tensor,
+        samples: pa.Table,
+        pictures: PicturesOfBatch | None = None,
     ) -> None:
-        """Add the next pairs; the rest as `update` takes it."""
-        self.dominance.add(active)
-        self.monosemanticity.add(active, judge_image, judge_text)
+        """Add the next pairs; the rest as `update` takes it.
+
+        Args:
+            pictures: what the pairs show; None where each shows a picture of its own.
+        """
+        self.dominance.add(active, pictures)
+        self.monosemanticity.add(active, judge_image, judge_text, pictures)
         self.naming.add(active, samples)
-        self.image_best.add(active.images, active.images.image, self._next)
-        self.text_best.add(active.texts, active.texts.text, self._next)
+        images, texts = active.images, active.texts
+        if pictures is not None:
+            images = images.where(pictures.new.to(images.pair.device)[images.pair])
+            texts = texts.where(pictures.new_pair.to(texts.pair.device)[texts.pair])
+        self.image_best.add(images, images.image, self._next)
+        self.text_best.add(texts, texts.text, self._next)
         self._next += active.pairs
 
     def merge(self, other: ScoringStatistics) -> None:
@@ -124,6 +139,7 @@ def collect(
     dictionary: Dictionary,
     judge: ActivationStore,
     terms: Sequence[str],
+    pictures: Pictures,
     *,
     kept: int,
     batch_size: int,
@@ -137,6 +153,7 @@ def collect(
     Args:
         dictionary: on the device.
         judge: may be the store itself.
+        pictures: of the store.
 
     Returns:
         What was found in all pairs; in processes other than the main one, in their own.
@@ -167,13 +184,16 @@ def collect(
         store.sample_batches(batch_size, pairs),
         strict=True,
     )
+    first = pairs.start
     for active, (judge_image, judge_text), samples in track(
         one_ahead(batches),
         description="scoring the features",
         total=-(-len(pairs) // batch_size),
         disable=not (progress and this_process().is_local_main_process),
     ):
-        found.add(active, judge_image.to(sums), judge_text.to(sums), samples)
+        shown = pictures.among(np.arange(first, first + active.pairs))
+        found.add(active, judge_image.to(sums), judge_text.to(sums), samples, shown)
+        first += active.pairs
     return _merged(found)
 
 
@@ -182,6 +202,7 @@ def collect_agreement(
     dictionary: Dictionary,
     means: Tensor,
     terms: Sequence[str],
+    pictures: Pictures,
     *,
     seed: int,
     replicates: int,
@@ -193,6 +214,7 @@ def collect_agreement(
     Args:
         dictionary: on the device.
         means: `DominanceStatistics.means` of all pairs, `[2, features]`.
+        pictures: of the store.
 
     Returns:
         The agreement, and what `collect_naming_chance` gives, from the same pass.
@@ -204,7 +226,7 @@ def collect_agreement(
         replicates=replicates,
     )
     names = collect_naming_chance(
-        store, dictionary, terms, found, seed=seed, device=device, progress=progress
+        store, dictionary, terms, pictures, found, seed=seed, device=device, progress=progress
     )
     return _merged(found), names
 
@@ -213,6 +235,7 @@ def collect_naming_chance(
     store: ActivationStore,
     dictionary: Dictionary,
     terms: Sequence[str],
+    pictures: Pictures,
     agreement: AgreementStatistics | None = None,
     *,
     seed: int,
@@ -224,6 +247,7 @@ def collect_naming_chance(
 
     Args:
         dictionary: on the device.
+        pictures: of the store.
         agreement: is given the pairs and its floor from the same shuffled activations.
 
     Returns:
@@ -234,13 +258,15 @@ def collect_naming_chance(
     found = NamingStatistics(dictionary.config.features, terms, statistics_device(device))
     shuffled = store.numbered_shuffled_batches(SHUFFLED_BATCH, torch.Generator().manual_seed(seed))
     numbered, batches = tee(_own_batches(shuffled))
+    shown, to_weight = tee(pictures.among(numbers) for numbers, *_ in numbered)
     passed = zip(
         _active_pairs((batch[1:] for batch in batches), dictionary, device),
-        (None if agreement is None else agreement.weights_of(n) for n, *_ in numbered),
+        shown,
+        (None if agreement is None else agreement.weights_of(p.number) for p in to_weight),
         _own_batches(store.sample_batches(SHUFFLED_BATCH)),
         strict=True,
     )
-    for active, weights, samples in track(
+    for active, of_batch, weights, samples in track(
         one_ahead(passed),
         description="agreement, and scores by chance",
         total=_own_batch_count(store),
@@ -248,7 +274,7 @@ def collect_naming_chance(
     ):
         found.add(active, samples)
         if agreement is not None and weights is not None:
-            agreement.add(active, weights)
+            agreement.add(active, weights, of_batch)
             agreement.add_chance(active)
     return _merged(found)
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from features.bootstrap import bootstrap_weights, ratio_interval
+from features.bootstrap import bootstrap_weights, bootstrap_weights_of, ratio_interval
 from features.errors import UserError
 from features.modality import (
     CROSS_MODAL,
@@ -19,6 +19,7 @@ from features.modality import (
     Rule,
 )
 from features.scores.active import ActivePairs
+from features.store.pictures import PicturesOfBatch
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,8 @@ class DominanceStatistics:
     """The sums from which `Dominance` follows, in float64, mergeable.
 
     The bootstrap weight of a pair depends on (seed, stream, its number in the stream) alone, so
-    that neither the batch size nor the split over processes changes an interval.
+    that neither the batch size nor the split over processes changes an interval. Pairs of the same
+    picture have the weight of the first one.
 
     Args:
         features: features of the dictionary.
@@ -82,6 +84,7 @@ class DominanceStatistics:
         zeros = torch.zeros(features, dtype=torch.float64, device=device)
         self.ratio = zeros.clone()
         self.active = zeros.clone()
+        self.pictures = zeros.clone()
         self.energy = torch.stack([zeros, zeros])  # [image and text, features]
         self.nonzero = torch.stack([zeros, zeros])  # [image and text, features]
         self.replicate_ratio = zeros[:, None].repeat(1, replicates)  # [features, replicates]
@@ -96,16 +99,25 @@ class DominanceStatistics:
         """
         self.add(ActivePairs.of(image, text))
 
-    def add(self, active: ActivePairs) -> None:
-        """Add the stream's next pairs."""
+    def add(self, active: ActivePairs, pictures: PicturesOfBatch | None = None) -> None:
+        """Add the stream's next pairs.
+
+        Args:
+            pictures: what they show; None where each shows a picture of its own.
+        """
         n = active.pairs
-        weights = bootstrap_weights(self.seed, self.stream, self._next, n, self.replicates)
+        if pictures is None or pictures.new.all():
+            weights = bootstrap_weights(self.seed, self.stream, self._next, n, self.replicates)
+        else:
+            numbers = pictures.number
+            weights = bootstrap_weights_of(self.seed, self.stream, numbers, self.replicates)
         weights = weights.to(active.image)  # [n, replicates]
         images, texts = active.images, active.texts
         ratio = images.image / (images.image + images.text)  # [places of images]
         rest = texts.text / (texts.image + texts.text)  # [places of texts]
         self.ratio += images.sums(ratio)
         self.active += active.counts
+        self.pictures += active.picture_counts(pictures)
         self.energy += torch.stack([images.sums(images.image), texts.sums(texts.text)])
         self.nonzero += torch.stack([images.counts, texts.counts])
         of_images, of_texts = images.products(ratio, weights), texts.products(rest, weights)
@@ -134,6 +146,7 @@ class DominanceStatistics:
         for name in (
             "ratio",
             "active",
+            "pictures",
             "energy",
             "nonzero",
             "replicate_ratio",
@@ -144,20 +157,23 @@ class DominanceStatistics:
         self.pairs += other.pairs
 
     def scores(self, min_pairs: int = 10) -> Dominance:
-        """The scores; features with fewer than `min_pairs` active pairs are unscored (NaN)."""
+        """The scores; features that are active in fewer than `min_pairs` pairs of different
+        pictures are unscored (NaN)."""
         active = self.active.cpu().numpy()  # [features]
+        pictures = self.pictures.cpu().numpy()  # [features]
         energy = self.energy.cpu().numpy()  # [2, features]
         nonzero = self.nonzero.cpu().numpy()  # [2, features]
-        unscored = active < max(1, min_pairs)
+        unscored = too_few(pictures, min_pairs)
         with np.errstate(divide="ignore", invalid="ignore"):
             mds = self.ratio.cpu().numpy() / active
             energy_share = energy[0] / energy.sum(0)
             mean_active = energy / nonzero
             density = nonzero / np.float64(self.pairs)
+            pairs_a_picture = active / pictures
         low, high = ratio_interval(
             self.replicate_ratio.T.cpu().numpy(),
             self.replicate_active.T.cpu().numpy(),
-            1.0,
+            pairs_a_picture,
             seed=self.seed,
         )
         for values in (mds, low, high):
@@ -174,6 +190,16 @@ class DominanceStatistics:
             image_mean_active=mean_active[0],
             text_mean_active=mean_active[1],
         )
+
+
+def too_few(pictures: np.ndarray, min_pairs: int) -> np.ndarray:
+    """Which features are active in too few pairs of different pictures to be scored: `[features]`
+    bool.
+
+    Args:
+        pictures: sums of `PicturesOfBatch.share`, which may lie off by what adding them rounds.
+    """
+    return pictures.round(6) < max(1, min_pairs)
 
 
 @dataclass(frozen=True)

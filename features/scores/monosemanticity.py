@@ -18,6 +18,7 @@ from torch import Tensor
 
 from features.modality import IMAGE_DOMINANT, TEXT_DOMINANT
 from features.scores.active import ActivePairs
+from features.store.pictures import PicturesOfBatch
 
 FEATURE_CHUNK = 256
 NO_SAMPLE = -1
@@ -199,10 +200,29 @@ class MonosemanticityStatistics:
         """
         self.add(ActivePairs.of(image, text), judge_image, judge_text)
 
-    def add(self, active: ActivePairs, judge_image: Tensor, judge_text: Tensor) -> None:
-        """Add pairs, with the judge's embeddings `[n, dim]` of their images and texts."""
-        self.image.add(active.images, active.images.image, judge_image)
-        self.text.add(active.texts, active.texts.text, judge_text)
+    def add(
+        self,
+        active: ActivePairs,
+        judge_image: Tensor,
+        judge_text: Tensor,
+        pictures: PicturesOfBatch | None = None,
+    ) -> None:
+        """Add pairs, with the judge's embeddings `[n, dim]` of their images and texts.
+
+        Args:
+            pictures: what the pairs show, each of which counts once; None where each shows a
+                picture of its own.
+        """
+        images, texts = active.images, active.texts
+        if pictures is not None and not pictures.new.all():
+            new, new_pair = (
+                pictures.new.to(active.pair.device),
+                pictures.new_pair.to(active.pair.device),
+            )
+            images, judge_image = images.of_pairs(new), judge_image[new]
+            texts, judge_text = texts.of_pairs(new_pair), judge_text[new_pair]
+        self.image.add(images, images.image, judge_image)
+        self.text.add(texts, texts.text, judge_text)
 
     def merge(self, other: MonosemanticityStatistics) -> None:
         """Add the sums of other pairs."""
@@ -213,14 +233,14 @@ class MonosemanticityStatistics:
         """The scores over all pairs so far."""
         cross = (self.image.weighted * self.text.weighted).sum(1)  # [features]
         mass = self.image.total * self.text.total
-        pairs = max(1, self.image.count)
+        pairs = max(1, self.image.count * self.text.count)
         return Monosemanticity(
             ms_image=self.image.score(),
             ms_text=self.text.score(),
             ms_cross=torch.where(mass > 0, cross / mass, torch.nan).cpu().numpy(),
             floor_image=self.image.floor(),
             floor_text=self.text.floor(),
-            floor_cross=float(self.image.embedding @ self.text.embedding) / pairs**2,
+            floor_cross=float(self.image.embedding @ self.text.embedding) / pairs,
         )
 
 

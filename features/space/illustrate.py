@@ -18,6 +18,7 @@ from features.scores.naming import name_features, naming_floor
 from features.scores.terms import vocabulary
 from features.space.space import FeatureSpace
 from features.space.tables import exemplar_table
+from features.store.pictures import Pictures
 from features.store.store import SAMPLE_BATCH, ActivationStore
 
 
@@ -59,11 +60,13 @@ def illustrate(
         terms = from_main_process(lambda: vocabulary(store.sample_batches(SAMPLE_BATCH)))
     device = resolve_device(device)
     dictionary = space.dictionary.to(device)
+    pictures = Pictures.of(store)
     found = collect(
         store,
         dictionary,
         store,
         terms,
+        pictures,
         kept=exemplars,
         batch_size=batch_size,
         seed=seed,
@@ -72,7 +75,7 @@ def illustrate(
         progress=progress,
     )
     chance = collect_naming_chance(
-        store, dictionary, terms, seed=seed, device=device, progress=progress
+        store, dictionary, terms, pictures, seed=seed, device=device, progress=progress
     )
 
     def finish() -> tuple[pa.Table, pa.Table, float]:

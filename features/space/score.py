@@ -26,6 +26,7 @@ from features.scores.naming import name_features, naming_floor
 from features.scores.terms import vocabulary
 from features.space.space import FeatureSpace, SpaceConfig
 from features.space.tables import exemplar_table, feature_table
+from features.store.pictures import Pictures
 from features.store.store import SAMPLE_BATCH, ActivationStore, same_pairs
 
 
@@ -56,7 +57,7 @@ def score(
             takes the store itself, and the config then says that the judge is not independent.
         source: where thumbnails come from; None for none.
         terms: to name features by; None takes the captions' own words, tags and attributes.
-        min_pairs: a feature with fewer active pairs is unscored.
+        min_pairs: a feature that is active in fewer pairs of different pictures is unscored.
         top_m: samples that EmbSim and WinRate look at; beside it, the classes' means are computed
             for those of SWEEP.
         exemplars: samples to keep a feature and modality.
@@ -74,11 +75,13 @@ def score(
     device = resolve_device(device)
     dictionary = dictionary.to(device).eval().requires_grad_(False)
     sizes = sorted({*SWEEP, top_m})
+    pictures = Pictures.of(store)
     found = collect(
         store,
         dictionary,
         judge,
         terms,
+        pictures,
         kept=max(*sizes, exemplars),
         batch_size=batch_size,
         seed=seed,
@@ -91,6 +94,7 @@ def score(
         dictionary,
         from_main_process(lambda: found.dominance.means.cpu()),
         terms,
+        pictures,
         seed=seed,
         replicates=replicates,
         device=device,
