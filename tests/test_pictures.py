@@ -138,7 +138,8 @@ def test_a_picture_that_is_in_every_fold_supports_nothing(tmp_path: Path) -> Non
     text = F.normalize(torch.rand(250, DIM, generator=generator), dim=1)
     lucky = np.random.default_rng(0).random((50, 6)) < 0.5
     attributes = [
-        {f"lucky {n}": "yes" if lucky[row % 50, n] else None for n in range(6)} for row in range(250)
+        {f"lucky {n}": "yes" if lucky[row % 50, n] else None for n in range(6)}
+        for row in range(250)
     ]
     store = write_store(
         tmp_path / "store",

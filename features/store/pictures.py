@@ -33,13 +33,17 @@ def embedding_keys(embeddings: Tensor) -> np.ndarray:
 
 
 def pictures_shown(store: ActivationStore, rows: np.ndarray) -> np.ndarray:
-    """For each of some rows of a store the place among them of the first one that shows the same
-    picture: `[n]` int64."""
+    """Keys of the pictures that some rows of a store show: `[n]` uint64."""
     parts = [
-        embedding_keys(store.rows(rows[start : start + SAMPLE_BATCH])[0])
+        embedding_keys(store.rows(torch.from_numpy(rows[start : start + SAMPLE_BATCH]))[0])
         for start in range(0, len(rows), SAMPLE_BATCH)
     ]
-    return _firsts(np.concatenate(parts))[0] if parts else np.zeros(0, dtype=np.int64)
+    return np.concatenate(parts) if parts else np.zeros(0, dtype=np.uint64)
+
+
+def first_of_equal(keys: np.ndarray) -> np.ndarray:
+    """For each key the place of the first that is equal: `[n]` -> `[n]` int64."""
+    return _firsts(keys)[0]
 
 
 @dataclass(frozen=True)

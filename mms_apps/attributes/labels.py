@@ -16,6 +16,7 @@ from features.errors import UserError
 from features.modality import Modality, place_of
 from features.pairs.records import without_fraction
 from features.space.space import FeatureSpace
+from features.store.pictures import first_of_equal, pictures_shown
 from features.store.store import ATTRIBUTE, SAMPLE_BATCH, ActivationStore
 
 MAX_SAMPLES = 20_000
@@ -27,10 +28,12 @@ class Samples:
     """Embeddings of one modality with what is known about them.
 
     embeddings: `[n, dim]` float32, of unit length.
-    ids: `[n]`.
+    ids: `[n]`. Samples of one id are no independent ones, and are drawn together.
     columns: by attribute, `[n]` of str or None.
     contents: `[n]`, the keys of the pairs' content; None where the store has none.
     rows: `[n]`, their places in the store; None where they come from none.
+    pictures: `[n]`, the keys of the pairs' pictures (`features.store.pictures`); None where they
+        are not known.
     """
 
     embeddings: Tensor
@@ -38,6 +41,7 @@ class Samples:
     columns: dict[str, np.ndarray]
     contents: np.ndarray | None = None
     rows: np.ndarray | None = None
+    pictures: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -57,10 +61,14 @@ class Samples:
 
     def shared_with(self, other: Samples) -> np.ndarray:
         """Which of the samples the other ones hold too, by content, or by id where either has no
-        contents: `[n]` bool."""
+        contents, or whose picture they hold with another caption: `[n]` bool."""
         if self.contents is None or other.contents is None:
-            return np.isin(self.ids.astype(str), other.ids.astype(str))
-        return np.isin(self.contents.astype(str), other.contents.astype(str))
+            shared = np.isin(self.ids.astype(str), other.ids.astype(str))
+        else:
+            shared = np.isin(self.contents.astype(str), other.contents.astype(str))
+        if self.pictures is not None and other.pictures is not None:
+            shared |= np.isin(self.pictures, other.pictures)
+        return shared
 
     def take(self, rows: np.ndarray) -> Samples:
         """Those of the rows, by number or by mask `[n]`."""
@@ -71,6 +79,7 @@ class Samples:
             {name: column[rows] for name, column in self.columns.items()},
             None if self.contents is None else self.contents[rows],
             None if self.rows is None else self.rows[rows],
+            None if self.pictures is None else self.pictures[rows],
         )
 
     def with_crossed(self, attributes: Sequence[str]) -> Samples:
@@ -122,7 +131,8 @@ def read_samples(
     max_samples: int = MAX_SAMPLES,
     seed: int = 0,
 ) -> Samples:
-    """Read a store's embeddings and attributes, or a random part of a large store's.
+    """Read a store's embeddings and attributes, or a random part of a large store's. Pairs of the
+    same picture have the first one's id.
 
     Raises:
         UserError: the store lacks an attribute, or there is no such modality.
@@ -148,12 +158,14 @@ def read_samples(
         for attribute in attributes
     }
     found = torch.cat(embeddings) if embeddings else torch.zeros(0, store.dim)
+    pictures = pictures_shown(store, rows)
     return Samples(
         torch.nn.functional.normalize(found, dim=-1),
-        np.array(table["id"].to_pylist(), dtype=object),
+        np.array(table["id"].to_pylist(), dtype=object)[first_of_equal(pictures)],
         columns,
         np.array(table["content"].to_pylist(), dtype=object) if store.has_content else None,
         rows,
+        pictures,
     )
 
 
@@ -195,9 +207,11 @@ def classes_of(
 
 
 def split_samples(samples: Samples, share: float, seed: int) -> tuple[Samples, Samples]:
-    """The others, and about `share` of the samples; those of one content, or of one id where the
-    contents are not known, fall on one side."""
+    """The others, and about `share` of the samples; those of one picture, of one content, or of one
+    id where the contents are not known, fall on one side."""
     keys = (samples.ids if samples.contents is None else samples.contents).astype(str)
+    if samples.pictures is not None:
+        keys = keys[first_of_equal(samples.pictures)]
     known = np.unique(keys)
     chosen = np.random.default_rng(seed).permutation(known)[: round(share * len(known))]
     inside = np.isin(keys, chosen)

@@ -6,7 +6,7 @@ import hashlib
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -147,7 +147,7 @@ def load_task(
     if embedded and classes is None and class_names is None:
         classes = {"gender": GENDERS, "skin_tone": SKIN_TONES}.get(label)
     draw = _drawn(source, label, classes, count, seed)
-    found, images = _read(source, draw.pairs, encoder, count)
+    found, images = _read(source, draw.pairs, encoder, count, label)
     if not found:
         raise UserError(_nothing(pairs, label, classes, draw.attributes))
     unknown = [name for name in asked or () if label != RETRIEVAL and name not in draw.values]
@@ -229,9 +229,10 @@ def _drawn(
 
 
 def _read(
-    source: PairSource, drawn: Sequence[Described], encoder: Encoder, count: int
+    source: PairSource, drawn: Sequence[Described], encoder: Encoder, count: int, label: str
 ) -> tuple[list[Described], Tensor]:
-    """The first `count` pairs whose images can be read, and these as the encoder sees them.
+    """The first `count` pairs whose images can be read, and these as the encoder sees them; those
+    of the same picture as one.
 
     Crops are kept, since whole photographs would fill the memory.
     """
@@ -240,10 +241,29 @@ def _read(
     for some in (drawn[:count], drawn[count:]):
         for location, image in source.images({pair.location for pair in some}):
             pixels[location] = pixels_of(encoder, [image])
-        found = [pair for pair in drawn if pair.location in pixels][:count]
+        found = _of_pictures([pair for pair in drawn if pair.location in pixels], pixels, label)
+        found = found[:count]
         if len(found) == count:
             break
     return found, torch.cat([pixels[pair.location] for pair in found] or [torch.empty(0)])
+
+
+def _of_pictures(
+    pairs: Sequence[Described], pixels: Mapping[str, Tensor], label: str
+) -> list[Described]:
+    """Pairs of the same picture and label as one, the first, with the captions of all.
+
+    Args:
+        pixels: of each location.
+        label: retrieval, or an attribute.
+    """
+    found: dict[tuple[bytes, str | None], Described] = {}
+    for pair in pairs:
+        picture = hashlib.sha256(pixels[pair.location].cpu().numpy().tobytes()).digest()
+        key = picture, pair.attributes.get(label)
+        captions = (*found[key].captions, *pair.captions) if key in found else pair.captions
+        found[key] = replace(found.get(key, pair), captions=captions)
+    return list(found.values())
 
 
 def _measured(values: Counter[str]) -> bool:

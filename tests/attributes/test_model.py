@@ -25,7 +25,7 @@ from mms_apps.attributes.explain import (
     logit_scores,
     probabilities_without,
 )
-from mms_apps.attributes.labels import Samples, classes_of, read_samples
+from mms_apps.attributes.labels import Samples, classes_of, read_samples, split_samples
 from mms_apps.attributes.model import METHODS, AttributeModel, Method, fit_model, load_model
 
 pytestmark = pytest.mark.usefixtures("few_strengths")
@@ -259,6 +259,33 @@ def test_what_has_no_value_is_not_the_value_none(samples: Samples) -> None:
     assert classes_of(labelled, "kind") == ["None", "dog"]
     kept = labelled.having("kind", ["None", "dog"])
     assert kept.columns["kind"].tolist() == ["None", "dog"] * 50
+
+
+def rows_of(space: FeatureSpace, samples: Samples, folder: Path, rows: list[int]) -> Samples:
+    """Some of the samples as a store's, in which each picture has a caption of its own row."""
+    taken = samples.take(np.array(rows))
+    ids = np.array([f"{folder.name} {row}" for row in range(len(rows))], dtype=object)
+    return read_samples(store_of(space, dataclasses.replace(taken, ids=ids), folder), ["kind"])
+
+
+def test_a_picture_with_another_caption_is_among_the_training_pairs(
+    space: FeatureSpace, samples: Samples, tmp_path: Path
+) -> None:
+    train = rows_of(space, samples, tmp_path / "train", [0, 1, 2, 3])
+    test = rows_of(space, samples, tmp_path / "test", [7, 2, 8, 0, 2])
+    assert test.shared_with(train).tolist() == [False, True, False, True, True]
+
+
+def test_rows_of_one_picture_are_drawn_and_split_together(
+    space: FeatureSpace, samples: Samples, tmp_path: Path
+) -> None:
+    read = rows_of(space, samples, tmp_path / "rows", [*range(20), *range(20)])
+    assert read.ids.tolist() == [f"rows {row % 20}" for row in range(40)]
+    for seed in range(3):
+        others, part = split_samples(read, 0.3, seed)
+        assert len(part) == 12
+        assert not part.shared_with(others).any()
+        assert not np.isin(part.pictures, others.pictures).any()
 
 
 def test_a_large_store_is_sampled(space: FeatureSpace, samples: Samples, tmp_path: Path) -> None:

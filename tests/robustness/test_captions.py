@@ -48,6 +48,23 @@ def several(tmp_path_factory: pytest.TempPathFactory, clip_folder: Path) -> tupl
     return task, task.classifier(encoder)
 
 
+def test_a_row_for_each_caption_is_the_picture_with_all_of_them(
+    several: tuple[Task, ZeroShot], clip_folder: Path, tmp_path: Path
+) -> None:
+    rows = []
+    for number, captions in enumerate(CAPTIONS):
+        (tmp_path / f"{number}.png").write_bytes(png((50 * number, 250 - 50 * number, 9)))
+        rows += [f"{number}.png,{caption}" for caption in captions]
+    (tmp_path / "t.csv").write_text("\n".join(["image,caption", *rows]))
+    encoder = load_encoder(f"local-dir:{clip_folder}", "cpu")
+    task = load_task(tmp_path / "t.csv", encoder, label="retrieval")
+    assert len(task) == len(CAPTIONS)
+    assert set(task.prompts) == set(several[0].prompts)
+    few = load_task(tmp_path / "t.csv", encoder, label="retrieval", count=4)
+    assert len(few) == 4
+    assert len({tuple(pixels.flatten().tolist()) for pixels in few.pixels}) == 4
+
+
 def literal(model: ZeroShot, task: Task) -> tuple[list[bool], dict[str, bool]]:
     """Whether each image finds a caption of its own, and each caption an image, by loops."""
     images = batched(model.embed, task.pixels)
