@@ -231,8 +231,8 @@ def _drawn(
 def _read(
     source: PairSource, drawn: Sequence[Described], encoder: Encoder, count: int, label: str
 ) -> tuple[list[Described], Tensor]:
-    """The first `count` pairs whose images can be read, and these as the encoder sees them; those
-    of the same picture as one.
+    """The first `count` pairs whose images can be read, and these as the encoder sees them; for
+    retrieval those of the same picture as one.
 
     Crops are kept, since whole photographs would fill the memory.
     """
@@ -241,28 +241,25 @@ def _read(
     for some in (drawn[:count], drawn[count:]):
         for location, image in source.images({pair.location for pair in some}):
             pixels[location] = pixels_of(encoder, [image])
-        found = _of_pictures([pair for pair in drawn if pair.location in pixels], pixels, label)
-        found = found[:count]
+        found = [pair for pair in drawn if pair.location in pixels]
+        found = (_of_pictures(found, pixels) if label == RETRIEVAL else found)[:count]
         if len(found) == count:
             break
     return found, torch.cat([pixels[pair.location] for pair in found] or [torch.empty(0)])
 
 
-def _of_pictures(
-    pairs: Sequence[Described], pixels: Mapping[str, Tensor], label: str
-) -> list[Described]:
-    """Pairs of the same picture and label as one, the first, with the captions of all.
+def _of_pictures(pairs: Sequence[Described], pixels: Mapping[str, Tensor]) -> list[Described]:
+    """Pairs of the same picture as one, the first, with the captions of all.
 
     Args:
         pixels: of each location.
-        label: retrieval, or an attribute.
     """
-    found: dict[tuple[bytes, str | None], Described] = {}
+    found: dict[bytes, Described] = {}
     for pair in pairs:
         picture = hashlib.sha256(pixels[pair.location].cpu().numpy().tobytes()).digest()
-        key = picture, pair.attributes.get(label)
-        captions = (*found[key].captions, *pair.captions) if key in found else pair.captions
-        found[key] = replace(found.get(key, pair), captions=captions)
+        first = found.get(picture)
+        captions = pair.captions if first is None else (*first.captions, *pair.captions)
+        found[picture] = replace(first or pair, captions=captions)
     return list(found.values())
 
 
