@@ -3,8 +3,6 @@ JSON or CSV gives them."""
 
 from __future__ import annotations
 
-import ast
-import contextlib
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -19,6 +17,7 @@ from features.errors import UserError
 from features.pairs.base import Described, Found, Record, Skipped
 from features.pairs.images import EXTENSIONS, UnreadableImage
 from features.pairs.text import UnknownEncoding, decode_text, is_unicode, printable
+from features.pairs.written import written_out
 
 IMAGE_COLUMNS = (
     "image",
@@ -66,7 +65,6 @@ ASKING = ("human", "user", "system", "tool")
 """Who says nothing about the picture in a conversation; the answers are its captions."""
 URL_COLUMNS = ("url", "urls", "image_url", "img_url")
 WHOLE = re.compile(r"-?\d{1,15}\.0+")
-LIST_IN_TEXT = re.compile(r"""\[\s*(['"]).*\1\s*,?\s*\]""", re.DOTALL)
 ATTRIBUTES = "attributes"
 """A record within the record that holds more attributes."""
 SEPARATOR = "|"
@@ -203,22 +201,36 @@ def without_fraction(text: str) -> str:
 
 
 def texts_of(value: Any) -> list[str]:
-    """The texts of a scalar, of a list at any depth, of a list that is written out as text
-    (`["a dog", "a cat"]`, as Python or JSON has it), or of a record's usual caption field (as
-    `{"raw": "a dog", "tokens": [...]}` or `{"text": "a dog", "lang": "en"}`), in order; without
-    those that are blank, and without a conversation's questions (`{"from": "human", ...}`)."""
+    """The texts of a scalar, of a list at any depth, of a list of these that is written out as text
+    (`written_out`), or of a record's usual caption field (as `{"raw": "a dog", "tokens": [...]}` or
+    `{"text": "a dog", "lang": "en"}`), in order; without those that are blank, and without a
+    conversation's questions (`{"from": "human", ...}`)."""
     if isinstance(value, list | tuple):
         return [text for inner in value for text in texts_of(inner)]
     if isinstance(value, Mapping):
         if any(value.get(name) in ASKING for name in SPEAKER):
             return []
-        fields = _usual((*CAPTION_COLUMNS, *TEXT_FIELDS), list(value))
-        return next(filter(None, (texts_of(value[field]) for field in fields)), [])
+        return next(filter(None, (texts_of(value[field]) for field in _text_fields(value))), [])
     text = (text_of(value) or "").strip()
-    if LIST_IN_TEXT.fullmatch(text):
-        with contextlib.suppress(ValueError, SyntaxError, MemoryError, RecursionError):
-            return texts_of(ast.literal_eval(text))
+    written = written_out(text)
+    if written is not None and _holds_texts(written):
+        return texts_of(written)
     return [text] if text else []
+
+
+def _text_fields(record: Mapping[Any, Any]) -> list[str]:
+    """The fields of a caption's record that may hold its text, the first ones before others."""
+    names = [name for name in record if isinstance(name, str)]
+    return _usual((*CAPTION_COLUMNS, *TEXT_FIELDS), names)
+
+
+def _holds_texts(written: Any) -> bool:
+    """Whether what a text writes out are captions: not numbers, nor a record without a text."""
+    if isinstance(written, list):
+        return all(map(_holds_texts, written))
+    if isinstance(written, Mapping):
+        return bool(_text_fields(written))
+    return written is None or isinstance(written, str | bytes)
 
 
 def only_of(value: Any) -> Any:
