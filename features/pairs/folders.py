@@ -15,13 +15,12 @@ from features.errors import UserError
 from features.pairs.base import Found, PairSource, Part, Record, Skipped, spans
 from features.pairs.images import EXTENSIONS, decoded, file_content
 from features.pairs.records import Wanted, make_pair, skipped
-from features.pairs.several import SPLIT
+from features.pairs.several import SPLIT, SPLITS
 from features.pairs.tables import sampled_file
 from features.pairs.text import UnknownEncoding, decode_text, printable
 
 TEXTS = ("txt", "caption")
 """Endings of the texts beside images, in small letters."""
-SPLITS = ("train", "training", "val", "valid", "validation", "dev", "test", "testing")
 LABEL, CAPTION = "label", "caption"
 UNREAD = (".heic", ".heif", ".jxl")
 """Endings of photographs that cannot be decoded: each is listed as skipped."""

@@ -24,12 +24,12 @@ from pathlib import Path
 
 from features.errors import UserError
 from features.pairs.base import PairSource
-from features.pairs.folders import SPLITS, FolderPairs, walk
+from features.pairs.folders import FolderPairs, walk
 from features.pairs.packed import unpacked_name
 from features.pairs.parquet import ParquetPairs
 from features.pairs.records import Wanted
 from features.pairs.remote import is_url, path_of
-from features.pairs.several import SeveralPairs
+from features.pairs.several import SPLITS, SeveralPairs
 from features.pairs.tables import DELIMITED, JSON_LINES, NAMED_ALONE, FilePairs
 from features.pairs.tars import ENDINGS, TarPairs
 

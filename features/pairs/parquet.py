@@ -96,7 +96,7 @@ class ParquetPairs(PairSource):
             name = None if path is None or is_picture(path) else path
             named = {"id": text_of(record.get("id")) or name or where}
             content = partial(self._content, value)
-            missing = why_missing(path) if path else why_no_name(value)
+            missing = partial(self._why_missing, value)
             yield make_pair(record | named, self.columns, content, str(row), missing)
 
     def images(self, locations: Iterable[str]) -> Iterator[tuple[str, Image.Image]]:
@@ -145,6 +145,10 @@ class ParquetPairs(PairSource):
             return content
         name = text_of(path)
         return named_content(self._place, name) if name else None
+
+    def _why_missing(self, value: Any) -> str:
+        path = _path_of(value)
+        return why_missing(self._place, path) if path else why_no_name(value)
 
     @cached_property
     def _place(self) -> Place:

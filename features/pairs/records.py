@@ -276,13 +276,13 @@ def make_pair(
     columns: Columns,
     content: Callable[[], bytes | None],
     location: str,
-    missing: str | None = None,
+    missing: Callable[[], str] | None = None,
 ) -> Found | Skipped:
     """A pair from a record.
 
     Args:
         content: gives its image file's content; None where the file is missing.
-        missing: the reason then, in which the location is named unless another is given.
+        missing: gives the reason then; where there is none, it names the location.
     """
     identity = text_of(record.get("id")) or location
     captions = record_captions(record, columns.captions)
@@ -296,7 +296,7 @@ def make_pair(
     def file() -> bytes:
         read = content()
         if read is None:
-            raise UnreadableImage(missing or f"missing image file: {location}")
+            raise UnreadableImage(missing() if missing else f"missing image file: {location}")
         return read
 
     return Found(Described(identity, captions, attributes, location), file)

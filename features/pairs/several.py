@@ -12,6 +12,12 @@ from features.pairs.base import Described, Found, PairSource, Part, Skipped
 
 SPLIT = "split"
 """The attribute that says in which split a pair is."""
+SPLITS = ("train", "training", "val", "valid", "validation", "dev", "test", "testing")
+
+
+def is_split(name: str) -> bool:
+    """Whether a folder or a table is called as splits are: `train`, `val2017`."""
+    return name.lower().rstrip("0123456789_-") in SPLITS
 
 
 class SeveralPairs(PairSource):

@@ -21,7 +21,6 @@ from features.pairs.named import (
     named_content,
     path_named,
     place_of_names,
-    possible_paths,
     why_missing,
 )
 from features.pairs.packed import unpacked_name
@@ -78,7 +77,8 @@ class FilePairs(PairSource):
             if is_picture(file_name):
                 record = {"id": row} | record
             content = partial(self._content, location)
-            yield make_pair(record, self.columns, content, location, why_missing(location))
+            missing = partial(self._why_missing, location)
+            yield make_pair(record, self.columns, content, location, missing)
 
     def images(self, locations: Iterable[str]) -> Iterator[tuple[str, Image.Image]]:
         return decoded((location, self._content(location)) for location in locations)
@@ -110,8 +110,10 @@ class FilePairs(PairSource):
     def _sampled(self, location: str) -> bytes:
         if is_picture(location):  # which the record holds
             return b""
-        found = map(sampled_file, possible_paths(self._place, location))
-        return next(filter(None, found), b"")
+        return b"".join(map(sampled_file, self._place.files(location)))
+
+    def _why_missing(self, location: str) -> str:
+        return why_missing(self._place, location)
 
     @cached_property
     def _place(self) -> Place:

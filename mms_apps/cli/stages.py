@@ -62,6 +62,7 @@ def extract(
     model = load_encoder(encoder, device=device)
     encode = extend if add else extract_pairs
     store = encode(source, model, out, batch_size=batch_size, workers=workers, strict=strict)
+    require_pairs(store)
     typer.echo(f"{len(store)} pairs of {store.dim} dimensions -> {out}")
     report_skipped(store)
 

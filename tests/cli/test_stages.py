@@ -29,6 +29,17 @@ def test_steps_alone_give_what_run_gives(
     assert mine.equals(pq.read_table(finished / "space" / "features.parquet").to_pandas())
 
 
+def test_an_extraction_that_reads_no_pair_fails(
+    clip_folder: Path, tmp_path: Path, mms: Mms
+) -> None:
+    (tmp_path / "t.csv").write_text("image,caption\ngone.png,x\n")
+    extract = ("--pairs", tmp_path / "t.csv", "--encoder", f"local-dir:{clip_folder}")
+    for _ in range(2):
+        code, _, err = mms("extract", *extract, "--out", tmp_path / "store", "--workers", "0")
+        assert code == 2 and "none of the 1 records could be read" in one_error_line(err)
+        assert "gone.png; looked" in (tmp_path / "store" / "skipped.jsonl").read_text()
+
+
 def test_a_users_vocabulary_names_the_features(
     finished: Path, imagefolder: Path, tmp_path: Path, mms: Mms
 ) -> None:

@@ -413,11 +413,100 @@ def test_absolute_paths_that_only_their_folders_tell_apart_are_not_guessed(tmp_p
     assert pairs(path) == []
 
 
-def test_pictures_in_several_folders_nearby_are_not_guessed(tmp_path: Path) -> None:
-    for place in ("train", "test"):
-        (tmp_path / place).mkdir()
-        (tmp_path / place / "a.png").write_bytes(png())
-    assert reasons(table(tmp_path, "image,caption\na.png,x\n")) == ["missing image file: a.png"]
+def files_at(folder: Path, *places: str) -> None:
+    for place in places:
+        (folder / place).parent.mkdir(parents=True, exist_ok=True)
+        (folder / place).write_bytes(png())
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet"])
+@pytest.mark.parametrize(
+    ("table_in", "name", "picture"),
+    [
+        ("celeba", "1.png", "celeba/img_align_celeba/img_align_celeba/1.png"),
+        ("coco/annotations", "1.png", "coco/images/val2017/1.png"),
+        ("data/annotations", "data/img/train/1.png", "data/img/train/1.png"),
+        ("data", "data/img/train/1.png", "data/img/train/1.png"),
+        ("a/b/c", "img/1.png", "img/1.png"),
+        ("elsewhere/a", "work/img/1.png", "cwd/work/img/1.png"),
+        ("elsewhere/a", "1.png", "cwd/1.png"),
+        ("", "a.jpg", "A.JPG"),
+        ("", "img/a b.Png", "IMG/A b.png"),
+        ("", "Images\\A.png", "images/a.PNG"),
+        ("t", "a", "images/A.JPG"),
+    ],
+)
+def test_pictures_at_usual_places(
+    tmp_path: Path,
+    ending: str,
+    table_in: str,
+    name: str,
+    picture: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for place in (table_in, "cwd", "others"):
+        (tmp_path / place).mkdir(parents=True, exist_ok=True)
+    files_at(tmp_path, picture)
+    monkeypatch.chdir(tmp_path / "cwd")
+    source = open_pairs(str(listed(tmp_path / table_in, ending, [{"image": name, "caption": "x"}])))
+    (pair,) = pairs(source)
+    assert [location for location, _ in source.images([pair.location])] == [pair.location]
+
+
+def test_one_name_in_two_cases_is_not_guessed(tmp_path: Path) -> None:
+    files_at(tmp_path, "b.png", "A.png", "a.PNG")
+    path = table(tmp_path, "image,caption\nb.png,x\nA.png,y\nA.PNG,z\n")
+    assert captions(path) == ["x", "y"]
+
+
+@pytest.mark.parametrize("ending", ["csv", "parquet"])
+@pytest.mark.parametrize(
+    ("table_in", "folders"),
+    [
+        ("", ("train", "val")),
+        ("", ("part_1", "part_2")),
+        ("", ("part_1/images", "part_2/images")),
+        ("annotations", ("train2017", "val2017")),
+        ("annotations", ("images/train", "images/val")),
+    ],
+)
+@pytest.mark.parametrize("apart", [True, False])
+def test_pictures_in_several_folders(
+    tmp_path: Path, ending: str, table_in: str, folders: tuple[str, str], apart: bool
+) -> None:
+    tables = tmp_path / "p" / table_in
+    tables.mkdir(parents=True)
+    names = [f"{number}.png" for number in range(44)]
+    for number, name in enumerate(names):
+        files_at(tmp_path / "p", f"{folders[number // 22 if apart else number % 2]}/{name}")
+    rows = [{"image": name, "caption": name} for name in names]
+    assert captions(listed(tables, ending, rows)) == names
+
+
+def test_pictures_that_lie_in_several_folders_are_not_guessed(tmp_path: Path) -> None:
+    files_at(tmp_path, "train/a.png", "test/a.png", "train/b.png")
+    path = table(tmp_path, "image,caption\na.png,x\nb.png,y\nc.png,z\n")
+    assert captions(path) == ["y"]
+    assert reasons(path) == [
+        "ambiguous image file: a.png may be test/a.png or train/a.png; put its folder before its "
+        "name",
+        "missing image file: c.png; looked in test, train",
+    ]
+    source = open_pairs(str(path))
+    assert [name for name, _ in source.images(["a.png", "b.png"])] == ["b.png"]
+
+
+def test_the_folder_that_a_table_is_called_after_comes_first(tmp_path: Path) -> None:
+    files_at(tmp_path, "train/a.png", "val2017/a.png")
+    for name in ("train.csv", "captions_val2017.csv"):
+        assert captions(table(tmp_path, "image,caption\na.png,x\n", name)) == ["x"]
+
+
+def test_other_data_sets_pictures_are_not_taken(tmp_path: Path) -> None:
+    files_at(tmp_path, "mine/img/0.png", "other/1.png", "other/old/1.png")
+    (tmp_path / "mine/tables").mkdir()
+    path = table(tmp_path / "mine/tables", "image,caption\n0.png,x\n1.png,y\n")
+    assert captions(path) == ["x"]
 
 
 def test_pictures_beside_a_linked_table(tmp_path: Path) -> None:
@@ -592,7 +681,7 @@ def test_what_is_missing_is_named(tmp_path: Path, ending: str) -> None:
     else:
         pq.write_table(pa.Table.from_pylist(rows), path)
     gone, url, damaged, long = reasons(path)
-    assert gone == "missing image file: gone.png"
+    assert gone.startswith("missing image file: gone.png; looked beside the table")
     assert url.startswith("missing image file: https://example.org/a.png is a URL; download")
     assert damaged == "missing image file: data:image/png;base64,?"
     assert len(long) < 200
