@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 from features.errors import UserError, first_line
 from features.pairs.base import PART_RECORDS, Record
 from features.pairs.images import EXTENSIONS
-from features.pairs.json_objects import records_within
+from features.pairs.json_objects import records_of
 from features.pairs.packed import packing_of, unpack, unpacked_name
 from features.pairs.records import IMAGE_COLUMNS, USUAL_COLUMNS, usual_form
 from features.pairs.text import UnknownEncoding, encoding_of
@@ -205,14 +205,17 @@ class JsonLines(TextRecords):
                 f"{self.path}: begins as a JSON array and is none ({first_line(error)}); write it "
                 "again, or one JSON object a line"
             ) from None
-        self._utf8 = _in_lines(whole if isinstance(whole, list) else records_within(whole))
+        self._utf8 = _in_lines(records_of(whole))
         self.encoding = "utf-8"
 
     def names(self) -> list[str]:
         first = [found.record for found in self.read(0, PART_RECORDS)]
         records = [record for record in first if isinstance(record, dict)]
         if first and not records:
-            raise UserError(f"{self.path}: {first[0]}; write one JSON object a line")
+            raise UserError(
+                f"{self.path}: {first[0]}; write one JSON object a line, or an array of objects "
+                'such as {"image": "a.png", "caption": "a cat"}'
+            )
         return list(dict.fromkeys(key for record in records for key in record))
 
     def _found(self, lines: Iterator[Line]) -> Iterator[FoundRecord]:

@@ -64,6 +64,8 @@ SPEAKER = ("from", "role")
 ASKING = ("human", "user", "system", "tool")
 """Who says nothing about the picture in a conversation; the answers are its captions."""
 URL_COLUMNS = ("url", "urls", "image_url", "img_url")
+MOST_NAMES, LONGEST_NAME = 60, 40
+"""Names of columns in a message, and letters of each."""
 WHOLE = re.compile(r"-?\d{1,15}\.0+")
 ATTRIBUTES = "attributes"
 """A record within the record that holds more attributes."""
@@ -139,21 +141,32 @@ def _chosen(
     if asked is not None:
         if asked in names:
             return [asked]
-        raise UserError(
-            f"{where}: no column {asked!r} for the {kind}; there are {', '.join(names) or 'none'}"
-        )
+        raise UserError(f"{where}: no column {asked!r} for the {kind}; there are {_listed(names)}")
     found = _usual(usual, names) or _usual(LESS_USUAL[kind], names)
     if not found:
         raise UserError(
-            f"{where}: no {kind} column among {', '.join(names) or 'none'}; name one of them "
+            f"{where}: no {kind} column among {_listed(names)}; name one of them "
             f"{', '.join(usual[:-1])} or {usual[-1]}, or say which it is with --{kind}-column"
-            + _why_none(names)
+            + _why_none(names, where)
         )
     return found
 
 
-def _why_none(names: list[str]) -> str:
+def _listed(names: list[str]) -> str:
+    """The names of columns, as many as a message has room for."""
+    shown = [name if len(name) <= LONGEST_NAME else name[:LONGEST_NAME] + "..." for name in names]
+    more = len(names) - MOST_NAMES
+    return ", ".join(shown[:MOST_NAMES]) + f" and {more} more" * (more > 0) or "none"
+
+
+def _why_none(names: list[str], where: str) -> str:
     """What is to be done about a table that lacks a column, where its columns' names show it."""
+    if any(usual_form(name) in URL_COLUMNS for name in names):
+        return "; pictures behind URLs have to be downloaded first (img2dataset does it)"
+    if ".json" in where.lower():
+        return '; records are objects such as {"image": "a.png", "caption": "a cat"}'
+    if where.lower().endswith(".parquet"):
+        return ""
     if len(names) == 1 and len(names[0].split()) > 1:
         return "; its columns seem to be parted by blanks: put commas or tabs in their place"
     if names and names[0].isdecimal():
@@ -161,8 +174,6 @@ def _why_none(names: list[str]) -> str:
     first = [name.lower().partition("#")[0] for name in names]  # Flickr's a.jpg#0
     if any(name.startswith("http") or name.endswith(EXTENSIONS) for name in first):
         return "; the first line is taken for the columns' names, and seems to be a record"
-    if any(usual_form(name) in URL_COLUMNS for name in names):
-        return "; pictures behind URLs have to be downloaded first (img2dataset does it)"
     return ""
 
 
