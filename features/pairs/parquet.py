@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Iterable, Iterator
 from functools import cached_property, partial
@@ -30,6 +31,8 @@ from features.pairs.records import (
 
 UNREADABLE = (pa.ArrowException, OSError, UnicodeDecodeError)
 """What pyarrow raises for a damaged file."""
+HUGGING_FACE, CLASS_LABEL = b"huggingface", "ClassLabel"
+"""Where a file's metadata holds what its columns are, and what those of classes are called."""
 BATCH = 64
 """Rows that are held in memory together where the file holds the images."""
 
@@ -67,6 +70,7 @@ class ParquetPairs(PairSource):
         self._holds_images = _holds_bytes(schema.field(self._image).type)
         always = {self._image, *self.columns.captions}
         self._read_columns = [f.name for f in schema if f.name in always or is_read(f)]
+        self._class_names = _class_names(schema)
         self._cached: tuple[int, pa.Table] | None = None
 
     def parts(self) -> list[Part]:
@@ -91,6 +95,8 @@ class ParquetPairs(PairSource):
             if isinstance(record, str):
                 yield skipped(where, str(row), record)
                 continue
+            for column, names in self._class_names.items():
+                record[column] = _named(record.get(column), names)
             value = record[self._image]
             path = _path_of(value)
             name = None if path is None or is_picture(path) else path
@@ -263,6 +269,38 @@ def _records(batch: pa.RecordBatch) -> Iterator[Record | str]:
                 yield f"unreadable text: not {error.encoding}"
 
 
+def _class_names(schema: pa.Schema) -> dict[str, list[str]]:
+    """The names of classes whose numbers columns hold, as Hugging Face's datasets keep them."""
+    try:
+        kept = json.loads((schema.metadata or {}).get(HUGGING_FACE, b"{}"))
+        features = kept["info"]["features"].items()
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return {}
+    found = {name: _names_in(feature) for name, feature in features if name in schema.names}
+    return {name: names for name, names in found.items() if names}
+
+
+def _names_in(feature: Any) -> list[str] | None:
+    """The names of a feature's classes, be it a list of them or not."""
+    if isinstance(feature, list):
+        return _names_in(feature[0]) if feature else None
+    if not isinstance(feature, dict):
+        return None
+    names = feature.get("names")
+    if feature.get("_type") == CLASS_LABEL and isinstance(names, list):
+        return [str(name) for name in names]
+    return _names_in(feature.get("feature"))
+
+
+def _named(value: Any, names: list[str]) -> Any:
+    """The names of classes by their numbers; datasets' -1 stands for none."""
+    if isinstance(value, list):
+        return [_named(one, names) for one in value]
+    if not isinstance(value, int) or value >= len(names):
+        return value
+    return names[value] if value >= 0 else None
+
+
 def _holds_bytes(kind: pa.DataType) -> bool:
     """Whether a column's values are, or hold, the bytes of image files."""
     if pa.types.is_dictionary(kind) or _is_list(kind):
@@ -278,7 +316,8 @@ def _holds_bytes(kind: pa.DataType) -> bool:
 
 
 def is_read(column: pa.Field) -> bool:
-    """Whether a column may hold captions or an attribute: text, scalars, lists of these."""
+    """Whether a column may hold captions or an attribute: text, scalars, lists of these; not
+    vectors, which are lists of floats."""
     kind = column.type
     if column.name == ATTRIBUTES and pa.types.is_struct(kind):
         return True
@@ -287,6 +326,8 @@ def is_read(column: pa.Field) -> bool:
             kind = kind.value_type
         else:
             break
+    if kind != column.type and pa.types.is_floating(kind):
+        return False
     return not (pa.types.is_nested(kind) or pa.types.is_null(kind) or _holds_bytes(kind))
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from features.encoders.fingerprint import same_encoder
 from features.errors import UserError
 from features.modality import Modality, place_of
-from features.pairs.records import without_fraction
+from features.pairs.records import one_spelling
 from features.space.space import FeatureSpace
 from features.store.pictures import first_of_equal, pictures_shown
 from features.store.store import ATTRIBUTE, SAMPLE_BATCH, ActivationStore
@@ -182,7 +182,7 @@ def classes_of(
     samples.require([attribute])
     counts = Counter(value for value in samples.columns[attribute] if value)
     if values:
-        values = [value if value in counts else without_fraction(value) for value in values]
+        values = [value if value in counts else one_spelling(value) for value in values]
         for value in values:
             if counts[value] < least:
                 common = ", ".join(name for name, _ in counts.most_common(8))

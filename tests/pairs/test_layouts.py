@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -317,6 +318,57 @@ def test_columns_of_one_name_in_parquet_are_refused(tmp_path: Path) -> None:
     pq.write_table(table, tmp_path / "t.parquet")
     with pytest.raises(UserError, match="several columns are named caption"):
         open_pairs(str(tmp_path / "t.parquet"))
+
+
+LABEL = {"_type": "ClassLabel", "names": ["cat", "dog"]}
+
+
+@pytest.mark.parametrize(
+    ("feature", "values", "expected"),
+    [
+        (LABEL, [0, 1, -1, None, 2], ["cat", "dog", None, None, "2"]),
+        ({"_type": "Sequence", "feature": LABEL}, [[0, 1], [1], []], ["cat|dog", "dog", ""]),
+        ([LABEL], [[0, 1], [1]], ["cat|dog", "dog"]),
+        ({"_type": "Value", "dtype": "int64"}, [0, 1], ["0", "1"]),
+        ({"_type": "ClassLabel", "names": None}, [0, 1], ["0", "1"]),
+        (None, [0], ["0"]),
+    ],
+)
+@pytest.mark.parametrize("column", [None, "label"])
+def test_classes_have_their_names(
+    tmp_path: Path, feature: Any, values: list[Any], expected: list[str | None], column: str | None
+) -> None:
+    rows = {"image": [png()] * len(values), "label": values, "text": ["x"] * len(values)}
+    kept = json.dumps({"info": {"features": {"label": feature, "gone": LABEL}}})
+    table = pa.table(rows).replace_schema_metadata({"huggingface": kept})
+    pq.write_table(table, tmp_path / "t.parquet")
+    found = pairs(open_pairs(str(tmp_path / "t.parquet"), caption_column=column))
+    if column is None:
+        assert [pair.attributes["label"] for pair in found] == expected
+    else:
+        assert ["|".join(pair.captions) for pair in found] == [text for text in expected if text]
+
+
+@pytest.mark.parametrize(
+    "kept", [b"", b"[]", b"{", b'{"info": null}', b'{"info": {"features": 1}}']
+)
+def test_other_metadata_is_no_matter(tmp_path: Path, kept: bytes) -> None:
+    table = pa.table({"image": [png()], "label": [0], "text": ["x"]})
+    table = table.replace_schema_metadata({"huggingface": kept})
+    pq.write_table(table, tmp_path / "t.parquet")
+    assert [pair.attributes for pair in pairs(tmp_path / "t.parquet")] == [{"label": "0"}]
+
+
+def test_vectors_are_no_attributes(tmp_path: Path) -> None:
+    rows = [
+        {"image": png(), "text": "x", "clip_embedding": [0.5, 0.25], "grid": [[0.5]], "n": [1, 2]}
+    ]
+    for kind in (pa.list_(pa.float32()), pa.list_(pa.float64(), 2)):
+        table = pa.Table.from_pylist(rows)
+        place = table.schema.get_field_index("clip_embedding")
+        table = table.set_column(place, "clip_embedding", table["clip_embedding"].cast(kind))
+        pq.write_table(table, tmp_path / "t.parquet")
+        assert [pair.attributes for pair in pairs(tmp_path / "t.parquet")] == [{"n": "1|2"}]
 
 
 def test_captions_that_are_records_in_parquet(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import json
 import lzma
 import multiprocessing
 import pickle
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote_from_bytes
@@ -36,7 +37,7 @@ def table(folder: Path, text: str | bytes, name: str = "t.csv") -> Path:
     return path
 
 
-def listed(folder: Path, ending: str, rows: list[dict[str, str]]) -> Path:
+def listed(folder: Path, ending: str, rows: Sequence[Mapping[str, Any]]) -> Path:
     """A table of pictures and captions: .csv, .jsonl or .parquet."""
     path = folder / f"t.{ending}"
     if ending == "csv":
@@ -44,7 +45,7 @@ def listed(folder: Path, ending: str, rows: list[dict[str, str]]) -> Path:
     elif ending == "jsonl":
         path.write_text("\n".join(map(json.dumps, rows)))
     else:
-        pq.write_table(pa.Table.from_pylist(rows), path)
+        pq.write_table(pa.Table.from_pylist(list(rows)), path)
     return path
 
 
@@ -619,6 +620,17 @@ def test_words_that_look_like_no_value_are_kept(folder: Path) -> None:
 def test_values_are_the_same_without_the_blanks_around(folder: Path) -> None:
     path = table(folder, 'image,caption,label\na.png,x,"cat "\nb.png,y," cat"\nc.png,z,cat\n')
     assert {pair.attributes["label"] for pair in pairs(path)} == {"cat"}
+
+
+@pytest.mark.parametrize("text", ["True,False", "TRUE,FALSE", "true,false"])
+def test_truth_values_are_spelled_in_one_way(folder: Path, text: str) -> None:
+    yes, no = text.split(",")
+    path = table(folder, f"image,caption,male\na.png,{yes},{yes}\nb.png,{no},{no}\n")
+    rows = [{"image": "a.png", "caption": "x", "male": value} for value in (True, False)]
+    values = [pair.attributes["male"] for pair in pairs(path)]
+    for ending in ("jsonl", "parquet"):
+        assert [p.attributes["male"] for p in pairs(listed(folder, ending, rows))] == values
+    assert captions(path) == [yes, no]
 
 
 CAPTION_RECORDS = [
