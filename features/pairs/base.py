@@ -7,6 +7,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import IO, Any
 
 from PIL import Image
@@ -18,6 +19,22 @@ from features.pairs.text import printable
 PART_RECORDS = 512
 SAMPLED_BYTES = 8192
 Record = dict[str, Any]
+
+
+class NoRecords(UserError):
+    """A file that can be read, and lists nothing."""
+
+
+class UnreadableFile(UserError):
+    """A file of pairs that is damaged, or none.
+
+    Args:
+        reason: what is wrong with it, and what to do.
+    """
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(f"{path}: {reason}")
+        self.reason = reason
 
 
 @dataclass(frozen=True)

@@ -24,11 +24,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from features.errors import UserError, first_line
-from features.pairs.base import PART_RECORDS, Record
+from features.pairs.base import PART_RECORDS, Record, UnreadableFile
 from features.pairs.images import EXTENSIONS
 from features.pairs.json_objects import records_of
 from features.pairs.packed import packing_of, unpack, unpacked_name
 from features.pairs.records import IMAGE_COLUMNS, USUAL_COLUMNS, usual_form
+from features.pairs.stand_ins import stand_in_at
 from features.pairs.text import UnknownEncoding, encoding_of
 
 DELIMITERS = (",", "\t", ";", "|")
@@ -84,7 +85,10 @@ class TextRecords(ABC):
         except UnknownEncoding as error:
             raise UserError(f"{path}: {error}") from None
         except OSError as error:
-            raise UserError(f"{path}: cannot be read ({error.strerror}); check the file") from None
+            reason = f"cannot be read ({error.strerror}); check the file"
+            raise UnreadableFile(path, reason) from None
+        if (instead := stand_in_at(self._utf8)) is not None:
+            raise UnreadableFile(path, instead)
         if self.encoding in TRANSCODED or old_mac:
             self._utf8, self.encoding = _in_utf8(self._utf8, self.encoding), "utf-8"
 

@@ -19,7 +19,7 @@ from features.pairs.several import SPLIT, SPLITS
 from features.pairs.tables import sampled_file
 from features.pairs.text import UnknownEncoding, decode_text, printable
 
-TEXTS = ("txt", "caption")
+TEXTS = ("txt", "caption", "text")
 """Endings of the texts beside images, in small letters."""
 LABEL, CAPTION = "label", "caption"
 UNREAD = (".heic", ".heif", ".jxl")

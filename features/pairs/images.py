@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from features.errors import UserError
+from features.pairs.stand_ins import stand_in
 
 FORMATS = (
     "AVIF",
@@ -86,6 +87,8 @@ def decode_image(content: bytes, short_side: int | None = None) -> Image.Image:
         except UnidentifiedImageError:
             if HEIC.match(content):
                 raise UnreadableImage("unreadable image: HEIC; convert it to JPEG") from None
+            if (instead := stand_in(content)) is not None:
+                raise UnreadableImage(f"unreadable image: {instead}") from None
             raise UnreadableImage(
                 "unreadable image: none of the formats " + ", ".join(FORMATS)
             ) from None

@@ -23,13 +23,13 @@ import re
 from pathlib import Path
 
 from features.errors import UserError
-from features.pairs.base import PairSource
+from features.pairs.base import NoRecords, PairSource, UnreadableFile
 from features.pairs.folders import FolderPairs, walk
 from features.pairs.packed import unpacked_name
 from features.pairs.parquet import ParquetPairs
 from features.pairs.records import Wanted
 from features.pairs.remote import is_url, path_of
-from features.pairs.several import SPLITS, SeveralPairs
+from features.pairs.several import SPLITS, DamagedPairs, SeveralPairs
 from features.pairs.tables import DELIMITED, JSON_LINES, NAMED_ALONE, FilePairs
 from features.pairs.tars import ENDINGS, TarPairs
 
@@ -176,7 +176,28 @@ def _shards(files: list[str], name: str, wanted: Wanted) -> PairSource:
     parent = Path(os.path.commonpath([Path(file).absolute().parent for file in files]))
     paths = {Path(file).absolute().relative_to(parent).as_posix(): Path(file) for file in files}
     splits = {place: split for place in paths if (split := _split_of(place)) is not None}
-    return SeveralPairs(name, {place: _file(p, wanted) for place, p in paths.items()}, splits)
+    return SeveralPairs(name, _sources(paths, wanted), splits)
+
+
+def _sources(paths: dict[str, Path], wanted: Wanted) -> dict[str, PairSource]:
+    """The pairs of each shard; those without records are left out, damaged ones are skipped.
+
+    Raises:
+        UserError: all of them are such, or one cannot be opened for another reason.
+    """
+    sources: dict[str, PairSource] = {}
+    failures: list[UserError] = []
+    for place, path in paths.items():
+        try:
+            sources[place] = _file(path, wanted)
+        except NoRecords as error:
+            failures.append(error)
+        except UnreadableFile as error:
+            failures.append(error)
+            sources[place] = DamagedPairs(path, error.reason)
+    if len(failures) == len(paths):
+        raise failures[0]
+    return sources
 
 
 def _split_of(place: str) -> str | None:

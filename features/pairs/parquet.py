@@ -16,7 +16,17 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from features.errors import UserError, first_line
-from features.pairs.base import PART_RECORDS, Found, PairSource, Part, Record, Skipped, sampled
+from features.pairs.base import (
+    PART_RECORDS,
+    Found,
+    NoRecords,
+    PairSource,
+    Part,
+    Record,
+    Skipped,
+    UnreadableFile,
+    sampled,
+)
 from features.pairs.images import decoded
 from features.pairs.named import Place, is_picture, named_content, place_of_names, why_missing
 from features.pairs.records import (
@@ -28,6 +38,7 @@ from features.pairs.records import (
     text_of,
     why_no_name,
 )
+from features.pairs.stand_ins import stand_in_at
 
 UNREADABLE = (pa.ArrowException, OSError, UnicodeDecodeError)
 """What pyarrow raises for a damaged file."""
@@ -55,9 +66,8 @@ class ParquetPairs(PairSource):
                 groups = range(file.num_row_groups)
                 rows = [file.metadata.row_group(group).num_rows for group in groups]
         except UNREADABLE as error:
-            raise UserError(
-                f"{path}: not a readable parquet file ({first_line(error)}); write it again"
-            ) from None
+            damage = f"not a readable parquet file ({first_line(error)}); write it again"
+            raise UnreadableFile(path, stand_in_at(path) or damage) from None
         for name in schema.names:
             if schema.names.count(name) > 1:
                 raise UserError(f"{path}: several columns are named {name}; rename all but one")
@@ -66,7 +76,7 @@ class ParquetPairs(PairSource):
         self._image = self.columns.image
         self._group_starts = [0, *accumulate(rows)]
         if not self.total():
-            raise UserError(f"{path}: no rows; give at least one image with its caption")
+            raise NoRecords(f"{path}: no rows; give at least one image with its caption")
         self._holds_images = _holds_bytes(schema.field(self._image).type)
         always = {self._image, *self.columns.captions}
         self._read_columns = [f.name for f in schema if f.name in always or is_read(f)]

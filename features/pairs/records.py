@@ -68,6 +68,7 @@ MOST_NAMES, LONGEST_NAME = 60, 40
 """Names of columns in a message, and letters of each."""
 WHOLE = re.compile(r"-?\d{1,15}\.0+")
 TRUTH_VALUES = ("True", "TRUE", "False", "FALSE")
+NO_CAPTION = "missing caption"
 ATTRIBUTES = "attributes"
 """A record within the record that holds more attributes."""
 SEPARATOR = "|"
@@ -118,10 +119,13 @@ class Wanted:
         captions = _chosen(self.caption, CAPTION_COLUMNS, names, "caption", where)
         return Columns(image, tuple(captions), self.captions_needed)
 
-    def of_record(self, record: Record) -> Columns:
+    def of_record(self, record: Record, *, texts_beside: bool) -> Columns:
         """The columns of a record that stands alone, with its image and texts beside it; these are
         put in the first of the caption columns."""
-        captions = (self.caption,) if self.caption else _usual(CAPTION_COLUMNS, list(record))
+        names = list(record)
+        captions = [self.caption] if self.caption else _usual(CAPTION_COLUMNS, names)
+        if not captions and not texts_beside and self.captions_needed:
+            captions = _usual(LESS_USUAL["caption"], names)
         return Columns(None, tuple(captions) or CAPTION_COLUMNS[:1], self.captions_needed)
 
 
@@ -305,7 +309,7 @@ def make_pair(
     if not all(is_unicode(text) for text in texts if text is not None):
         return skipped(identity, location, "unreadable text: it is no valid Unicode")
     if columns.captions_needed and not captions:
-        return skipped(identity, location, "missing caption")
+        return skipped(identity, location, NO_CAPTION)
 
     def file() -> bytes:
         read = content()

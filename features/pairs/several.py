@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
+from pathlib import Path
 
 from PIL import Image
 
 from features.pairs.base import Described, Found, PairSource, Part, Skipped
+from features.pairs.records import skipped
 
 SPLIT = "split"
 """The attribute that says in which split a pair is."""
@@ -18,6 +20,30 @@ SPLITS = ("train", "training", "val", "valid", "validation", "dev", "test", "tes
 def is_split(name: str) -> bool:
     """Whether a folder or a table is called as splits are: `train`, `val2017`."""
     return name.lower().rstrip("0123456789_-") in SPLITS
+
+
+class DamagedPairs(PairSource):
+    """A file of which nothing can be read, among others: listed as one that is skipped."""
+
+    def __init__(self, path: Path, reason: str) -> None:
+        self.path = path
+        self.name = path.name
+        self.reason = reason
+
+    def parts(self) -> list[Part]:
+        return [Part(self.name, 0, 1)]
+
+    def total(self) -> int:
+        return 1
+
+    def found(self, part: Part) -> Iterator[Found | Skipped]:
+        yield skipped(part.name, part.name, f"unreadable file: {self.reason}")
+
+    def images(self, locations: Iterable[str]) -> Iterator[tuple[str, Image.Image]]:
+        return iter(())
+
+    def fingerprint(self) -> str:
+        return hashlib.sha256(f"{self.reason}/{self.path.stat().st_size}".encode()).hexdigest()
 
 
 class SeveralPairs(PairSource):

@@ -11,8 +11,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from features.errors import UserError
-from features.pairs.base import Found, PairSource, Part, Record, Skipped, sampled, spans
+from features.pairs.base import Found, NoRecords, PairSource, Part, Record, Skipped, sampled, spans
 from features.pairs.delimited import JSON, Delimited, JsonLines, TextRecords
 from features.pairs.images import decoded
 from features.pairs.named import (
@@ -53,7 +52,7 @@ class FilePairs(PairSource):
             self.records = Delimited(metadata, asked)
         names = self.records.names()
         if not self.records.count:
-            raise UserError(f"{metadata}: no records; list at least one image with its caption")
+            raise NoRecords(f"{metadata}: no records; list at least one image with its caption")
         self.columns = wanted.columns(names, str(metadata))
 
     def parts(self) -> list[Part]:

@@ -11,7 +11,7 @@ import tempfile
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import IO
@@ -23,14 +23,19 @@ from features.pairs.base import Found, PairSource, Part, Record, Skipped, sample
 from features.pairs.folders import TEXTS
 from features.pairs.images import EXTENSIONS, decoded
 from features.pairs.packed import packing_of, unpack
-from features.pairs.records import Wanted, make_pair, record_captions, skipped
+from features.pairs.records import NO_CAPTION, Wanted, make_pair, record_captions, skipped
 from features.pairs.remote import is_url, local_file, path_of, version
+from features.pairs.stand_ins import BEGINNING, stand_in
 from features.pairs.text import UnknownEncoding, decode_text, printable
 
 ENDINGS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 IMAGES = tuple(extension.removeprefix(".") for extension in EXTENSIONS)
 LABEL = "cls"
 """Ending of files that hold the number of a picture's class, and the attribute that it becomes."""
+NO_TEXTS = (
+    f"no .{', .'.join(TEXTS)} or .json in the archive; unpack it where a table or folders' names "
+    "hold the captions"
+)
 MAX_MEMBER = 1 << 30
 """Bytes of a file in an archive; a larger one is no picture."""
 CONNECTIONS = 16
@@ -102,8 +107,12 @@ class TarPairs(PairSource):
         """
         with self._opened(part.name) as file:
             samples, damage = _samples(file)
+            described = any(sample.texts or sample.records for sample in samples)
             for sample in samples:
-                yield self._pair(file, sample, f"{part.name}/{sample.key}")
+                found = self._pair(file, sample, f"{part.name}/{sample.key}")
+                if not described and isinstance(found, Skipped) and found.reason == NO_CAPTION:
+                    found = replace(found, reason=f"{NO_CAPTION}: {NO_TEXTS}")
+                yield found
             for reason in damage:
                 yield skipped(part.name, part.name, f"unreadable tar file: {reason}")
 
@@ -196,7 +205,7 @@ class TarPairs(PairSource):
             return skipped(location, location, f"unreadable text: {error}")
         except (ValueError, RecursionError) as error:
             return skipped(location, location, f"unreadable metadata row: {first_line(error)}")
-        columns = self.wanted.of_record(record)
+        columns = self.wanted.of_record(record, texts_beside=bool(texts))
         if texts and not record_captions(record, columns.captions):
             record[columns.captions[0]] = texts
         return make_pair(record, columns, partial(_content, file, sample.images[0]), location)
@@ -228,6 +237,9 @@ def _members(file: IO[bytes]) -> tuple[list[Member], list[str]]:
     damage: list[str] = []
     end = 0
     size = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    if (instead := stand_in(file.read(BEGINNING))) is not None:
+        return [], [instead]
     file.seek(0)
     try:
         with tarfile.open(fileobj=file, mode="r:", ignore_zeros=True) as tar:

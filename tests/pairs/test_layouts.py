@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from features.errors import UserError
+from features.pairs.base import Skipped
 from features.pairs.open import open_pairs
 from tests.pairs.reading import captions, pairs, png, reasons, records, write_tar
 
@@ -318,6 +319,82 @@ def test_columns_of_one_name_in_parquet_are_refused(tmp_path: Path) -> None:
     pq.write_table(table, tmp_path / "t.parquet")
     with pytest.raises(UserError, match="several columns are named caption"):
         open_pairs(str(tmp_path / "t.parquet"))
+
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
+PAGES = [
+    (POINTER, "run git lfs pull"),
+    (b"\n<!DOCTYPE html><title>Sign in</title>" + bytes(600), "a page of HTML"),
+    (b"<html>" + bytes(2000), "a page of HTML"),
+    (b'<?xml version="1.0"?>\n<Error><Code>AccessDenied</Code></Error>', "a server's error"),
+]
+
+
+@pytest.mark.parametrize(("content", "told"), PAGES)
+@pytest.mark.parametrize("name", ["t.tar", "t.parquet", "t.csv", "t.json", "t.jsonl", "t.tsv"])
+def test_pointers_and_pages_are_told(tmp_path: Path, name: str, content: bytes, told: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    if name.endswith(".tar"):
+        assert [reason.split(": ")[0] for reason in reasons(tmp_path / name)] == [
+            "unreadable tar file"
+        ]
+        assert told in reasons(tmp_path / name)[0]
+    else:
+        with pytest.raises(UserError, match=f"{name}: .*{told}"):
+            open_pairs(str(tmp_path / name))
+
+
+@pytest.mark.parametrize(("content", "told"), PAGES)
+def test_pictures_that_are_pointers_and_pages_are_told(
+    tmp_path: Path, content: bytes, told: str
+) -> None:
+    (tmp_path / "a.png").write_bytes(content)
+    (tmp_path / "t.csv").write_text("image,caption\na.png,x\n")
+    (reason,) = reasons(tmp_path / "t.csv")
+    assert reason.startswith("unreadable image: ") and told in reason
+
+
+def test_a_drawing_is_no_page(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(b'<?xml version="1.0"?><svg></svg>')
+    (tmp_path / "t.csv").write_text("image,caption\na.png,x\n")
+    assert "none of the formats" in reasons(tmp_path / "t.csv")[0]
+
+
+@pytest.mark.parametrize("pattern", ["", "/*.parquet"])
+@pytest.mark.parametrize("bad", [b"", b"PAR1", b"cut", POINTER])
+def test_shards_without_rows_and_damaged_ones(tmp_path: Path, pattern: str, bad: bytes) -> None:
+    table = pa.table({"image": [png()], "text": ["x"]})
+    for name, content in (("train-0", table), ("train-1", table[:0]), ("train-2", table)):
+        pq.write_table(content, tmp_path / f"{name}.parquet")
+    whole = (tmp_path / "train-2.parquet").read_bytes()
+    (tmp_path / "train-3.parquet").write_bytes(whole[: len(whole) // 2] if bad == b"cut" else bad)
+    source = open_pairs(f"{tmp_path}{pattern}")
+    assert [pair.id for pair in pairs(source)] == [
+        f"train-{n}.parquet/train-{n}.parquet:1" for n in (0, 2)
+    ]
+    (one,) = [record for record in records(source) if isinstance(record, Skipped)]
+    assert one.location == "train-3.parquet/train-3.parquet"
+    assert one.reason.startswith("unreadable file: ") and str(tmp_path) not in one.reason
+    assert source.total() == 3 and list(source.images([one.location])) == []
+    before = source.fingerprint()
+    (tmp_path / "train-3.parquet").write_bytes(whole)
+    assert open_pairs(f"{tmp_path}{pattern}").fingerprint() != before
+
+
+def test_shards_of_other_tables(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(png())
+    (tmp_path / "0.csv").write_text("image,caption\na.png,x\n")
+    (tmp_path / "1.csv").write_text("image,caption\n")
+    (tmp_path / "2.csv").write_bytes(POINTER)
+    assert captions(tmp_path / "*.csv") == ["x"]
+    assert reasons(tmp_path / "*.csv") == ["unreadable file: a git-lfs pointer; run git lfs pull"]
+
+
+def test_shards_that_are_all_damaged_are_refused(tmp_path: Path) -> None:
+    for number in range(2):
+        (tmp_path / f"{number}.parquet").write_bytes(b"PAR1")
+    with pytest.raises(UserError, match=r"0\.parquet: not a readable parquet file"):
+        open_pairs(str(tmp_path))
 
 
 LABEL = {"_type": "ClassLabel", "names": ["cat", "dog"]}

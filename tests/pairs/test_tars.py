@@ -214,3 +214,35 @@ def test_a_class_beside_its_picture(tmp_path: Path) -> None:
 def test_an_archive_is_unpacked_by_its_content(tmp_path: Path, name: str, mode: str) -> None:
     files = [("a.png", png()), ("a.txt", b"x")]
     assert captions(write_tar(tmp_path / name, files, mode)) == ["x"]
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"prompt": "hi"},
+        {"Alt Text": "hi"},
+        {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "hi"}]},
+        {"caption": "hi", "prompt": "ho"},
+    ],
+)
+def test_records_name_captions_as_tables_do(tmp_path: Path, record: dict[str, object]) -> None:
+    content = json.dumps(record | {"x": 1}).encode()
+    write_tar(tmp_path / "x.tar", [("a.png", png()), ("a.json", content)])
+    (pair,) = pairs(tmp_path / "x.tar")
+    assert pair.captions == ("hi",) and pair.attributes["x"] == "1"
+
+
+def test_a_text_comes_before_less_usual_names(tmp_path: Path) -> None:
+    content = json.dumps({"prompt": "ho"}).encode()
+    members = [("a.png", png()), ("a.json", content), ("a.text", b"hi")]
+    (pair,) = pairs(write_tar(tmp_path / "x.tar", members))
+    assert pair.captions == ("hi",) and pair.attributes == {"prompt": "ho"}
+
+
+def test_archives_with_a_table_or_classes_have_to_be_unpacked(tmp_path: Path) -> None:
+    members = [("p/metadata.csv", b"file_name,text\na.png,x\n"), ("p/a.png", png())]
+    write_tar(tmp_path / "x.tar", [*members, ("cat/a.png", png())])
+    for reason in reasons(tmp_path / "x.tar"):
+        assert reason.startswith("missing caption: no .txt") and "unpack" in reason
+    write_tar(tmp_path / "x.tar", [*members, ("b.png", png()), ("b.json", b"{}")])
+    assert reasons(tmp_path / "x.tar") == ["missing caption", "missing caption"]
