@@ -7,7 +7,7 @@ import os
 import re
 import stat
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -62,6 +62,9 @@ SPARE = 2
 """How many times the side that is needed a JPEG decoded at a scale keeps, so that what shrinks it
 still averages over pixels."""
 EIGHT_BIT, SIXTEEN_BIT, THIRTY_TWO_BIT = 255, 65_535, 2**31 - 1
+WIDE_RANGES = (EIGHT_BIT, SIXTEEN_BIT, THIRTY_TWO_BIT)
+PHOTOMETRIC, WHITE_IS_ZERO = 262, 0
+"""TIFF's tag, and its value where zero is white."""
 
 
 class UnreadableImage(UserError):
@@ -129,7 +132,8 @@ def rgb(image: Image.Image | np.ndarray | str | Path) -> Image.Image:
     """A picture as 8-bit RGB, upright as its EXIF orientation says, transparency laid on white.
 
     16-bit samples keep their range, of 0 to 65,535. Integers of 32 bits and floats are taken to
-    span the smallest usual range that holds them: 0 to 1 (floats alone), 255, 65,535 or 2^31 - 1.
+    span the smallest usual range that holds them: 0 to 1 (floats alone), 255, 65,535 or 2^31 - 1;
+    where the greatest is beyond the range before and not an eighth of this one, up to the greatest.
 
     Args:
         image: a PIL image; the path of one; or an array `[height, width]` or `[height, width, 1, 3
@@ -143,11 +147,12 @@ def rgb(image: Image.Image | np.ndarray | str | Path) -> Image.Image:
     if not isinstance(image, Image.Image):
         image = _of_array(image)
     _check_shape(image)
+    white_is_zero = getattr(image, "tag_v2", {}).get(PHOTOMETRIC) == WHITE_IS_ZERO
     image = ImageOps.exif_transpose(image)
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
     if image.mode.startswith("I") or image.mode == "F":
-        return _from_wide_samples(image)
+        return _from_wide_samples(image, white_is_zero)
     if image.mode in ("La", "RGBa"):  # alpha multiplied in already
         image = image.convert("LA" if image.mode == "La" else "RGBA")
     if not image.has_transparency_data:
@@ -246,17 +251,29 @@ def _of_one_shape(image: Image.Image, whole: tuple[int, int], short_side: int) -
     return image if fitting == image.size else image.crop((0, 0, *fitting))
 
 
-def _from_wide_samples(image: Image.Image) -> Image.Image:
-    """Grey of 16 or 32 bits or floats, in which a key value may be transparent."""
+def _from_wide_samples(image: Image.Image, white_is_zero: bool) -> Image.Image:
+    """Grey of 16 or 32 bits or floats, in which a key value may be transparent.
+
+    Args:
+        white_is_zero: whether zero is white, which PIL heeds in 8 bits alone.
+    """
     samples = np.asarray(image).astype(np.float64)  # [height, width]
     most = np.nanmax(samples, initial=0.0, where=np.isfinite(samples))
     if image.mode.startswith("I;16"):
         full = float(SIXTEEN_BIT)
     else:
-        ranges = (1, EIGHT_BIT, SIXTEEN_BIT) if image.mode == "F" else (EIGHT_BIT, SIXTEEN_BIT)
-        full = float(next((end for end in ranges if most <= end), THIRTY_TWO_BIT))
+        full = _range_of(most, (1, *WIDE_RANGES) if image.mode == "F" else WIDE_RANGES)
     grey = np.nan_to_num(samples / full, nan=0.0, posinf=1.0, neginf=0.0).clip(0, 1)
+    if white_is_zero:
+        grey = 1 - grey
     key = image.info.get("transparency")
     if isinstance(key, int):
         grey[samples == key] = 1.0
     return Image.fromarray(np.rint(grey * 255).astype(np.uint8), "L").convert("RGB")
+
+
+def _range_of(most: float, ranges: Sequence[int]) -> float:
+    """Where the range ends that samples up to `most` span: at the first end that holds them, or at
+    `most` itself where they, beyond the end before, would be almost black."""
+    place = next((i for i, end in enumerate(ranges) if most <= end), len(ranges) - 1)
+    return most if place and most < ranges[place] / 8 else float(ranges[place])

@@ -34,6 +34,16 @@ def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
         (np.array([[0.0, 128.0, 255.0]], np.float32), [0, 128, 255]),
         (np.array([[0.0, 32_768.0, 65_535.0]], np.float32), [0, 128, 255]),
         (np.array([[np.nan, np.inf, -np.inf, 0.5]], np.float32), [0, 255, 0, 128]),
+        (np.array([[0.0, 0.5, 1.0001]], np.float32), [0, 127, 255]),
+        (np.array([[0.0, 1.0, 2.0]], np.float32), [0, 128, 255]),
+        (np.array([[0.0, 150.0, 300.0]], np.float32), [0, 128, 255]),
+        (np.array([[0, 150, 300]], np.int32), [0, 128, 255]),
+        (np.array([[0.0, 4095.0]], np.float32), [0, 255]),
+        (np.array([[0, 70_000]], np.int32), [0, 255]),
+        (np.array([[0.0, 0.01]], np.float32), [0, 3]),
+        (np.array([[0, 9]], np.int32), [0, 9]),
+        (np.array([[0.0, 64.0]], np.float32), [0, 64]),
+        (np.array([[0.0, 0.0]], np.float32), [0, 0]),
     ],
 )
 def test_wide_samples_keep_their_range(samples: np.ndarray, expected: list[int]) -> None:
@@ -42,6 +52,17 @@ def test_wide_samples_keep_their_range(samples: np.ndarray, expected: list[int])
     if image.mode == "F" or samples.dtype == np.uint16:
         tiff = decode_image(encoded(image, "TIFF"))
         assert np.asarray(tiff)[0, :, 1].tolist() == expected
+
+
+@pytest.mark.parametrize("kind", [np.uint16, np.float32])
+@pytest.mark.parametrize("turned", [1, 3])
+def test_zero_is_white_where_tiff_says_so(kind: type, turned: int) -> None:
+    most = 65_535 if kind is np.uint16 else 1
+    image = Image.fromarray(np.array([[0, most, most]], kind))
+    tags = {262: 0, 274: turned}
+    grey = np.asarray(decode_image(encoded(image, "TIFF", tiffinfo=tags)))[0, :, 0].tolist()
+    assert grey == ([255, 0, 0] if turned == 1 else [0, 0, 255])
+    assert np.asarray(decode_image(encoded(image, "TIFF")))[0, 0, 0] == 0
 
 
 @pytest.mark.parametrize("mode", ["LA", "La", "RGBA", "RGBa", "PA", "P", "1", "L", "RGB", "I;16"])
