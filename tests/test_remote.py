@@ -87,6 +87,20 @@ def test_what_a_broken_connection_cut_off_goes_on(
         assert len(store) == 12 and store.config.skipped == 0
 
 
+@pytest.mark.parametrize("name", ["a.tar", "a-{0..9}.tar", "a.csv"])
+@pytest.mark.parametrize("user", ["ann:secret", "secret"])
+def test_no_password_is_shown(name: str, user: str) -> None:
+    with pytest.raises(UserError, match=r"http://host\.test/.*: names and passwords") as raised:
+        open_pairs(f"http://{user}@host.test/{name}?token=secret")
+    assert "secret" not in str(raised.value)
+
+
+def test_no_signature_is_shown(shards: Path) -> None:
+    with serving(shards) as (address, _), pytest.raises(UserError, match="404") as raised:
+        open_pairs(f"{address}/gone.tar?token=secret").fingerprint()
+    assert f"{address}/gone.tar: " in str(raised.value) and "secret" not in str(raised.value)
+
+
 def test_s3(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("boto3")
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):

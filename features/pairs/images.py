@@ -63,6 +63,7 @@ SPARE = 2
 still averages over pixels."""
 EIGHT_BIT, SIXTEEN_BIT, THIRTY_TWO_BIT = 255, 65_535, 2**31 - 1
 WIDE_RANGES = (EIGHT_BIT, SIXTEEN_BIT, THIRTY_TWO_BIT)
+TIFF = (b"II*\0", b"MM\0*")
 PHOTOMETRIC, WHITE_IS_ZERO = 262, 0
 """TIFF's tag, and its value where zero is white."""
 
@@ -90,6 +91,11 @@ def decode_image(content: bytes, short_side: int | None = None) -> Image.Image:
         except UnidentifiedImageError:
             if HEIC.match(content):
                 raise UnreadableImage("unreadable image: HEIC; convert it to JPEG") from None
+            if content.startswith(TIFF):
+                raise UnreadableImage(
+                    "unreadable image: TIFF that is damaged, or of a kind that is not read, such "
+                    "as floats in colour or of 64 bits, or 5 bands; save it as 8-bit RGB"
+                ) from None
             if (instead := stand_in(content)) is not None:
                 raise UnreadableImage(f"unreadable image: {instead}") from None
             raise UnreadableImage(

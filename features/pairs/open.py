@@ -28,7 +28,7 @@ from features.pairs.folders import FolderPairs, walk
 from features.pairs.packed import unpacked_name
 from features.pairs.parquet import ParquetPairs
 from features.pairs.records import Wanted
-from features.pairs.remote import is_url, path_of
+from features.pairs.remote import is_url, path_of, require_no_password, shown
 from features.pairs.several import SPLITS, DamagedPairs, SeveralPairs
 from features.pairs.tables import DELIMITED, JSON_LINES, NAMED_ALONE, FilePairs
 from features.pairs.tars import ENDINGS, TarPairs
@@ -89,8 +89,11 @@ def open_pairs(
         spec = os.path.expanduser(spec)
     path = Path(spec)
     if is_url(spec):
+        require_no_password(spec)
         if not path_of(spec).name.endswith(ENDINGS):
-            raise UserError(f"{spec}: of URLs only .tar files are read; name them, or download it")
+            raise UserError(
+                f"{shown(spec)}: of URLs only .tar files are read; name them, or download it"
+            )
         return TarPairs(_braces(spec), path_of(spec).name, wanted)
     try:
         if path.is_dir():

@@ -46,6 +46,22 @@ def path_of(where: str) -> PurePosixPath:
     return PurePosixPath(f"{url.hostname}{url.path}")
 
 
+def shown(url: str) -> str:
+    """A URL as messages show it: without name and password, and without a query, which may be a
+    signature."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+
+
+def require_no_password(url: str) -> None:
+    """Raise a UserError for a URL with a name or password, which is not read."""
+    if "@" in urlsplit(url).netloc:
+        raise UserError(
+            f"{shown(url)}: names and passwords in URLs are not taken; download the file, or give "
+            "a URL that needs none"
+        )
+
+
 def version(url: str) -> bytes:
     """What tells one version of a file from another without reading it whole: its size, its first
     64 KiB, and the server's own mark of the version (ETag, or else when it was modified).
@@ -88,8 +104,8 @@ def _tried(url: str, get: Callable[[str], Got]) -> Got:
             asked = _asked_pause(error)
             if pause is None or final or asked > LONGEST_PAUSE:
                 raise UserError(
-                    f"{url}: cannot be read ({first_line(error)}); check the address and the "
-                    "network, then run the same command again to go on"
+                    f"{shown(url)}: cannot be read ({first_line(error)}); check the address and "
+                    "the network, then run the same command again to go on"
                 ) from None
             time.sleep(max(pause, asked))
     raise AssertionError("the last try returns or raises")

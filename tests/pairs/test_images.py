@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -105,6 +106,35 @@ def test_the_first_frame_of_an_animation() -> None:
     frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
     content = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
     assert decode_image(content).getpixel((0, 0)) == (255, 0, 0)
+
+
+def tiff(bits: int, bands: int, floats: bool) -> bytes:
+    """A TIFF of 1 x 1 pixel, plain, with one strip."""
+    kind = 2 if bands > 1 else 1
+    tags = [
+        (256, 1),
+        (257, 1),
+        (258, bits),
+        (259, 1),
+        (262, kind),
+        (273, 8),
+        (277, bands),
+        (278, 1),
+    ]
+    tags += [(279, bits // 8 * bands), (339, 3 if floats else 1)]
+    data = bytes(bits // 8 * bands)
+    directory = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+    head = struct.pack("<2sHI", b"II", 42, 8 + len(data))
+    return head + data + struct.pack("<H", len(tags)) + directory + bytes(4)
+
+
+@pytest.mark.parametrize(("bits", "bands"), [(32, 3), (64, 1), (8, 5)])
+def test_kinds_of_tiff_that_are_not_read_are_said(bits: int, bands: int) -> None:
+    assert decode_image(tiff(8, 3, False)).size == (1, 1)
+    with pytest.raises(
+        UnreadableImage, match="TIFF that is damaged, or of a kind that is not read"
+    ):
+        decode_image(tiff(bits, bands, bits > 8))
 
 
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n"
