@@ -168,9 +168,9 @@ def _why_none(names: list[str], where: str) -> str:
     """What is to be done about a table that lacks a column, where its columns' names show it."""
     if any(usual_form(name) in URL_COLUMNS for name in names):
         return "; pictures behind URLs have to be downloaded first (img2dataset does it)"
-    if ".json" in where.lower():
+    if ".json" in where.lower() and not any(usual_form(name) in USUAL_COLUMNS for name in names):
         return '; records are objects such as {"image": "a.png", "caption": "a cat"}'
-    if where.lower().endswith(".parquet"):
+    if ".json" in where.lower() or where.lower().endswith(".parquet"):
         return ""
     if len(names) == 1 and len(names[0].split()) > 1:
         return "; its columns seem to be parted by blanks: put commas or tabs in their place"

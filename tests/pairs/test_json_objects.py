@@ -118,6 +118,13 @@ def test_what_is_expected_is_said_in_short(folder: Path, whole: Any, indent: int
     assert len(str(raised.value)) < 1000 and "first line" not in str(raised.value)
 
 
+def test_records_that_lack_a_column_are_told_no_layout(folder: Path) -> None:
+    (folder / "t.json").write_text(json.dumps([{"image": "a.png", "words": "x"}]))
+    with pytest.raises(UserError, match="no caption column among image, words") as raised:
+        open_pairs(str(folder / "t.json"))
+    assert str(raised.value).endswith("--caption-column")
+
+
 def test_an_object_a_line_is_no_object_of_records(folder: Path) -> None:
     lines = [{"image": f"{name}.png", "caption": name} for name in "ab"]
     (folder / "t.json").write_text("\n".join(map(json.dumps, lines)))
