@@ -76,6 +76,7 @@ def test_a_schedule_edits_some_steps_and_leaves_the_pipeline_as_it_was(
 ) -> None:
     pipe = pipes[name]
     plain = generate(pipe, name, Steering().inputs(space, pipe, **source(name)))
+    hooks = dict(adapter_for(pipe, space).denoiser._forward_pre_hooks)
     found = {}
     for begin, end in ((0.0, 1.0), (0.5, 1.0), (0.0, 0.01), (0.9, 0.95)):
         steering = Steering(EDITS, begin=begin, end=end)
@@ -91,7 +92,7 @@ def test_a_schedule_edits_some_steps_and_leaves_the_pipeline_as_it_was(
     assert np.array_equal(
         plain, generate(pipe, name, Steering().inputs(space, pipe, **source(name)))
     )
-    assert not adapter_for(pipe, space).denoiser._forward_pre_hooks
+    assert dict(adapter_for(pipe, space).denoiser._forward_pre_hooks) == hooks
 
 
 @pytest.mark.parametrize("name", ["unclip", "kandinsky"])
@@ -150,6 +151,75 @@ def test_images_come_in_any_form(pipes: dict[str, Any], space: FeatureSpace) -> 
     assert no_prompt["prompt"] == [""]
     array = np.ones((1, 16), np.float32)
     Steering(EDITS).inputs(space, pipe, embedding=array)
+
+
+@pytest.mark.parametrize("prompt", [None, [], [None]])
+@pytest.mark.parametrize("name", ["sdxl-pooled", "sd3-pooled"])
+def test_no_prompt_to_edit_is_said(
+    name: str, prompt: Any, pipes: dict[str, Any], space: FeatureSpace
+) -> None:
+    for method in ("inputs", "scheduled"):
+        with pytest.raises(UserError, match="give the text to edit"):
+            found = getattr(Steering(EDITS), method)(space, pipes[name], prompt=prompt)
+            found.__enter__()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_embedding_to_edit_is_said(
+    name: str, pipes: dict[str, Any], space: FeatureSpace
+) -> None:
+    with pytest.raises(UserError, match="no embedding to edit"):
+        Steering(EDITS).inputs(space, pipes[name], embedding=torch.zeros(0, 16))
+    with (
+        pytest.raises(UserError, match="no embedding to edit"),
+        Steering(EDITS).scheduled(space, pipes[name], embedding=torch.zeros(0, 16)),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_embeddings_come_as_arrays_too(
+    name: str, pipes: dict[str, Any], space: FeatureSpace
+) -> None:
+    pipe, steering = pipes[name], Steering(EDITS, end=0.5)
+    tensor = torch.randn(1, 16, generator=torch.Generator().manual_seed(3))
+    found = []
+    for embedding in (tensor, tensor.numpy()):
+        negative = {"negative_embedding": embedding} if name in ("sd-ip", "kandinsky") else {}
+        inputs = steering.inputs(space, pipe, embedding=embedding, **negative)
+        with steering.scheduled(space, pipe, embedding=embedding):
+            found.append(generate(pipe, name, inputs))
+    assert np.array_equal(*found)
+
+
+@pytest.mark.parametrize(
+    ("name", "freed"),
+    [
+        ("sdxl-pooled", "text_encoder_2"),
+        ("sd3-pooled", "text_encoder"),
+        ("sd3-pooled", "text_encoder_2"),
+        ("sd-prompt", "text_encoder"),
+    ],
+)
+def test_a_freed_text_encoder_is_what_is_missing(
+    name: str, freed: str, pipes: dict[str, Any], space: FeatureSpace
+) -> None:
+    if name == "sd-prompt":
+        pipe = pipelines.stable_diffusion()
+    else:
+        pipe = type(pipes[name])(**pipes[name].components)
+    setattr(pipe, freed, None)
+    with pytest.raises(UserError, match=f"lacks its {freed}; load"):
+        Steering(EDITS).inputs(space, pipe, embedding=torch.ones(1, 16), prompt="a cat")
+
+
+def test_a_pipeline_that_is_not_steered_by_prompts_needs_none_of_its_text_encoders(
+    space: FeatureSpace,
+) -> None:
+    pipe = pipelines.flux()
+    pipe.text_encoder = pipe.text_encoder_2 = None
+    with pytest.raises(UserError, match="no image or text embedding of a CLIP enters it"):
+        Steering(EDITS).inputs(space, pipe, embedding=torch.ones(1, 16))
 
 
 @pytest.mark.parametrize("edits", [Edit(2, 3.0), [{"feature": 2}], [2]])

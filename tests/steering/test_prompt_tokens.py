@@ -112,6 +112,12 @@ def test_another_text_encoder_and_images_get_words(pipe: Any, embedded: FeatureS
         Steering(EDITS).inputs(embedded, small, prompt="cat")
 
 
+@pytest.mark.parametrize("prompt", [None, [], [None]])
+def test_no_prompt_to_edit_is_said(prompt: Any, pipe: Any, embedded: FeatureSpace) -> None:
+    with pytest.raises(UserError, match="give the text to edit"):
+        Steering(EDITS).inputs(embedded, pipe, prompt=prompt)
+
+
 def changed(spread: float) -> Any:
     """A pipeline with other weights where LoRAs and DreamBooth change them."""
     pipe = pipelines.stable_diffusion_of_prompts()

@@ -6,7 +6,7 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -111,14 +111,29 @@ class Adapter(ABC):
         """
         raise UserError(f"{type(self.pipe).__name__} takes images; give an image or an embedding")
 
-    @abstractmethod
     def inputs(self, steered: Tensor, plain: Tensor, call: Call) -> dict[str, Any]:
         """The call arguments that stand for steered embeddings, the prompts among them.
 
         Args:
             steered: `[n, dim]`.
             plain: what they were before, `[n, dim]`.
+
+        Raises:
+            UserError: there are none, they are of another size, or the pipeline takes no such call.
         """
+        if call.negative is not None:
+            call = replace(call, negative=self._some(call.negative))
+        return self.arguments(self._some(steered), self._some(plain), call)
+
+    @abstractmethod
+    def arguments(self, steered: Tensor, plain: Tensor, call: Call) -> dict[str, Any]:
+        """What `inputs` gives, for embeddings that are there."""
+
+    def _some(self, embeddings: Tensor) -> Tensor:
+        found = self.space.embeddings_of(embeddings)
+        if not len(found):
+            raise UserError("no embedding to edit; give at least one")
+        return found
 
     def conditions(self, steered: Tensor, plain: Tensor, call: Call) -> list[Tensor]:
         """What of the denoiser's arguments stands for embeddings: `[n, width]` of each.
@@ -177,6 +192,7 @@ class Adapter(ABC):
         Raises:
             UserError: at the end, where the pipeline was called with other embeddings.
         """
+        steered, plain = self._some(steered), self._some(plain)
         given = self.conditions(steered, plain, call)
         other = self.conditions(plain, plain, call)
         pairs = list(zip(given, other, strict=True))
@@ -220,12 +236,41 @@ class TextAdapter(Adapter):
     """A way in for what is known of a prompt."""
 
     modality = "text"
+    encoders: ClassVar[tuple[str, ...]]
+    """The names of the text encoders that it needs."""
+
+    @classmethod
+    @abstractmethod
+    def takes_prompts(cls, pipe: Any) -> bool:
+        """Whether the pipeline takes prompts this way, if it has text encoders at all."""
+
+    @classmethod
+    @abstractmethod
+    def reads(cls, encoder: Any) -> bool:
+        """Whether a text encoder is one that this way goes through."""
+
+    @classmethod
+    def fits(cls, pipe: Any) -> bool:
+        encoders = [getattr(pipe, name, None) for name in cls.encoders]
+        return cls.takes_prompts(pipe) and all(map(cls.reads, encoders))
 
     def embed_image(self, image: Image.Image) -> Tensor:
         raise UserError(
             f"{type(self.pipe).__name__} without an IP-Adapter takes texts, not images; give a "
             "prompt, or load an IP-Adapter"
         )
+
+
+def some_prompts(prompt: str | list[str] | None) -> list[str]:
+    """Prompts as a list.
+
+    Raises:
+        UserError: there are none, or they are no texts.
+    """
+    prompts = [prompt] if isinstance(prompt, str) else list(prompt or ())
+    if not prompts or not all(isinstance(one, str) for one in prompts):
+        raise UserError(f"prompt {prompt!r}: give the text to edit, or a list of texts")
+    return prompts
 
 
 def token_ids(pipe: Any, tokenizer: Any, prompts: list[str], length: int) -> Tensor:

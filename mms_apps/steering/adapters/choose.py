@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from features.errors import UserError
 from features.space.space import FeatureSpace
-from mms_apps.steering.adapters.base import Adapter
+from mms_apps.steering.adapters.base import Adapter, TextAdapter
 from mms_apps.steering.adapters.ip_adapter import FluxIPAdapter, IPAdapter
 from mms_apps.steering.adapters.kandinsky import Kandinsky22
 from mms_apps.steering.adapters.pooled_prompt import SD3PooledPrompt, SDXLPrompt
@@ -57,11 +57,24 @@ def adapter_for(pipe: Any, space: FeatureSpace) -> Adapter:
             _check_dimensions(adapter, space)
             _check_encoder(adapter, space)
             return adapter
+    for kind in ADAPTERS if has_denoiser else ():
+        if issubclass(kind, TextAdapter) and kind.takes_prompts(pipe):
+            _check_text_encoders(pipe, kind)
     raise UserError(
         f"{type(pipe).__name__}: no image or text embedding of a CLIP enters it; use Stable "
         "unCLIP, Kandinsky 2.2, Stable Diffusion (with or without an IP-Adapter), SDXL, or FLUX "
         "with an IP-Adapter"
     )
+
+
+def _check_text_encoders(pipe: Any, kind: type[TextAdapter]) -> None:
+    """Raise a UserError where a pipeline that takes prompts was freed of its text encoders."""
+    missing = [name for name in kind.encoders if getattr(pipe, name, None) is None]
+    if missing:
+        raise UserError(
+            f"{type(pipe).__name__} without an IP-Adapter is steered by its prompt, but lacks its "
+            f"{' and '.join(missing)}; load the pipeline with it"
+        )
 
 
 def _check_dimensions(adapter: Adapter, space: FeatureSpace) -> None:

@@ -26,7 +26,7 @@ class IPAdapter(Adapter):
     def dim(self) -> int:
         return _dimensions(self.pipe)
 
-    def inputs(self, steered: Tensor, plain: Tensor, call: Call) -> dict[str, Any]:
+    def arguments(self, steered: Tensor, plain: Tensor, call: Call) -> dict[str, Any]:
         positive = self.ready(steered)[:, None]  # [n, 1, dim]
         if call.guided:  # the pipeline then takes the first half for the negative one
             negative = torch.zeros_like(positive)
@@ -50,7 +50,7 @@ class FluxIPAdapter(Adapter):
     def dim(self) -> int:
         return _dimensions(self.pipe)
 
-    def inputs(self, steered: Tensor, plain: Tensor, call: Call) -> dict[str, Any]:
+    def arguments(self, steered: Tensor, plain: Tensor, call: Call) -> dict[str, Any]:
         positive = self.ready(steered)[:, None]  # [n, 1, dim]
         given: dict[str, Any] = {**call.words(len(steered)), "ip_adapter_image_embeds": [positive]}
         if call.negative is not None:

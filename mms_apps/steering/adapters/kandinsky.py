@@ -29,7 +29,7 @@ class Kandinsky22(Adapter):
     def dim(self) -> int:
         return self.denoiser.config.encoder_hid_dim
 
-    def inputs(self, steered: Tensor, plain: Tensor, call: Call) -> dict[str, Any]:
+    def arguments(self, steered: Tensor, plain: Tensor, call: Call) -> dict[str, Any]:
         if call.negative_prompt is not None:
             raise UserError(
                 f"{type(self.pipe).__name__} reads no words; give negative_embedding, what it is "

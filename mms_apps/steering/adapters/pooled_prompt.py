@@ -10,15 +10,26 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mms_apps.steering.adapters.base import Call, TextAdapter, refuse_negative, takes, token_ids
+from mms_apps.steering.adapters.base import (
+    Call,
+    TextAdapter,
+    refuse_negative,
+    some_prompts,
+    takes,
+    token_ids,
+)
 
 
 class PooledPrompt(TextAdapter):
     """A pipeline without an IP-Adapter that takes a prompt's pooled and projected embedding."""
 
+    @classmethod
+    def reads(cls, encoder: Any) -> bool:
+        return hasattr(encoder, "text_projection")
+
     def embed_prompt(self, prompt: str | list[str]) -> Tensor:
-        count = 1 if isinstance(prompt, str) else len(prompt)
-        return self.pooled(self.encoded(Call(prompt), count)[2])
+        prompts = some_prompts(prompt)
+        return self.pooled(self.encoded(Call(prompts), len(prompts))[2])
 
     def encoded(self, call: Call, count: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The prompts' states, the negative ones', and what is pooled of both."""
@@ -36,7 +47,7 @@ class PooledPrompt(TextAdapter):
     def put(self, embedding: Tensor, whole: Tensor) -> Tensor:
         """What is pooled `[n, width]`, with other embeddings `[n, dim]` in it."""
 
-    def inputs(self, steered: Tensor, plain: Tensor, call: Call) -> dict[str, Any]:
+    def arguments(self, steered: Tensor, plain: Tensor, call: Call) -> dict[str, Any]:
         refuse_negative(self, call)
         states, negative, whole, negative_whole = self.encoded(call, len(steered))
         return {
@@ -60,14 +71,11 @@ class SDXLPrompt(PooledPrompt):
     """
 
     paths = (("added_cond_kwargs", "text_embeds"), ("encoder_hidden_states",))
+    encoders = ("text_encoder_2",)
 
     @classmethod
-    def fits(cls, pipe: Any) -> bool:
-        return (
-            takes(pipe, "pooled_prompt_embeds")
-            and getattr(pipe, "unet", None) is not None
-            and hasattr(getattr(pipe, "text_encoder_2", None), "text_projection")
-        )
+    def takes_prompts(cls, pipe: Any) -> bool:
+        return takes(pipe, "pooled_prompt_embeds") and getattr(pipe, "unet", None) is not None
 
     @property
     def dim(self) -> int:
@@ -83,8 +91,8 @@ class SDXLPrompt(PooledPrompt):
     def put(self, embedding: Tensor, whole: Tensor) -> Tensor:
         return embedding
 
-    def inputs(self, steered: Tensor, plain: Tensor, call: Call) -> dict[str, Any]:
-        found = super().inputs(steered, plain, call)
+    def arguments(self, steered: Tensor, plain: Tensor, call: Call) -> dict[str, Any]:
+        found = super().arguments(steered, plain, call)
         states = self._moved(found["prompt_embeds"], steered - plain, call)
         return found | {"prompt_embeds": states}
 
@@ -122,16 +130,14 @@ class SD3PooledPrompt(PooledPrompt):
     by side: that of the FeatureSpace's encoder."""
 
     paths = (("pooled_projections",),)
+    encoders = ("text_encoder", "text_encoder_2")
 
     @classmethod
-    def fits(cls, pipe: Any) -> bool:
+    def takes_prompts(cls, pipe: Any) -> bool:
         return (
             takes(pipe, "pooled_prompt_embeds")
             and getattr(pipe, "transformer", None) is not None
-            and all(
-                hasattr(getattr(pipe, name, None), "text_projection")
-                for name in ("text_encoder", "text_encoder_2")
-            )
+            and hasattr(pipe, "text_encoder_3")
         )
 
     @property

@@ -15,6 +15,7 @@ from mms_apps.steering.adapters.base import (
     compute_device,
     compute_dtype,
     refuse_negative,
+    some_prompts,
     takes,
     token_ids,
 )
@@ -29,17 +30,21 @@ class PromptTokens(TextAdapter):
     """
 
     paths = (("encoder_hidden_states",),)
+    encoders = ("text_encoder",)
 
     @classmethod
-    def fits(cls, pipe: Any) -> bool:
+    def takes_prompts(cls, pipe: Any) -> bool:
         return (
             takes(pipe, "prompt_embeds", "negative_prompt_embeds")
             and not takes(pipe, "pooled_prompt_embeds")
             and not takes(pipe, "image_embeds")
             and getattr(pipe, "unet", None) is not None
-            and hasattr(getattr(pipe, "text_encoder", None), "config")
-            and getattr(pipe.text_encoder.config, "model_type", "").startswith("clip_text")
         )
+
+    @classmethod
+    def reads(cls, encoder: Any) -> bool:
+        kind = getattr(getattr(encoder, "config", None), "model_type", "")
+        return kind.startswith("clip_text")
 
     @property
     def encoder(self) -> nn.Module:
@@ -74,12 +79,12 @@ class PromptTokens(TextAdapter):
         return weight.detach().float()
 
     def embed_prompt(self, prompt: str | list[str]) -> Tensor:
-        ids = self._tokens([prompt] if isinstance(prompt, str) else prompt)
+        ids = self._tokens(some_prompts(prompt))
         with torch.no_grad():
             pooled = self.pipe.text_encoder(ids.to(compute_device(self.encoder))).pooler_output
         return pooled.float() @ self.projection.to(pooled.device)
 
-    def inputs(self, steered: Tensor, plain: Tensor, call: Call) -> dict[str, Any]:
+    def arguments(self, steered: Tensor, plain: Tensor, call: Call) -> dict[str, Any]:
         refuse_negative(self, call)
         words = call.words(len(steered))
         return {

@@ -23,7 +23,7 @@ class StableUnCLIP(Adapter):
     def dim(self) -> int:
         return self.pipe.image_normalizer.mean.shape[-1]
 
-    def inputs(self, steered: Tensor, plain: Tensor, call: Call) -> dict[str, Any]:
+    def arguments(self, steered: Tensor, plain: Tensor, call: Call) -> dict[str, Any]:
         refuse_negative(self, call)
         return {
             **call.words(len(steered)),
