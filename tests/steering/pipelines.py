@@ -93,7 +93,7 @@ def _vae(latent_channels: int = 4, **settings: Any) -> AutoencoderKL:
     )
 
 
-def _unet(**settings: Any) -> UNet2DConditionModel:
+def unet(**settings: Any) -> UNet2DConditionModel:
     defaults: dict[str, Any] = {
         "sample_size": 8,
         "block_out_channels": (16, 16),
@@ -115,7 +115,7 @@ def stable_unclip() -> StableUnCLIPImg2ImgPipeline:
         image_noising_scheduler=DDIMScheduler(),
         tokenizer=_tokenizer(),
         text_encoder=CLIPTextModel(_text_config()),
-        unet=_unet(class_embed_type="projection", projection_class_embeddings_input_dim=2 * DIM),
+        unet=unet(class_embed_type="projection", projection_class_embeddings_input_dim=2 * DIM),
         scheduler=DDIMScheduler(),
         vae=_vae(),
     )
@@ -161,7 +161,7 @@ def stable_diffusion_of_prompts() -> StableDiffusionPipeline:
         tokenizer=CLIPTokenizer.from_pretrained(
             folder, model_max_length=text_cfg["context_length"]
         ),
-        unet=_unet(cross_attention_dim=text_cfg["width"]),
+        unet=unet(cross_attention_dim=text_cfg["width"]),
         scheduler=DDIMScheduler(),
         safety_checker=None,
         feature_extractor=None,
@@ -174,7 +174,7 @@ def stable_diffusion() -> StableDiffusionPipeline:
         vae=_vae(),
         text_encoder=CLIPTextModel(_text_config()),
         tokenizer=_tokenizer(),
-        unet=_unet(),
+        unet=unet(),
         scheduler=DDIMScheduler(),
         safety_checker=None,
         feature_extractor=_extractor(),
@@ -190,7 +190,7 @@ def stable_diffusion_xl() -> StableDiffusionXLPipeline:
         text_encoder_2=CLIPTextModelWithProjection(_text_config()),
         tokenizer=_tokenizer(),
         tokenizer_2=_tokenizer(),
-        unet=_unet(
+        unet=unet(
             addition_embed_type="text_time",
             addition_time_embed_dim=8,
             projection_class_embeddings_input_dim=6 * 8 + DIM,

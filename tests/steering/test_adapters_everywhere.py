@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -21,6 +23,7 @@ from features.errors import UserError
 from features.space.space import FeatureSpace
 from mms_apps.steering import Edit, Steering
 from mms_apps.steering.adapters.choose import adapter_for
+from mms_apps.steering.adapters.one_a_picture import OneAPicture
 from tests.steering import pipelines
 
 EDITS = (Edit(2, 3.0), Edit(5, -2.0))
@@ -135,6 +138,125 @@ def test_a_batch_is_the_pictures_drawn_alone(
         for place in range(times):
             np.testing.assert_allclose(batch[row * times + place], picture, atol=2e-3)
     assert np.abs(batch[0] - batch[-1]).max() > 1e-2
+
+
+GUIDANCE = [(guided, scale) for guided in (True, False) for scale in (0.0, 1.0, 7.5)]
+
+
+@pytest.mark.parametrize(("guided", "scale"), GUIDANCE)
+@pytest.mark.parametrize("name", ["sd-ip", "sdxl-ip"])
+def test_a_call_is_guided_or_not_whatever_inputs_was_told(
+    name: str, guided: bool, scale: float, pipes: dict[str, Any], space: FeatureSpace
+) -> None:
+    pipe = pipes[name]
+    if name == "sd-ip" and scale == 0:
+        scale = 0.5
+    own = {"prompt": "a cat", "ip_adapter_image": PICTURE}
+    ours = Steering().inputs(space, pipe, image=PICTURE, prompt="a cat", guided=guided)
+    wanted, found = (call(pipe, name, given, 1, guidance_scale=scale) for given in (own, ours))
+    np.testing.assert_allclose(found, wanted, atol=1e-4)
+    both = Steering(EDITS).inputs(space, pipe, **source(name), guided=guided)
+    pictures = call(pipe, name, both, 2, guidance_scale=scale)
+    for row in range(2):
+        one = Steering(EDITS).inputs(space, pipe, **source(name, slice(row, row + 1)))
+        alone = call(pipe, name, one, 1, guidance_scale=scale)[0]
+        np.testing.assert_allclose(pictures[row], alone, atol=2e-3)
+
+
+@pytest.mark.parametrize("guided", [True, False])
+def test_a_pipeline_that_never_guides_mixes_nothing_in(
+    guided: bool, pipes: dict[str, Any], space: FeatureSpace, tmp_path: Path
+) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        unet = pipelines.unet(time_cond_proj_dim=8)
+        pipelines.save_unet_ip_adapter(unet, tmp_path / "ip.safetensors")
+    parts = pipes["sd-ip"].components | {"unet": unet, "scheduler": diffusers.LCMScheduler()}
+    pipe = diffusers.LatentConsistencyModelPipeline(**parts, requires_safety_checker=False)
+    pipe.set_progress_bar_config(disable=True)
+    pipe.load_ip_adapter(
+        tmp_path, subfolder="", weight_name="ip.safetensors", image_encoder_folder=None
+    )
+    ours = Steering().inputs(space, pipe, image=PICTURE, prompt="a cat", guided=guided)
+    own = {"prompt": "a cat", "ip_adapter_image": PICTURE}
+    wanted, found = (call(pipe, "sd-ip", given, 1) for given in (own, ours))
+    np.testing.assert_allclose(found, wanted, atol=1e-4)
+
+
+COPIES: dict[str, Callable[[Any], Any]] = {
+    "from_pipe": lambda pipe: type(pipe).from_pipe(pipe),
+    "deepcopy": copy.deepcopy,
+    "pickle": lambda pipe: pickle.loads(pickle.dumps(pipe)),
+}
+
+
+@pytest.mark.parametrize("copied", COPIES)
+@pytest.mark.parametrize("name", ["sd-ip", "flux-ip"])
+def test_a_copy_of_a_pipeline_takes_its_inputs(
+    name: str, copied: str, pipes: dict[str, Any], space: FeatureSpace
+) -> None:
+    pipe = pipes[name]
+    inputs = Steering(EDITS).inputs(space, pipe, **source(name))
+    wanted = call(pipe, name, inputs, 4, num_images_per_prompt=2)
+    other = COPIES[copied](pipe)
+    other.set_progress_bar_config(disable=True)
+    assert np.array_equal(call(other, name, inputs, 4, num_images_per_prompt=2), wanted)
+
+
+def test_a_copy_of_another_kind_takes_inputs_too(
+    pipes: dict[str, Any], space: FeatureSpace
+) -> None:
+    pipe = pipes["sd-ip"]
+    started = diffusers.StableDiffusionImg2ImgPipeline.from_pipe(pipe)
+    started.set_progress_bar_config(disable=True)
+    more = {"image": PICTURE, "strength": 0.5, "steps": 4}
+    both = call(started, "sd-ip", Steering(EDITS).inputs(space, pipe, **source("sd-ip")), 2, **more)
+    for row in range(2):
+        given = source("sd-ip", slice(row, row + 1))
+        alone = call(started, "sd-ip", Steering(EDITS).inputs(space, pipe, **given), 1, **more)
+        np.testing.assert_allclose(both[row], alone[0], atol=2e-3)
+
+
+@pytest.mark.parametrize("negative", [None, torch.full((2, 1, 3), -1.0)])
+@pytest.mark.parametrize(
+    "moved",
+    [
+        copy.deepcopy,
+        lambda rows: pickle.loads(pickle.dumps(rows)),
+        lambda rows: rows.double().cpu(),
+    ],
+)
+def test_embeddings_stay_apart_when_they_are_moved(
+    moved: Callable[[Tensor], Tensor], negative: Tensor | None
+) -> None:
+    positive = torch.arange(6.0).view(2, 1, 3)
+    rows = moved(OneAPicture.of(positive, negative))
+    assert len(rows) == (2 if negative is None else 4)
+    whole = torch.cat([rows] * 4)
+    assert type(whole) is Tensor
+    torch.testing.assert_close(whole, positive.repeat_interleave(2, 0).to(whole))
+    first, second = (torch.cat([half] * 2) for half in rows.chunk(2))
+    torch.testing.assert_close(second, positive.to(second))
+    torch.testing.assert_close(
+        first, (torch.zeros(2, 1, 3) if negative is None else negative).to(first)
+    )
+    with pytest.raises(UserError, match="2 embeddings for 3 pictures; give a prompt for each"):
+        torch.cat([rows] * 3)
+    assert len(torch.cat([rows, rows + 1])) == 2 * len(rows)
+
+
+def test_a_pipeline_that_hands_its_ip_adapter_no_embedding_says_so(
+    pipes: dict[str, Any], space: FeatureSpace, tmp_path: Path
+) -> None:
+    unet = pipelines.unet(in_channels=8)
+    parts = pipes["sd-ip"].components | {"unet": unet}
+    pipe = diffusers.StableDiffusionInstructPix2PixPipeline(**parts, requires_safety_checker=False)
+    pipelines.save_unet_ip_adapter(unet, tmp_path / "ip.safetensors")
+    pipe.load_ip_adapter(
+        tmp_path, subfolder="", weight_name="ip.safetensors", image_encoder_folder=None
+    )
+    with pytest.raises(UserError, match=r"images alone and no embedding; unload_ip_adapter\(\)"):
+        Steering().inputs(space, pipe, embedding=TWO[:1], prompt="a cat")
 
 
 @pytest.mark.parametrize("name", ["sd-ip", "sdxl-ip", "flux-ip"])

@@ -31,7 +31,8 @@ class Call:
     negative_prompt: likewise; None leaves the pipeline's own.
     negative: raw embedding `[1, dim]` or `[n, dim]` to be guided away from; None takes what the
         pipeline takes where nobody gives one.
-    guided: whether the call uses classifier-free guidance.
+    guided: whether the call uses classifier-free guidance. An IP-Adapter's embeddings then come
+        behind the negative ones, as diffusers has it; they fit calls of the other kind as well.
     """
 
     prompt: str | list[str] = ""

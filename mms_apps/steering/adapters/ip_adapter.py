@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import inspect
 from typing import Any
 
 import torch
@@ -11,6 +9,7 @@ from torch import Tensor
 
 from features.errors import UserError
 from mms_apps.steering.adapters.base import Adapter, Call, denoiser_of, project_exactly, takes
+from mms_apps.steering.adapters.one_a_picture import OneAPicture
 
 
 class IPAdapter(Adapter):
@@ -24,17 +23,21 @@ class IPAdapter(Adapter):
 
     @property
     def dim(self) -> int:
+        if takes(self.pipe, "image_guidance_scale"):
+            raise UserError(
+                f"{type(self.pipe).__name__} hands an IP-Adapter images alone and no embedding; "
+                "unload_ip_adapter(), to steer its prompt"
+            )
         return _dimensions(self.pipe)
 
     def arguments(self, steered: Tensor, plain: Tensor, call: Call) -> dict[str, Any]:
         positive = self.ready(steered)[:, None]  # [n, 1, dim]
-        if call.guided:  # the pipeline then takes the first half for the negative one
-            negative = torch.zeros_like(positive)
-            if call.negative is not None:
-                negative = self.ready(call.negative)[:, None].expand_as(positive)
-            positive = torch.cat([negative, positive])
-        _prepare(self.pipe, len(steered))
-        return {**call.words(len(steered)), "ip_adapter_image_embeds": [positive]}
+        negative = torch.zeros_like(positive) if call.guided else None
+        if call.negative is not None:
+            negative = self.ready(call.negative)[:, None].expand_as(positive)
+        project_exactly(_projections(self.pipe)[0])
+        embeddings = OneAPicture.of(positive, negative)
+        return {**call.words(len(steered)), "ip_adapter_image_embeds": [embeddings]}
 
 
 class FluxIPAdapter(Adapter):
@@ -52,13 +55,15 @@ class FluxIPAdapter(Adapter):
 
     def arguments(self, steered: Tensor, plain: Tensor, call: Call) -> dict[str, Any]:
         positive = self.ready(steered)[:, None]  # [n, 1, dim]
-        given: dict[str, Any] = {**call.words(len(steered)), "ip_adapter_image_embeds": [positive]}
+        given = {**call.words(len(steered)), "ip_adapter_image_embeds": [OneAPicture.of(positive)]}
+        negative = None
         if call.negative is not None:
             negative = self.ready(call.negative)[:, None].expand_as(positive).clone()
-            given["negative_ip_adapter_image_embeds"] = [negative]
         elif self.encoder is None:  # else the pipeline encodes a black picture
-            given["negative_ip_adapter_image_embeds"] = [torch.zeros_like(positive)]
-        _prepare(self.pipe, len(steered))
+            negative = torch.zeros_like(positive)
+        if negative is not None:
+            given["negative_ip_adapter_image_embeds"] = [OneAPicture.of(negative)]
+        project_exactly(_projections(self.pipe)[0])
         return given
 
     def timestep(self, given: Any) -> Any:
@@ -73,6 +78,10 @@ def _loaded(pipe: Any) -> bool:
     return takes(pipe, "ip_adapter_image_embeds") and hasattr(projection, "image_projection_layers")
 
 
+def _projections(pipe: Any) -> Any:
+    return denoiser_of(pipe).encoder_hid_proj.image_projection_layers
+
+
 def _dimensions(pipe: Any) -> int:
     """Of the pooled embeddings that a single IP-Adapter reads.
 
@@ -81,7 +90,7 @@ def _dimensions(pipe: Any) -> int:
     """
     from diffusers.models.embeddings import ImageProjection
 
-    layers = denoiser_of(pipe).encoder_hid_proj.image_projection_layers
+    layers = _projections(pipe)
     if len(layers) != 1:
         raise UserError(
             f"{len(layers)} IP-Adapters are loaded; steering edits the embedding of one: "
@@ -95,46 +104,3 @@ def _dimensions(pipe: Any) -> int:
             "ip-adapter_sd15 or ip-adapter_sdxl_vit-h"
         )
     return layer.image_embeds.in_features
-
-
-def _prepare(pipe: Any, count: int) -> None:
-    """Make a pipeline ready for calls with so many embeddings."""
-    project_exactly(denoiser_of(pipe).encoder_hid_proj.image_projection_layers[0])
-    if count > 1:
-        _one_embedding_a_picture(pipe)
-
-
-def _one_embedding_a_picture(pipe: Any) -> None:
-    """Let a pipeline give each picture its own of several embeddings.
-
-    Diffusers repeats all embeddings for each picture, and its attention then mixes them (its issue
-    9813). From here on this pipeline repeats an embedding as often as there are pictures of it;
-    calls with one embedding stay as they are.
-    """
-    prepare = pipe.prepare_ip_adapter_image_embeds
-    if getattr(prepare, "one_a_picture", False):
-        return
-    signature = inspect.signature(prepare)
-
-    @functools.wraps(prepare)
-    def one_a_picture(*positional: Any, **named: Any) -> list[Tensor]:
-        given = signature.bind(*positional, **named).arguments
-        embeddings, pictures = given["ip_adapter_image_embeds"], given["num_images_per_prompt"]
-        halves = 2 if given.get("do_classifier_free_guidance") else 1
-        if embeddings is None:
-            return prepare(*positional, **named)
-        embeddings = embeddings if isinstance(embeddings, list) else [embeddings]
-        counts = {len(rows) // halves for rows in embeddings}
-        if len(counts) != 1 or pictures % (several := counts.pop()):
-            return prepare(*positional, **named)
-        found = prepare(**{**given, "num_images_per_prompt": pictures // several})
-        return [_in_runs(rows, several, halves) for rows in found]
-
-    one_a_picture.one_a_picture = True  # type: ignore[attr-defined]
-    pipe.prepare_ip_adapter_image_embeds = one_a_picture
-
-
-def _in_runs(rows: Tensor, several: int, halves: int) -> Tensor:
-    """Rows `[halves * times * several, ...]`, all embeddings in turns, to one after another in
-    runs."""
-    return rows.unflatten(0, (halves, -1, several)).transpose(1, 2).flatten(0, 2)
