@@ -388,16 +388,89 @@ def test_several_calls_within_a_schedule_each_begin_anew(
     assert np.array_equal(first, second)
 
 
+THREE = torch.randn(3, pipelines.DIM, generator=torch.Generator().manual_seed(4))
+THREE_PROMPTS = ["a cat", "two dogs", "a red car at night"]
+
+
+def chosen(name: str, rows: list[int]) -> dict[str, Any]:
+    """Some of three things to edit."""
+    prompts = [THREE_PROMPTS[row] for row in rows]
+    return {"prompt": prompts} if "pooled" in name else {"embedding": THREE[rows]}
+
+
+@pytest.mark.parametrize(
+    ("called", "scheduled"), [([0], [1]), ([0, 1], [0, 2]), ([0, 1], [2, 1]), ([0], [0, 1])]
+)
+@pytest.mark.parametrize("name", FAMILIES)
 def test_a_schedule_for_another_picture_is_refused(
-    pipes: dict[str, Any], space: FeatureSpace
+    name: str,
+    called: list[int],
+    scheduled: list[int],
+    pipes: dict[str, Any],
+    space: FeatureSpace,
 ) -> None:
-    pipe, steering = pipes["sd-ip"], Steering(EDITS, begin=0.5)
-    inputs = steering.inputs(space, pipe, embedding=TWO[:1])
+    pipe, steering = pipes[name], Steering(EDITS, begin=0.5)
+    inputs = steering.inputs(space, pipe, **chosen(name, called))
     with (
         pytest.raises(UserError, match="called with other embeddings"),
-        steering.scheduled(space, pipe, embedding=TWO[1:]),
+        steering.scheduled(space, pipe, **chosen(name, scheduled)),
     ):
-        call(pipe, "sd-ip", inputs, 1)
+        call(pipe, name, inputs, len(called))
+
+
+@pytest.mark.parametrize("steering", [Steering(), Steering((Edit(3, 4.0),))])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_other_edits_within_a_schedule_are_refused(
+    name: str, steering: Steering, pipes: dict[str, Any], space: FeatureSpace
+) -> None:
+    pipe, given = pipes[name], chosen(name, [0])
+    inputs = steering.inputs(space, pipe, **given)
+    with (
+        pytest.raises(UserError, match="called with other embeddings"),
+        Steering(EDITS, end=0.5).scheduled(space, pipe, **given),
+    ):
+        call(pipe, name, inputs, 1)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_schedule_knows_embeddings_in_any_order_and_one_after_another(
+    name: str, pipes: dict[str, Any], space: FeatureSpace
+) -> None:
+    pipe, steering = pipes[name], Steering(EDITS, end=0.5)
+    inputs = steering.inputs(space, pipe, **chosen(name, [0, 1]))
+    found = []
+    for order in ([0, 1], [1, 0], [1, 0, 0]):
+        with steering.scheduled(space, pipe, **chosen(name, order)):
+            found.append(call(pipe, name, inputs, 2))
+    for other in found[1:]:
+        np.testing.assert_allclose(other, found[0], atol=2e-3)
+    with steering.scheduled(space, pipe, **chosen(name, [0, 1])):
+        for row in range(2):
+            call(pipe, name, steering.inputs(space, pipe, **chosen(name, [row])), 1)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("level", [0, 300])
+def test_stable_unclip_knows_its_embeddings_under_noise(
+    level: int, pipes: dict[str, Any], space: FeatureSpace
+) -> None:
+    adapter = adapter_for(pipes["unclip"], space)
+    torch.manual_seed(0)
+    steered = torch.randn(8, pipelines.DIM) * 40
+    plain = steered + torch.randn(8, pipelines.DIM) * 40
+    noised = adapter.pipe.noise_image_embeddings(steered.repeat(20, 1), level)
+    distance = adapter.distances(noised, steered, plain)
+    assert torch.equal(distance.argmin(1), torch.arange(8).repeat(20))
+    assert distance.min(1).values.isfinite().all()
+    other = adapter.pipe.noise_image_embeddings(plain.repeat(20, 1), level)
+    assert adapter.distances(other, steered, plain).isinf().all()
+    assert adapter.distances(torch.zeros_like(other), steered, plain).isinf().all()
+    moved = adapter.rows(noised, distance, steered, plain) - noised
+    clean = [
+        adapter.pipe.noise_image_embeddings(rows.repeat(20, 1), level, noise=torch.zeros(160, 16))
+        for rows in (steered, plain)
+    ]
+    torch.testing.assert_close(moved, clean[1] - clean[0], atol=1e-3, rtol=1e-4)
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -118,6 +118,16 @@ def test_no_prompt_to_edit_is_said(prompt: Any, pipe: Any, embedded: FeatureSpac
         Steering(EDITS).inputs(embedded, pipe, prompt=prompt)
 
 
+def test_a_schedule_for_another_prompt_is_refused(pipe: Any, embedded: FeatureSpace) -> None:
+    late = Steering(EDITS, begin=0.5)
+    inputs = late.inputs(embedded, pipe, prompt=PROMPTS)
+    with (
+        pytest.raises(UserError, match="called with other embeddings"),
+        late.scheduled(embedded, pipe, prompt=[PROMPTS[0], "a car"]),
+    ):
+        draw(pipe, inputs, 2)
+
+
 def changed(spread: float) -> Any:
     """A pipeline with other weights where LoRAs and DreamBooth change them."""
     pipe = pipelines.stable_diffusion_of_prompts()

@@ -162,21 +162,29 @@ class Adapter(ABC):
             inputs = inputs | ({outer[0]: holder | {name: moved}} if outer else {name: moved})
         return inputs
 
-    def rows(self, rows: Tensor, given: Tensor, other: Tensor) -> Tensor:
-        """Rows `[rows, width]` in which each that holds a given condition `[n, width]` holds the
-        other `[n, width]` instead.
+    def distances(self, rows: Tensor, given: Tensor, other: Tensor) -> Tensor:
+        """How far rows `[rows, width]` are from given conditions `[n, width]`: `[rows, n]`,
+        infinite where a row does not hold one.
 
         By what is in it and not by its place: guidance of whichever kind adds rows before, behind
         and between, or calls the denoiser once more. A row that is no nearer to the given condition
-        than half way to the other holds neither: states of different prompts have much in common.
+        than half way to the other `[n, width]` holds neither: states of different prompts have much
+        in common.
         """
         distance = torch.cdist(
             rows.float(), given.to(rows.device).float(), compute_mode=EXACT
         )  # [rows, n]
+        return distance.masked_fill(distance > near(given, other).to(distance), torch.inf)
+
+    def rows(self, rows: Tensor, distance: Tensor, given: Tensor, other: Tensor) -> Tensor:
+        """Rows `[rows, width]` in which each that holds a given condition `[n, width]` holds the
+        other `[n, width]` instead.
+
+        Args:
+            distance: of `distances`.
+        """
         nearest, which = distance.min(1)
-        length, half = given.float().norm(dim=1), (given.float() - other.float()).norm(dim=1) / 2
-        same = nearest <= torch.minimum(SAME * length, half).to(nearest)[which]
-        return torch.where(same[:, None], other.to(rows)[which], rows)
+        return torch.where(nearest.isfinite()[:, None], other.to(rows)[which], rows)
 
     @contextmanager
     def during(
@@ -191,23 +199,25 @@ class Adapter(ABC):
             begin, end: in [0, 1], shares of the steps that run.
 
         Raises:
-            UserError: at the end, where the pipeline was called with other embeddings.
+            UserError: at the end, where the pipeline was not called with each of the embeddings.
         """
         steered, plain = self._some(steered), self._some(plain)
         given = self.conditions(steered, plain, call)
         other = self.conditions(plain, plain, call)
         pairs = list(zip(given, other, strict=True))
+        missing = torch.stack([(new != old).any(1).cpu() for new, old in pairs]).any(0)  # [n]
         counter = StepCounter(self.pipe)
-        tried = found = 0
+        tried = False
 
         def replace(rows: Tensor) -> Tensor:
-            nonlocal found, tried
+            nonlocal tried
+            tried = True
             flat = rows.flatten(1)
             fitting = [pair for pair in pairs if pair[0].shape[1] == flat.shape[1]]
-            changed = self.rows(flat, *(fitting or pairs)[0]).view_as(rows)
-            tried += 1
-            found += int((changed != rows).any())
-            return changed
+            new, old = (fitting or pairs)[0]
+            distance = self.distances(flat, new, old)
+            missing[distance.isfinite().any(0).cpu()] = False
+            return self.rows(flat, distance, new, old).view_as(rows)
 
         def hook(module: nn.Module, positional: tuple, named: dict[str, Any]) -> Any:
             now = named["timestep"] if "timestep" in named else positional[1]
@@ -222,7 +232,7 @@ class Adapter(ABC):
         finally:
             for handle in handles:
                 handle.remove()
-        if tried and not found and not all(map(torch.equal, given, other)):
+        if tried and missing.any():
             raise UserError(
                 "the pipeline was called with other embeddings than the schedule was made for; "
                 "give both the same image, embedding and prompt"
@@ -318,6 +328,12 @@ class StepCounter:
         count = len(steps) - self.first
         told = getattr(self.pipe, "_num_timesteps", None)
         return (place - self.first) / (min(count, told) if told else count)
+
+
+def near(given: Tensor, other: Tensor) -> Tensor:
+    """How near a row is at most to a given condition `[n, width]` that it holds: `[n]`."""
+    half = (given.float() - other.float()).norm(dim=1) / 2
+    return torch.minimum(SAME * given.float().norm(dim=1), half)
 
 
 EXACT = "donot_use_mm_for_euclid_dist"

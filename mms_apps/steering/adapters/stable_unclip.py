@@ -7,7 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mms_apps.steering.adapters.base import Adapter, Call, refuse_negative, takes
+from mms_apps.steering.adapters.base import Adapter, Call, near, refuse_negative, takes
+
+SIGMAS = 6.0
+"""How far beyond its mean the square of noise that a row is allowed lies, in its spread."""
 
 
 class StableUnCLIP(Adapter):
@@ -31,30 +34,41 @@ class StableUnCLIP(Adapter):
             "noise_level": 0,
         }
 
-    def rows(self, rows: Tensor, given: Tensor, other: Tensor) -> Tensor:
-        """Noise hides which embedding a row holds: the unconditional rows are zero, the others
-        stand in the embeddings' order."""
-        conditional = rows.any(1).nonzero()[:, 0]
+    def distances(self, rows: Tensor, given: Tensor, other: Tensor) -> Tensor:
+        """Farther than noise takes an embedding; unconditional rows are zero."""
+        mean, std = (
+            part.detach().to(rows.device).float()
+            for part in (self.pipe.image_normalizer.mean, self.pipe.image_normalizer.std)
+        )
+        kept = self._kept(rows)  # [rows, 1]
+        noised, new, old = (
+            (part.to(rows.device).float() - mean) / std
+            for part in (rows[:, : self.dim], given, other)
+        )
+        distance = torch.stack([(noised - kept * one).norm(dim=1) for one in new], 1)  # [rows, n]
+        most = self.dim + SIGMAS * (2 * self.dim) ** 0.5  # of the squares of so many normal numbers
+        noise = (1 - kept.square()).clamp(min=0).sqrt() * most**0.5
+        held = (distance <= noise + kept * near(new, old)) & rows.any(1)[:, None]
+        return distance.masked_fill(~held, torch.inf)
+
+    def rows(self, rows: Tensor, distance: Tensor, given: Tensor, other: Tensor) -> Tensor:
+        nearest, which = distance.min(1)
+        move = (other - given).to(rows)[which] * self._kept(rows).to(rows)  # [rows, dim]
         moved = rows.clone()
-        part = rows[conditional]  # [images, 2 * dim]
-        which = torch.arange(len(part), device=rows.device) * len(given) // max(len(part), 1)
-        move = (other - given).to(part)[which]  # [images, dim]
-        dim = move.shape[1]
-        part[:, :dim] += move * self._kept(part[:, dim:])
-        moved[conditional] = part
+        moved[:, : self.dim] += move * nearest.isfinite()[:, None]
         return moved
 
-    def _kept(self, levels: Tensor) -> Tensor:
-        """What noising keeps of an embedding, by its sinusoid of the noise level `[images, dim]`:
-        `[images, 1]`."""
+    def _kept(self, rows: Tensor) -> Tensor:
+        """The share of an embedding that noising keeps, by the sinusoid of the noise level behind
+        it: `[rows, 1]`."""
         from diffusers.models.embeddings import get_timestep_embedding
 
-        kept = self.pipe.image_noising_scheduler.alphas_cumprod.to(levels.device)  # [levels]
+        kept = self.pipe.image_noising_scheduler.alphas_cumprod.to(rows.device)  # [levels]
         known = get_timestep_embedding(
-            torch.arange(len(kept), device=levels.device),
-            levels.shape[1],
+            torch.arange(len(kept), device=rows.device),
+            self.dim,
             flip_sin_to_cos=True,
             downscale_freq_shift=0,
         )
-        place = torch.cdist(levels.float(), known.float()).argmin(1)
-        return kept[place].sqrt()[:, None].to(levels)
+        place = torch.cdist(rows[:, self.dim :].float(), known.float()).argmin(1)
+        return kept[place].sqrt()[:, None].float()
