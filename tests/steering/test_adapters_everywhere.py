@@ -22,6 +22,7 @@ from torch import Tensor
 from features.errors import UserError
 from features.space.space import FeatureSpace
 from mms_apps.steering import Edit, Steering
+from mms_apps.steering.adapters.base import StepCounter
 from mms_apps.steering.adapters.choose import adapter_for
 from mms_apps.steering.adapters.one_a_picture import OneAPicture
 from tests.steering import pipelines
@@ -388,6 +389,41 @@ def test_several_calls_within_a_schedule_each_begin_anew(
     assert np.array_equal(first, second)
 
 
+@pytest.mark.parametrize("name", STARTED)
+def test_a_call_that_ran_no_further_does_not_count_for_the_next(
+    name: str, pipes: dict[str, Any], space: FeatureSpace
+) -> None:
+    pipe = STARTED[name](**pipes[name].components)
+    pipe.set_progress_bar_config(disable=True)
+    steering, given = Steering(EDITS, end=0.5), source(name, slice(0, 1))
+    inputs = steering.inputs(space, pipe, **given)
+    with steering.scheduled(space, pipe, **given), seen(pipe, space) as calls:
+        call(pipe, name, inputs, 1, steps=4, image=PICTURE, strength=0.5)
+        call(pipe, name, inputs, 1, steps=8, image=PICTURE, strength=0.5)
+    assert edited(calls, inputs, pipelines.DIM) == [True, False, True, True, False, False]
+
+
+def test_a_call_that_was_broken_off_does_not_count_for_the_next(
+    pipes: dict[str, Any], space: FeatureSpace
+) -> None:
+    pipe = STARTED["sd-ip"](**pipes["sd-ip"].components)
+    pipe.set_progress_bar_config(disable=True)
+    steering, given = Steering(EDITS, end=0.5), source("sd-ip", slice(0, 1))
+    inputs = steering.inputs(space, pipe, **given)
+
+    def broken_off(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        if step == 1:
+            raise KeyboardInterrupt
+        return tensors
+
+    more = {"image": PICTURE, "callback_on_step_end": broken_off}
+    with steering.scheduled(space, pipe, **given), seen(pipe, space) as calls:
+        with pytest.raises(KeyboardInterrupt):
+            call(pipe, "sd-ip", inputs, 1, steps=4, strength=1.0, **more)
+        call(pipe, "sd-ip", inputs, 1, steps=4, strength=0.5, image=PICTURE)
+    assert edited(calls, inputs, pipelines.DIM) == [True, True, True, False]
+
+
 THREE = torch.randn(3, pipelines.DIM, generator=torch.Generator().manual_seed(4))
 THREE_PROMPTS = ["a cat", "two dogs", "a red car at night"]
 
@@ -471,6 +507,51 @@ def test_stable_unclip_knows_its_embeddings_under_noise(
         for rows in (steered, plain)
     ]
     torch.testing.assert_close(moved, clean[1] - clean[0], atol=1e-3, rtol=1e-4)
+
+
+def calls_before(scheduler: Any, end: float, start: int = 0) -> int:
+    """How many calls of the denoiser lie before a share of the steps of ten that run."""
+    scheduler.set_timesteps(10)
+    counter = StepCounter(SimpleNamespace(scheduler=scheduler))
+    sample = torch.zeros(1, 4, 2, 2)
+    shares = []
+    for timestep in scheduler.timesteps[start:]:
+        shares.append(counter.share(timestep))
+        counter.share(timestep)  # a ControlNet, or a second call of guidance
+        sample = scheduler.step(sample, timestep, sample).prev_sample
+    assert shares == sorted(shares) and shares[0] == 0 and shares[-1] < 1
+    return sum(share < end for share in shares)
+
+
+TWICE = ["HeunDiscreteScheduler", "KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler"]
+
+
+@pytest.mark.parametrize("steps", [1, 4, 5, 9])
+@pytest.mark.parametrize("name", [*TWICE, "FlowMatchHeunDiscreteScheduler"])
+def test_a_schedule_ends_after_a_step_of_two_calls(name: str, steps: int) -> None:
+    scheduler = getattr(diffusers, name)()
+    assert calls_before(scheduler, steps / 10 - 0.01) == 2 * steps
+
+
+@pytest.mark.parametrize("name", TWICE)
+def test_steps_of_two_calls_are_counted_from_a_picture_on(name: str) -> None:
+    assert calls_before(getattr(diffusers, name)(), 0.49, start=8) == 6  # of six steps, three
+
+
+@pytest.mark.parametrize(
+    ("prk", "calls"), [(True, [4, 8, 12, 13, 14, 15]), (False, [2, 3, 4, 5, 6, 7])]
+)
+def test_a_schedule_ends_after_a_step_of_pndm(prk: bool, calls: list[int]) -> None:
+    scheduler = diffusers.PNDMScheduler(skip_prk_steps=not prk)
+    found = [calls_before(scheduler, step / 10 - 0.01) for step in range(1, 7)]
+    assert found == calls
+
+
+@pytest.mark.parametrize("name", ["DDIMScheduler", "EulerDiscreteScheduler", "LCMScheduler"])
+def test_steps_of_one_call_are_counted_as_they_are(name: str) -> None:
+    scheduler = getattr(diffusers, name)()
+    assert calls_before(scheduler, 0.5) == 5
+    assert calls_before(scheduler, 0.5, start=4) == 3
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -315,19 +315,45 @@ class StepCounter:
 
     def __init__(self, pipe: Any) -> None:
         self.pipe = pipe
-        self.first = self.last = -1
+        self.timesteps: Tensor | None = None
+        self.first: int | None = None
 
     def share(self, timestep: Any) -> float:
         """The share of the steps that run which lies before a timestep, in [0, 1)."""
-        steps = self.pipe.scheduler.timesteps
-        now = torch.as_tensor(timestep).flatten()[0].to(steps)
-        place = int((steps - now).abs().argmin())
-        if self.first < 0 or place < self.last:  # the first step of a call
+        scheduler = self.pipe.scheduler
+        if scheduler.timesteps is not self.timesteps:  # each call of a pipeline sets them anew
+            self.timesteps, self.first = scheduler.timesteps, None
+        place = self._place(scheduler, timestep)
+        if self.first is None or place < self.first:
             self.first = place
-        self.last = place
-        count = len(steps) - self.first
+        steps = steps_of(scheduler)[self.first :]
         told = getattr(self.pipe, "_num_timesteps", None)
-        return (place - self.first) / (min(count, told) if told else count)
+        last = steps[:told][-1] if told else steps[-1]
+        return (steps[place - self.first] - steps[0]) / (last - steps[0] + 1)
+
+    def _place(self, scheduler: Any, timestep: Any) -> int:
+        """The number of a timestep among the scheduler's, of which some are there twice."""
+        now = torch.as_tensor(timestep).flatten()[0].to(scheduler.timesteps)
+        away = (scheduler.timesteps - now).abs()
+        alike = (away == away.min()).nonzero()[:, 0].tolist()
+        known = getattr(scheduler, "step_index", None)
+        if known is None:
+            known = getattr(scheduler, "begin_index", None)
+        if known is None and hasattr(scheduler, "counter"):
+            known = (self.first or 0) + scheduler.counter
+        return alike[-1] if known is None else min(alike, key=lambda place: abs(place - known))
+
+
+def steps_of(scheduler: Any) -> list[int]:
+    """Of each of a scheduler's timesteps, at which the denoiser is called once, the number of its
+    step."""
+    count = len(scheduler.timesteps)
+    if not hasattr(scheduler, "prk_timesteps"):
+        return [place // scheduler.order for place in range(count)]
+    first = len(scheduler.prk_timesteps)  # of PNDM, by Runge-Kutta, in steps of four calls
+    if not first:
+        return [max(place - 1, 0) for place in range(count)]  # the first step is of two calls
+    return [*(place // 4 for place in range(first)), *range(first // 4, first // 4 + count - first)]
 
 
 def near(given: Tensor, other: Tensor) -> Tensor:
