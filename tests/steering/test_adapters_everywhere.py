@@ -121,8 +121,6 @@ def test_a_batch_is_the_pictures_drawn_alone(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     pipe = pipes[name]
-    if times > 1 and name == "sd3-pooled":
-        pytest.skip("the pipeline repeats no pooled embedding that it is given")
     if name == "unclip":
         without_noise(pipe, monkeypatch)
     steering = Steering(EDITS, begin=begin)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from mms_apps.steering.adapters.base import (
     Call,
     TextAdapter,
+    controlnets,
     refuse_negative,
     some_prompts,
     takes,
@@ -140,6 +141,12 @@ class SD3PooledPrompt(PooledPrompt):
             and hasattr(pipe, "text_encoder_3")
         )
 
+    def arguments(self, steered: Tensor, plain: Tensor, call: Call) -> dict[str, Any]:
+        for module in (self.denoiser, *controlnets(self.pipe)):
+            if for_pictures not in module._forward_pre_hooks.values():
+                module.register_forward_pre_hook(for_pictures, with_kwargs=True)
+        return super().arguments(steered, plain, call)
+
     @property
     def dim(self) -> int:
         return self._widths[self._which]
@@ -170,3 +177,17 @@ class SD3PooledPrompt(PooledPrompt):
         changed = whole.clone()
         changed[:, self._place] = embedding
         return changed
+
+
+def for_pictures(
+    module: nn.Module, positional: tuple, named: dict[str, Any]
+) -> tuple[tuple, dict[str, Any]]:
+    """What a transformer is called with, each prompt's embeddings as often as there are pictures of
+    it: the pipeline repeats none that it is given."""
+    pictures = len(named["hidden_states"] if "hidden_states" in named else positional[0])
+    repeated = {
+        name: rows.repeat_interleave(pictures // len(rows), 0)
+        for name in ("encoder_hidden_states", "pooled_projections")
+        if (rows := named.get(name)) is not None and len(rows) < pictures
+    }
+    return positional, named | repeated
