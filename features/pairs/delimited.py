@@ -38,7 +38,9 @@ EXCEL_HINT = re.compile(r"sep=(.)\s*$")
 COUNT = re.compile(r"\s*\d+\s*$")
 MAX_QUOTED_LINES = 100
 """A quoted field that goes on for more lines was opened by a stray quote."""
-MISSING = frozenset(("nan", "NaN", "null", "NULL", "None", "<NA>", "N/A", "n/a", "#N/A", "#NA"))
+MISSING = frozenset(
+    ("nan", "NaN", "NaT", "null", "NULL", "None", "<NA>", "NA", "N/A", "n/a", "#N/A", "#NA", "?")
+)
 """What programs write where a cell has no value."""
 OPEN = "open"
 """The outcome of parsing text that ends within quotes."""

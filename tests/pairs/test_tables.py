@@ -603,7 +603,7 @@ def test_columns_of_one_name_are_told_apart(folder: Path) -> None:
     assert pair.attributes == {"x": "1", "caption.1": "second", "x.2": "2", "x.1": "3"}
 
 
-@pytest.mark.parametrize("cell", ["nan", "NaN", "NULL", "None", "<NA>", "N/A", " nan "])
+@pytest.mark.parametrize("cell", ["NaN", "NULL", "None", "<NA>", "NA", "NaT", "?", "N/A", " nan "])
 def test_what_stands_for_no_value_is_none(folder: Path, cell: str) -> None:
     path = table(folder, f"image,caption,label\na.png,x,{cell}\nb.png,{cell},y\n")
     (pair,) = pairs(path)
@@ -612,9 +612,9 @@ def test_what_stands_for_no_value_is_none(folder: Path, cell: str) -> None:
 
 
 def test_words_that_look_like_no_value_are_kept(folder: Path) -> None:
-    path = table(folder, "image,caption,label\na.png,none of these,none\nb.png,nan bread,NA\n")
+    path = table(folder, "image,caption,label\na.png,none of these,none\nb.png,nan bread,-\n")
     assert captions(path) == ["none of these", "nan bread"]
-    assert [pair.attributes["label"] for pair in pairs(path)] == ["none", "NA"]
+    assert [pair.attributes["label"] for pair in pairs(path)] == ["none", "-"]
 
 
 def test_values_are_the_same_without_the_blanks_around(folder: Path) -> None:
