@@ -254,7 +254,7 @@ def cut_off(folder: Path) -> None:
         (lambda folder: (folder / "model.safetensors").unlink(), "cannot be loaded"),
         (cut_off, "cannot be loaded"),
         (no_processor, "no processor"),
-        (no_tokenizer, "no processor"),
+        (no_tokenizer, "the same tokens"),
         (one_tower, "embeds no"),
         (half_the_weights, "no weights for"),
         (another_shape, "cannot embed what its processor makes"),

@@ -18,6 +18,7 @@ from features.encoders.locked_model import TEXT_CONFIG
 from features.encoders.towers import TIMM
 from features.encoders.transformers import ADVICE, TRANSFORMERS, UNFIT, load_transformers
 from features.encoders.two_models import load_two_models
+from features.encoders.vocabulary import require_words
 from features.errors import UserError, first_line
 
 LOCAL_DIR = "local-dir:"
@@ -254,11 +255,15 @@ def _tried(encoder: Encoder, encoder_id: str, unfit: str, advice: str) -> Encode
         advice: what to do then.
 
     Raises:
-        UserError: it cannot, embeds them in different spaces, or gives NaN or infinity.
+        UserError: it cannot, its tokenizer has no words, it embeds them in different spaces, or
+            gives NaN or infinity.
     """
     try:
+        require_words(encoder.tokenize, encoder_id)
         image = encoder.encode_images([Image.new("RGB", shape) for shape in TRIED_SHAPES])
         text = encoder.encode_texts(TRIED_TEXTS)
+    except UserError:
+        raise
     except Exception as error:  # whatever the model's code raises
         raise UserError(f"{encoder_id}: {unfit} ({first_line(error)}); {advice}") from error
     if image.ndim != 2 or image.shape != text.shape:

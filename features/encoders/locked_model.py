@@ -25,6 +25,7 @@ from features.encoders.towers import (
     timm_id,
     unloadable_text_tower,
 )
+from features.encoders.vocabulary import require_words
 from features.errors import UserError
 from features.files import replacing, write_json
 
@@ -91,7 +92,8 @@ def build_locked_model(
             cut.
 
     Raises:
-        UserError: a tower cannot be loaded, or open_clip has no place for it.
+        UserError: a tower cannot be loaded, its tokenizer has no words, or open_clip has no place
+            for it.
     """
     import open_clip
     from open_clip.hf_configs import arch_dict
@@ -116,6 +118,7 @@ def build_locked_model(
             tokenizer.tokenizer.model_max_length,
             getattr(text_config, "max_position_embeddings", context_length),
         )
+        require_words(tokenizer, text_tower)
         config = _config(
             full, architecture(image_id), text_tower, dim, tokenizer.context_length, text_config
         )

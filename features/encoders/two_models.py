@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from features.encoders.towers import TIMM, load_image_tower, public_id, unloadable_text_tower
+from features.encoders.vocabulary import require_words
 from features.errors import UserError
 
 TEXT = "+text:"
@@ -68,7 +69,7 @@ def load_two_models(
         What the judge is called, its model, image transform and tokenizer.
 
     Raises:
-        UserError: a model is missing from the id, or cannot be loaded.
+        UserError: a model is missing from the id, cannot be loaded, or its tokenizer has no words.
     """
     image_id, _, text_id = judge_id.removeprefix(TIMM).partition(TEXT)
     if not image_id or not text_id:
@@ -101,10 +102,13 @@ def _load_text_model(text_id: str) -> tuple[nn.Module, Callable[[list[str]], Ten
 
     try:
         model = AutoModel.from_pretrained(text_id)
-        tokenizer = AutoTokenizer.from_pretrained(text_id)
+        tokenize = Tokenize(AutoTokenizer.from_pretrained(text_id))
+        require_words(tokenize, text_id)
+    except UserError:
+        raise
     except Exception as error:  # transformers and huggingface_hub each raise their own
         raise unloadable_text_tower(text_id, error) from error
-    return model, Tokenize(tokenizer)
+    return model, tokenize
 
 
 class Tokenize:
