@@ -424,6 +424,66 @@ def test_what_does_not_fit_is_a_user_error(
     assert not (tmp_path / "s" / "config.json").exists()
 
 
+def files_apart(root: Path, folder: str, names: str) -> Path:
+    """A folder of as many files as there are names, each with an ending."""
+    (root / folder).mkdir()
+    for name in names.split():
+        if name.endswith(".parquet"):
+            pq.write_table(pa.table({"caption": ["a", "b"]}), root / folder / name)
+        else:
+            np.save(root / folder / name, unit(2, 0))
+    return root / folder
+
+
+@pytest.mark.parametrize(
+    ("images", "texts", "lacks"),
+    [
+        ("part_0.npy part_1.npy part_2.npy", "part_0.npy part_2.npy part_3.npy", "part_1.npy"),
+        ("image_0.npy image_1.npy", "text_1.npy text_2.npy", "image_0.npy"),
+        ("b32_0.npy b32_1.npy", "l14_0.npy l14_2.npy", "b32_1.npy"),
+        ("0-of-2.npy 1-of-2.npy", "00001-of-2.npy 00002-of-2.npy", "0-of-2.npy"),
+        ("10.npy 11.npy", "20.npy 21.npy", "10.npy"),
+        ("train.npy val.npy", "test.npy train.npy", "val.npy"),
+        ("1.npy 2.npy", "one.npy two.npy", "1.npy"),
+    ],
+)
+def test_files_of_other_numbers_are_not_paired(
+    root: Path, images: str, texts: str, lacks: str
+) -> None:
+    one, two = files_apart(root, "im", images), files_apart(root, "tx", texts)
+    with pytest.raises(UserError, match=f"tx: no file of the number or name of .*im/{lacks};"):
+        open_embeddings(images=one, texts=two)
+    tables = files_apart(root, "tables", texts.replace(".npy", ".parquet"))
+    with pytest.raises(UserError, match=f"tables: no file of the number .*im/{lacks};"):
+        open_embeddings(images=one, texts=one, text_key="other", metadata=tables)
+
+
+def test_files_of_one_number_are_not_paired(root: Path) -> None:
+    one, two = files_apart(root, "im", "1.npy 01.npy"), files_apart(root, "tx", "1.npy 2.npy")
+    with pytest.raises(UserError, match="tx: no file of the number"):
+        open_embeddings(images=one, texts=two)
+
+
+@pytest.mark.parametrize(
+    ("images", "texts"),
+    [
+        ("part_0.npy part_2.npy part_10.npy", "0000.npy 0002.npy 0010.npy"),
+        ("b32_0.npy b32_1.npy", "text-l14-0.npy text-l14-1.npy"),
+        ("img_train.npy img_train_extra.npy", "txt_train.npy txt_train_extra.npy"),
+        ("0-of-2_im.npy 1-of-2_im.npy", "0-of-2.npy 1-of-2.npy"),
+        ("train-0.npy train_x.npy", "train_0.npy train-x.npy"),
+        ("clip_b32.npy", "bert768.npy"),
+    ],
+)
+def test_files_are_paired_by_number_or_name(root: Path, images: str, texts: str) -> None:
+    one, two = files_apart(root, "im", images), files_apart(root, "tx", texts)
+    tables = files_apart(root, "tables", texts.replace(".npy", ".parquet"))
+    parts = open_embeddings(images=one, texts=two, metadata=tables).parts
+    found = {part.image.path.name: part.text.path.name for part in parts}
+    assert found == dict(zip(images.split(), texts.split(), strict=True))
+    assert [part.table.stem for part in parts if part.table] == [p.text.path.stem for p in parts]
+
+
 def test_captions_of_another_column(root: Path, tmp_path: Path) -> None:
     source = datacomp(root)
     store = imported(tmp_path / "s", source, caption_column="url")

@@ -29,6 +29,8 @@ IMAGES, TEXTS, METADATA = "img_emb", "text_emb", "metadata"
 """clip-retrieval's folders."""
 TABLE = ".parquet"
 DIGITS = re.compile(r"(\d+)")
+PIECES = re.compile(r"\d+|[^\W\d_]+")
+"""The numbers and words of a name."""
 
 
 @dataclass(frozen=True)
@@ -94,8 +96,9 @@ def open_embeddings(
         source: a folder of clip-retrieval's or DataComp's, or files that hold images and texts
             (a file, a folder or a glob).
         images: in place of `source`: files of the images' embeddings (a file, a folder or a glob).
-        texts: of the texts' embeddings, as many files.
-        metadata: parquet files with captions and attributes, as many; None takes the columns of
+        texts: of the texts' embeddings, as many files; where they are several, with the numbers or
+            names of the images' files.
+        metadata: parquet files with captions and attributes, likewise; None takes the columns of
             embeddings' own parquet files, or those that the layout has.
         image_key: the array, tensor or column that holds the images' embeddings.
         text_key: the texts'.
@@ -210,7 +213,7 @@ def _matched(images: str | Path, texts: str | Path) -> list[tuple[Path, Path]]:
     one, two = (_listed(Path(each), ENDINGS) for each in (images, texts))
     if len(one) != len(two):
         raise UserError(f"{images}: {len(one)} files, {texts}: {len(two)}; give as many of both")
-    return list(zip(one, two, strict=True))
+    return list(zip(one, _beside_each(one, two, texts), strict=True))
 
 
 def _as_many(metadata: str | Path, found: Sequence[tuple[Path, Path, Path | None]]) -> list[Path]:
@@ -219,7 +222,45 @@ def _as_many(metadata: str | Path, found: Sequence[tuple[Path, Path, Path | None
         raise UserError(
             f"{metadata}: {len(tables)} files for {len(found)} of embeddings; give as many"
         )
-    return tables
+    return _beside_each([image for image, _, _ in found], tables, metadata)
+
+
+def _beside_each(paths: Sequence[Path], others: Sequence[Path], where: str | Path) -> list[Path]:
+    """Of as many other files, the one that goes with each, by their numbers or names.
+
+    Args:
+        where: the other files, for the message.
+
+    Raises:
+        UserError: one has no such file.
+    """
+    beside = dict(zip(_told_apart_by(others), others, strict=True))
+    found = [beside.pop(name, None) for name in _told_apart_by(paths)]
+    for path, other in zip(paths, found, strict=True):
+        if other is None:
+            raise UserError(
+                f"{where}: no file of the number or name of {path}; copy one there, remove this "
+                "one, or name the files alike"
+            )
+    return [other for other in found if other is not None]
+
+
+def _told_apart_by(paths: Sequence[Path]) -> list[tuple[str, ...]]:
+    """The numbers and words of each path, without those with which all begin and end."""
+    pieces = [
+        [piece.lstrip("0") or "0" for piece in PIECES.findall(str(path.with_suffix("")))]
+        for path in paths
+    ]
+    begin = _shared(pieces)
+    rest = [each[begin:][::-1] for each in pieces]
+    end = _shared(rest)
+    return [tuple(each[end:]) for each in rest]
+
+
+def _shared(pieces: list[list[str]]) -> int:
+    """With how many equal pieces all begin."""
+    least, most = min(pieces), max(pieces)
+    return next((n for n, piece in enumerate(least) if piece != most[n]), len(least))
 
 
 def _listed(path: Path, endings: Sequence[str]) -> list[Path]:
