@@ -1,6 +1,8 @@
+import io
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import open_clip
@@ -10,7 +12,7 @@ from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 from torchvision.transforms import Compose, PILToTensor
 
-from features.encoders.encoder import Preprocessing
+from features.encoders.encoder import Encoder, Preprocessing, pictures_of
 from features.encoders.load import load_encoder
 from features.errors import UserError
 from tests.conftest import save_tiny_clip
@@ -33,6 +35,95 @@ def test_embeddings_are_those_of_open_clip(clip_folder: Path) -> None:
     assert torch.allclose(encoder.encode_images(images), image, atol=1e-5)
     assert torch.allclose(encoder.encode_texts(texts), text, atol=1e-5)
     assert encoder.dim == 16 == image.shape[1]
+
+
+@pytest.fixture(scope="module")
+def encoder(clip_folder: Path) -> Encoder:
+    return load_encoder(f"local-dir:{clip_folder}", "cpu")
+
+
+ARRAY = np.zeros((8, 9, 3), np.uint8)
+
+
+@pytest.mark.parametrize(
+    "one",
+    [
+        ARRAY,
+        ARRAY[:, :, 0],
+        ARRAY / 255,
+        torch.zeros(3, 8, 9),
+        torch.zeros(8, 9),
+        Image.new("RGB", (9, 8)),
+        "a.png",
+        Path("a.png"),
+        io.BytesIO(),
+        b"",
+        None,
+        3,
+    ],
+)
+def test_one_picture_alone_is_one(one: Any) -> None:
+    [found] = pictures_of(one)
+    assert found is one
+
+
+@pytest.mark.parametrize(
+    "several",
+    [
+        np.stack([ARRAY] * 2),
+        torch.zeros(2, 3, 8, 9),
+        [ARRAY, ARRAY],
+        (torch.zeros(3, 8, 9), Path("a.png")),
+        np.array(["a.png", "b.png"]),
+        np.array([Path("a.png"), "b.png"], dtype=object),
+        (name for name in ("a.png", "b.png")),
+    ],
+)
+def test_several_pictures_are_several(several: Any) -> None:
+    assert len(pictures_of(several)) == 2
+
+
+def test_one_array_or_tensor_is_one_picture(encoder: Encoder) -> None:
+    array = np.asarray(noise(40, 20))
+    expected = encoder.encode_images([array])
+    tensor = torch.from_numpy(array.copy()).permute(2, 0, 1)
+    for one in (array, tensor, array[:, ::-1][:, ::-1], noise(40, 20)):
+        torch.testing.assert_close(encoder.encode_images(one), expected)
+    for several in (np.stack([array] * 3), torch.stack([tensor] * 3), [array, tensor, array]):
+        found = encoder.encode_images(several)
+        torch.testing.assert_close(found, expected.expand(3, -1), atol=1e-5, rtol=0)
+
+
+def test_open_files_are_pictures(encoder: Encoder) -> None:
+    file = io.BytesIO()
+    noise(40, 20).save(file, "PNG")
+    expected = encoder.encode_images([noise(40, 20)])
+    for form in (file, [file]):
+        file.seek(0)
+        torch.testing.assert_close(encoder.encode_images(form), expected)
+    with pytest.raises(UserError, match="unreadable image"):
+        encoder.encode_images([io.BytesIO(b"no picture")])
+
+
+def test_of_nothing_there_are_no_embeddings(encoder: Encoder) -> None:
+    for found in (encoder.encode_texts([]), encoder.encode_images([])):
+        assert found.shape == (0, encoder.dim) and found.dtype == torch.float32
+
+
+@pytest.mark.parametrize("text", [None, float("nan"), 3, b"a", ["a"], {"text": "a"}])
+def test_what_is_no_text_is_said_with_its_place(encoder: Encoder, text: Any) -> None:
+    with pytest.raises(UserError, match=r"text 2 is .*; give strings"):
+        encoder.encode_texts(["a", "b", text])
+    if not isinstance(text, list):
+        with pytest.raises(UserError, match="text 0 is"):
+            encoder.encode_texts(text)
+
+
+def test_texts_in_any_sequence_are_taken(encoder: Encoder) -> None:
+    texts = ["a red circle", "a line"]
+    expected = encoder.encode_texts(texts)
+    for form in (tuple(texts), np.array(texts), np.array(texts, dtype=object), iter(texts)):
+        torch.testing.assert_close(encoder.encode_texts(form), expected)
 
 
 def test_batch_norm_uses_and_keeps_its_statistics(clip_folder: Path) -> None:

@@ -30,6 +30,7 @@ from features.dictionary.identity import IdentityDictionary
 from features.dictionary.trainer import new_dictionary
 from features.encoders.load import load_encoder
 from features.errors import UserError
+from features.modality import MODALITIES, Modality
 from features.pairs.base import Found, PairSource, Part, Skipped
 from features.space import score as score_module
 from features.space.score import score
@@ -378,6 +379,14 @@ def test_encodes_images_and_texts(
     torch.testing.assert_close(z, given.encode_images(encoder.encode_images(images)))
     assert given.encode_texts(["a red circle"]).shape == (1, DIM)
     assert given.encode_images([]).shape == (0, DIM)
+    array = np.asarray(images[0])
+    for one in (array, torch.from_numpy(array.copy()).permute(2, 0, 1)):
+        torch.testing.assert_close(given.encode_images(one), z[:1])
+    batch = np.stack([np.asarray(image) for image in images])
+    torch.testing.assert_close(given.encode_images(batch), z)
+    torch.testing.assert_close(given.encode_images(torch.from_numpy(batch).permute(0, 3, 1, 2)), z)
+    with pytest.raises(UserError, match="text 299 is None"):
+        given.encode_texts(["a"] * 299 + [None])  # type: ignore[list-item]
     assert given.decode(z, "image").shape == (4, DIM)
     picture = tmp_path / "red.png"
     images[0].save(picture)
@@ -394,12 +403,34 @@ def test_embeddings_may_be_an_array_of_any_length(space: FeatureSpace) -> None:
     torch.testing.assert_close(space.encode(3 * x.numpy(), "text"), space.encode(x, "text"))
 
 
+@pytest.mark.parametrize("modality", MODALITIES)
+def test_arrays_in_any_order_of_bytes_and_rows_are_embeddings(
+    space: FeatureSpace, modality: Modality
+) -> None:
+    x = embeddings(0)[0][:4]
+    expected = space.encode(x, modality)
+    array = x.numpy()
+    read_only = array.copy()
+    read_only.flags.writeable = False
+    for form in (
+        array.astype(">f4"),
+        array.astype(">f8"),
+        np.asfortranarray(array),
+        np.ascontiguousarray(array[::-1])[::-1],
+        read_only,
+    ):
+        torch.testing.assert_close(space.encode(form, modality), expected)
+
+
 @pytest.mark.parametrize(
     ("given", "modality", "message"),
     [
         (torch.zeros(2, DIM), "audio", "modality audio: use image or text"),
         (torch.ones(DIM), "image", rf"embeddings \[{DIM}\]: the FeatureSpace takes \[n, {DIM}\]"),
         (np.ones((2, 3)), "text", r"embeddings \[2, 3\]"),
+        (np.ones(DIM), "image", rf"embeddings \[{DIM}\]"),
+        (np.ones((2, 3, DIM)), "text", rf"embeddings \[2, 3, {DIM}\]"),
+        ([None], "text", "text 0 is None"),
         (torch.full((1, DIM), torch.nan), "image", "not finite"),
     ],
 )

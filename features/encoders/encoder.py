@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from features.encoders.fingerprint import encoder_fingerprint
 from features.encoders.transformers import ResizeAndCrop
-from features.pairs.images import rgb
+from features.errors import UserError
+from features.pairs.images import decode_image, rgb
 
 
 @dataclass(frozen=True)
@@ -171,21 +172,59 @@ class Encoder:
         """Token ids `[n, context]` -> unit embeddings `[n, dim]` float32."""
         return self.embed_token_tensors(tokens)
 
-    def encode_images(self, images: Sequence[Any] | Image.Image) -> Tensor:
-        """Images of any mode (`features.pairs.images.rgb`), or one alone -> unit embeddings
-        `[n, dim]` float32.
+    def encode_images(self, images: Sequence[Any] | Image.Image | Tensor | np.ndarray) -> Tensor:
+        """Images of any mode (`features.pairs.images.rgb`) or open files of them, or one alone ->
+        unit embeddings `[n, dim]` float32.
 
         Raises:
-            UserError: an image is too long and narrow.
+            UserError: an image is none, or too long and narrow.
         """
-        pixels = self.preprocessing.pixels([rgb(image) for image in batch_of(images)])
+        pictures = [
+            decode_image(image.read()) if hasattr(image, "read") else rgb(image)
+            for image in pictures_of(images)
+        ]
+        if not pictures:
+            return torch.zeros(0, self.dim, device=self.device)
+        pixels = self.preprocessing.pixels(pictures)
         return self.encode_image_tensors(self.preprocessing.normalise(pixels.to(self.device)))
 
-    def encode_texts(self, texts: Sequence[str] | str) -> Tensor:
-        """Texts, or one alone -> unit embeddings `[n, dim]` float32."""
-        return self.encode_token_tensors(self.tokenize(batch_of(texts)))
+    def encode_texts(self, texts: Iterable[str] | str) -> Tensor:
+        """Texts, or one alone -> unit embeddings `[n, dim]` float32.
+
+        Raises:
+            UserError: one is no text.
+        """
+        words = texts_of(texts)
+        if not words:
+            return torch.zeros(0, self.dim, device=self.device)
+        return self.encode_token_tensors(self.tokenize(words))
 
 
-def batch_of(samples: Any) -> Any:
-    """Several samples as they are, one text, picture or path alone as a batch of one."""
-    return [samples] if isinstance(samples, str | os.PathLike | Image.Image) else samples
+def pictures_of(given: Any) -> Sequence[Any]:
+    """Several pictures as a sequence, or one alone: an array or a tensor is several where it has 4
+    dimensions."""
+    if hasattr(given, "ndim") and given.ndim != 1:
+        alone = given.ndim < 4
+    else:
+        alone = isinstance(given, Image.Image | str | os.PathLike | bytes | Mapping)
+        alone = alone or hasattr(given, "read") or not hasattr(given, "__iter__")
+    if alone:
+        return [given]
+    return given if hasattr(given, "__getitem__") else list(given)
+
+
+def texts_of(given: Any) -> list[str]:
+    """Several texts as a list, or one alone.
+
+    Raises:
+        UserError: one is no text.
+    """
+    alone = isinstance(given, str | bytes | Mapping) or not hasattr(given, "__iter__")
+    texts = [given] if alone else list(given)
+    for place, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise UserError(
+                f"text {place} is {text!r}, a {type(text).__name__}; give strings, and leave out "
+                "what has none"
+            )
+    return texts

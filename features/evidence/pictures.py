@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from features.encoders.encoder import Encoder
+from features.encoders.encoder import Encoder, pictures_of
 from features.evidence.maps import inner_maps, watched
 from features.evidence.targets import Scores, Source, Target, encoder_of, scores_of
 from features.evidence.windows import GRID, WINDOW, Windows
@@ -64,7 +64,7 @@ class PictureEvidence:
 @torch.inference_mode(mode=False)
 def picture_evidence(
     source: Source,
-    images: Sequence[Image.Image],
+    images: Sequence[Any] | Image.Image,
     target: Target,
     method: Method = "fast",
     *,
@@ -85,7 +85,7 @@ def picture_evidence(
 
     Args:
         source: a FeatureSpace, or the encoder alone where `target` is a function.
-        images: of any mode.
+        images: of any mode (`features.pairs.images.rgb`), or one alone.
         target: numbers of features of the FeatureSpace, whose evidence is that of their
             pre-activations, or a function of unit embeddings `[n, dim]` that gives `[n, targets]`.
             Several targets cost `exact` nothing more.
@@ -108,6 +108,7 @@ def picture_evidence(
     find = _finder(source, target, method, Windows(grid, window), batch_size)
     found: list[PictureEvidence] = []
     parts: dict[tuple[int, int], tuple[float, float, float, float]] = {}
+    images = pictures_of(images)
     for start in range(0, len(images), batch_size):
         batch = [rgb(image) for image in images[start : start + batch_size]]
         pixels = encoder.preprocessing.pixels(batch).to(encoder.device)

@@ -29,11 +29,12 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from features.arrays import holds_numbers, tensor_of
 from features.dictionary import Dictionary, Modality
 from features.dictionary.base import WEIGHTS, dictionary_from_record
 from features.distributed import resolve_device
 from features.embedded import SPACE_NAMES, SPACES
-from features.encoders.encoder import Encoder, batch_of
+from features.encoders.encoder import Encoder, pictures_of, texts_of
 from features.encoders.fingerprint import same_encoder
 from features.encoders.load import load_encoder
 from features.errors import UserError, first_line
@@ -163,8 +164,8 @@ class FeatureSpace:
         Gradients flow back to embeddings.
 
         Raises:
-            UserError: the encoder cannot be loaded, or the embeddings are of another size or not
-                finite.
+            UserError: the encoder cannot be loaded, an image or a text is none, or the embeddings
+                are of another size or not finite.
         """
         return self.encode(images, "image")
 
@@ -182,11 +183,11 @@ class FeatureSpace:
     def encode(self, samples: Any, modality: Modality) -> Tensor:
         """As `encode_images` or `encode_texts`, by the modality."""
         place_of(modality)
-        if isinstance(samples, Tensor) or (isinstance(samples, np.ndarray) and samples.ndim == 2):
+        if holds_numbers(samples) and (modality == "text" or samples.ndim < 3):
             embeddings = self.embeddings_of(samples)
             unit = F.normalize(embeddings.to(self.device).float(), dim=-1)  # [n, dim]
             return self.dictionary.encode(unit, modality)
-        samples = batch_of(samples)
+        samples = pictures_of(samples) if modality == "image" else texts_of(samples)
         encode = self.encoder.encode_images if modality == "image" else self.encoder.encode_texts
         chunks = [
             encode(samples[start : start + ENCODE_BATCH])
@@ -201,9 +202,9 @@ class FeatureSpace:
         """Embeddings `[n, dim]` as a tensor.
 
         Raises:
-            UserError: they are of another size than the space's, or not finite.
+            UserError: they are no numbers, of another size than the space's, or not finite.
         """
-        given, dim = torch.as_tensor(values), self.dictionary.config.dim
+        given, dim = tensor_of(values, "embeddings"), self.dictionary.config.dim
         if given.ndim != 2 or given.shape[1] != dim:
             raise UserError(f"embeddings {list(given.shape)}: the FeatureSpace takes [n, {dim}]")
         if not given.isfinite().all():

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from features.encoders.encoder import Encoder
+from features.encoders.encoder import Encoder, pictures_of
 from features.errors import UserError, first_line
 from features.pairs.images import rgb
 
@@ -164,7 +164,7 @@ def pixels_of(encoder: Encoder, images: Sequence[Image.Image]) -> Tensor:
     """The images as the encoder sees them, before normalisation: float32
     `[n, 3, height, width]` in [0, 1], on the encoder's device."""
     require_pixels(encoder)
-    eight_bit = encoder.preprocessing.pixels([rgb(image) for image in images])
+    eight_bit = encoder.preprocessing.pixels([rgb(image) for image in pictures_of(images)])
     return (eight_bit.to(encoder.device).permute(0, 3, 1, 2).float() / 255).contiguous()
 
 

@@ -30,6 +30,7 @@ from PIL import Image
 from torch import Tensor
 
 from features.dictionary import Modality
+from features.encoders.encoder import pictures_of
 from features.errors import UserError
 from features.files import write_json
 from features.modality import CLASSES, Rule
@@ -391,15 +392,6 @@ def _check_features(space: FeatureSpace, features: Sequence[int]) -> None:
             raise UserError(f"feature {feature}: the space has features 0 to {len(space) - 1}")
 
 
-def _several(image: Any) -> Sequence[Any]:
-    """Pictures as a sequence, where one or a batch is given as an array, a path or a PIL image."""
-    if hasattr(image, "ndim"):
-        alone = image.ndim < 4
-    else:
-        alone = isinstance(image, Image.Image | str | Path)
-    return [image] if alone else image
-
-
 def _source(
     adapter: Adapter,
     image: Image.Image | Sequence[Image.Image] | None,
@@ -410,7 +402,7 @@ def _source(
     if embedding is not None:
         return embedding
     if image is not None:
-        embeddings = [adapter.embed_image(one) for one in _several(image)]
+        embeddings = [adapter.embed_image(one) for one in pictures_of(image)]
         if not embeddings:
             raise UserError("no image to edit; give at least one")
         return torch.cat(embeddings)
