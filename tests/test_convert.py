@@ -338,6 +338,24 @@ REFUSED: dict[str, tuple[str, Callable[[Path], Path], str]] = {
         lambda f: changed(f, normalize_activations="layer_norm"),
         "its own mean and deviation",
     ),
+    **{
+        f"{activation} in {name} of {sae}": (
+            f"saelens-{sae}",
+            lambda f, name=name, activation=activation: changed(f, **{name: activation}),
+            f"the activation is {activation}",
+        )
+        for name in ("activation_fn", "activation_fn_str")
+        for activation, sae in (
+            ("tanh-relu", "standard"),
+            ("jumprelu", "standard"),
+            ("gelu", "topk"),
+        )
+    },
+    "unknown norm": (
+        "saelens-standard",
+        lambda f: changed(f, normalize_activations="by_two"),
+        "inputs are normalised by by_two",
+    ),
     "architecture": ("saelens-standard", lambda f: changed(f, architecture="temporal"), "temporal"),
     "finetuning": (
         "saelens-standard",
@@ -418,6 +436,18 @@ def _saelens_topk(folder: Path, **changes: Any) -> Path:
     (folder / "cfg.json").write_text(json.dumps({n: v for n, v in config.items() if v != ""}))
     save_file({n: t.contiguous() for n, t in state.items()}, folder / "sae_weights.safetensors")
     return folder
+
+
+@pytest.mark.parametrize("setting", ["activation_fn", "activation_fn_str"])
+@pytest.mark.parametrize(
+    ("architecture", "activation", "k"),
+    [("standard", "relu", None), ("standard", "topk", 2), ("topk", "topk", 2), ("topk", None, 2)],
+)
+def test_activations_that_are_known_are_read(
+    tmp_path: Path, setting: str, architecture: str, activation: str | None, k: int | None
+) -> None:
+    changes = {setting: activation, "architecture": architecture}
+    assert read_autoencoder(_saelens_topk(tmp_path / "s", **changes)).k == k
 
 
 @pytest.mark.parametrize("own", [{"k": ""}, {"k": "", "activation_fn_kwargs": None}])

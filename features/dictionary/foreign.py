@@ -43,6 +43,10 @@ WRAPPERS = ("module.", "_orig_mod.", "model.", "sae.", "autoencoder.")
 UNIT_TOLERANCE = 0.05
 """How far from 1 rows may be that a library gives unit length when it loads them."""
 
+NORMALISED_ALREADY = ("none", "expected_average_only_in", True)
+"""SAELens's settings of inputs that are as they are when it runs: it puts the mean norm into the
+weights after training, which older files call True."""
+
 State = dict[str, Tensor]
 
 
@@ -192,8 +196,10 @@ def _refuse(library: str, what: str) -> UserError:
 
 def _saelens(config: dict[str, Any], state: State, given: int | None) -> Autoencoder:
     library = "SAELens"
-    old_topk = config.get("activation_fn_str", config.get("activation_fn")) == "topk"
-    architecture = "topk" if old_topk else config.get("architecture", "standard")
+    activation = config.get("activation_fn_str") or config.get("activation_fn") or "relu"
+    architecture = "topk" if activation == "topk" else config.get("architecture", "standard")
+    if activation not in ("relu", architecture):
+        raise _refuse(library, f"the activation is {activation}")
     encoder, decoder, bias = _needed(library, state, "W_enc", "W_dec", "b_dec")
     encoder = encoder.mT  # [features, dim]
     if config.get("finetuning_scaling_factor") or "scaling_factor" in state:
@@ -231,6 +237,8 @@ def _saelens_inputs(config: dict[str, Any], found: Autoencoder) -> Autoencoder:
         return found.of_inputs(0.0, math.sqrt(found.encoder.shape[1]))
     if normalisation == "layer_norm":
         raise _refuse(found.library, "each input is normalised by its own mean and deviation")
+    if normalisation not in NORMALISED_ALREADY:
+        raise _refuse(found.library, f"inputs are normalised by {normalisation}")
     return found
 
 
