@@ -7,11 +7,10 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import nn
 
 from features.errors import UserError
-from features.files import replacing
+from features.files import write_tensors
 
 
 def save_checkpoint(
@@ -26,19 +25,18 @@ def save_checkpoint(
     `settings` is a string (JSON, say) of all that must be equal for the training to go on.
     """
     tensors = {
-        f"{name}/{key}": value.contiguous()
+        f"{name}/{key}": value
         for name, module in modules.items()
         for key, value in module.state_dict().items()
     }
     for index, state in optimizer.state_dict()["state"].items():
         for key, value in state.items():
-            tensors[f"optimizer/{index}/{key}"] = torch.as_tensor(value).contiguous()
-    with replacing(path) as temporary:
-        save_file(
-            {key: value.clone() for key, value in tensors.items()},
-            temporary,
-            metadata={"step": str(step), "settings": settings},
-        )
+            tensors[f"optimizer/{index}/{key}"] = torch.as_tensor(value)
+    write_tensors(
+        path,
+        {key: value.clone() for key, value in tensors.items()},
+        {"step": str(step), "settings": settings},
+    )
 
 
 def load_checkpoint(

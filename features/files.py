@@ -6,12 +6,15 @@ import dataclasses
 import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from features.errors import UserError, first_line
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def part_within(folder: Path, part: str, otherwise: str) -> str:
@@ -39,6 +42,20 @@ def write_whole(path: Path, content: bytes) -> None:
     """Write a file under a temporary name, then rename it."""
     with replacing(path) as temporary:
         temporary.write_bytes(content)
+
+
+def write_tensors(
+    path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None
+) -> None:
+    """Write a safetensors file under a temporary name, then rename it.
+
+    The library's own writing would hide an error of the system, as of a full disk, in one of its
+    own.
+    """
+    from safetensors.torch import save
+
+    whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    write_whole(path, save(whole, metadata))
 
 
 def jsonable(value: Any) -> Any:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,8 +13,12 @@ import torch
 from torch import nn
 
 from features.checkpoint import load_checkpoint, save_checkpoint
+from features.dictionary import DictionaryConfig
+from features.dictionary.identity import IdentityDictionary
 from features.errors import UserError, first_line
-from features.files import replacing, write_json
+from features.files import replacing, write_json, write_tensors
+from mms_apps.robustness.parts import Part
+from mms_apps.steering.prior import Prior
 
 
 def test_a_file_that_was_not_finished_leaves_the_old_one(tmp_path: Path) -> None:
@@ -21,6 +28,72 @@ def test_a_file_that_was_not_finished_leaves_the_old_one(tmp_path: Path) -> None
         temporary.write_text("half")
         raise RuntimeError
     assert json.loads(path.read_text()) == {"a": 1}
+
+
+def some_dictionary(folder: Path) -> Path:
+    config = DictionaryConfig("identity", dim=3, features=3, k=3, modality_bias=False, encoder="e")
+    IdentityDictionary(config).save_weights(folder / "file")
+    return folder / "file"
+
+
+def a_checkpoint(folder: Path) -> Path:
+    model = nn.Linear(3, 2)
+    save_checkpoint(folder / "file", {"m": model}, torch.optim.Adam(model.parameters()), 1, "")
+    return folder / "file"
+
+
+def a_prior(folder: Path) -> Path:
+    Prior(torch.ones(2, 3), torch.ones(3), torch.ones(4, 3)).save(folder)
+    return folder / "prior.safetensors"
+
+
+def an_attack(folder: Path) -> Path:
+    none = torch.zeros(0)
+    Part(none, none, 0.0, 0, [], none, none).save(folder / "file")
+    return folder / "file"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no such device")
+@pytest.mark.parametrize("save", [some_dictionary, a_checkpoint, a_prior, an_attack])
+def test_a_full_disk_is_the_error_of_the_system(
+    tmp_path: Path, save: Callable[[Path], Path]
+) -> None:
+    file = save(tmp_path)
+    before = file.read_bytes()
+    file.with_name(file.name + ".tmp").symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left") as raised:
+        save(tmp_path)
+    assert raised.value.errno == errno.ENOSPC
+    assert file.read_bytes() == before
+
+
+def test_a_full_disk_is_said_by_the_command(
+    tmp_path: Path, mms: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, content: bytes) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    source = Path(__file__).parent / "autoencoders" / "saelens-standard"
+    code, _, err = mms("convert", source, "--out", tmp_path / "out")
+    assert code == 2
+    assert "Error: No space left on device; free some of it, and run the same command again" in err
+
+
+def test_tensors_of_any_layout_are_written(tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    tensors = {"t": torch.arange(6.0).view(2, 3).T, "g": torch.ones(2, requires_grad=True)}
+    write_tensors(tmp_path / "x", tensors)
+    found = load_file(tmp_path / "x")
+    assert all(torch.equal(found[name], tensor) for name, tensor in tensors.items())
+    assert (tmp_path / "x").stat().st_mode == file_mode(tmp_path)
+
+
+def file_mode(folder: Path) -> int:
+    """Of a file that is written as any other."""
+    (folder / "other").touch()
+    return (folder / "other").stat().st_mode
 
 
 def test_a_checkpoint_restores_modules_and_optimizer(tmp_path: Path) -> None:

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from features.errors import UserError, first_line
-from features.files import part_within, read_json, replacing, write_json
+from features.files import part_within, read_json, write_json, write_tensors
 from features.modality import Modality, place_of
 
 SCHEMA = 1
@@ -183,9 +183,7 @@ class Dictionary(nn.Module, ABC):
 
     def save_weights(self, path: Path) -> None:
         """Write the weights under a temporary name, then rename them."""
-        state = {key: value.detach().cpu().clone() for key, value in self.state_dict().items()}
-        with replacing(path) as temporary:
-            save_file(state, temporary)
+        write_tensors(path, {key: value.clone() for key, value in self.state_dict().items()})
 
     def load_weights(self, path: Path, fingerprint: str = "") -> None:
         """Read weights.

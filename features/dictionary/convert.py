@@ -19,7 +19,7 @@ from features.dictionary.batchtopk import BatchTopKDictionary
 from features.dictionary.linear import JumpReluDictionary, ReluDictionary, SignedTopKDictionary
 from features.dictionary.topk import TopKDictionary
 from features.errors import UserError
-from features.files import replacing, write_json
+from features.files import write_json, write_tensors
 from features.modality import MODALITIES, Modality
 
 SAELENS_WEIGHTS = "sae_weights.safetensors"
@@ -153,8 +153,6 @@ def write_saelens(dictionary: Dictionary, folder: str | Path, modality: Modality
     Raises:
         UserError: SAELens has no architecture for this kind.
     """
-    from safetensors.torch import save_file
-
     architecture, more = _saelens_architecture(dictionary)
     state: dict[str, Any] = dictionary.state_dict()
     weights = {
@@ -185,8 +183,7 @@ def write_saelens(dictionary: Dictionary, folder: str | Path, modality: Modality
     }
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    with replacing(folder / SAELENS_WEIGHTS) as temporary:
-        save_file({n: t.float().contiguous().cpu() for n, t in weights.items()}, temporary)
+    write_tensors(folder / SAELENS_WEIGHTS, {n: t.float() for n, t in weights.items()})
     write_json(folder / SAELENS_CONFIG, record)
 
 

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL import Image
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from features.encoders.encoder import Preprocessing
@@ -27,7 +26,7 @@ from features.encoders.towers import (
 )
 from features.encoders.vocabulary import require_words
 from features.errors import UserError
-from features.files import replacing, write_json
+from features.files import write_json, write_tensors
 
 if TYPE_CHECKING:
     from open_clip.tokenizer import HFTokenizer
@@ -184,14 +183,13 @@ def save_locked_model(locked: LockedModel, folder: Path, record: dict[str, Any])
     parameters = {name for name, _ in locked.model.named_parameters()}
     weights = {}
     for name, tensor in locked.model.state_dict().items():
-        half = tensor.detach().cpu().contiguous()
+        half = tensor.detach().cpu()
         if name in parameters and bool(half.half().isfinite().all()):
             half = half.half()
         weights[name] = half
     write_json(folder / "training.json", record)
     write_json(folder / "open_clip_config.json", config)
-    with replacing(folder / "open_clip_model.safetensors") as temporary:
-        save_file(weights, temporary)
+    write_tensors(folder / "open_clip_model.safetensors", weights)
 
 
 def _config(

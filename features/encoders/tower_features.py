@@ -11,12 +11,11 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from features.encoders.locked_model import LockedModel
 from features.errors import UserError
-from features.files import replacing, write_json
+from features.files import write_json, write_tensors
 from features.pairs.base import Pair, PairSource, Part
 
 log = logging.getLogger(__name__)
@@ -117,8 +116,7 @@ def _write_part(locked: LockedModel, source: PairSource, part: Part, file: Path)
         "captions": torch.tensor([row[t] for of_one in captions for t in of_one]).long(),
         "counts": torch.tensor([len(of_one) for of_one in captions]).long(),
     }
-    with replacing(file) as temporary:
-        save_file(tensors, temporary, metadata={"texts": json.dumps(texts)})
+    write_tensors(file, tensors, {"texts": json.dumps(texts)})
 
 
 def _batches(source: PairSource, part: Part) -> Iterator[list[Pair]]:

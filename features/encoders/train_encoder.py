@@ -35,7 +35,7 @@ from features.checkpoint import load_checkpoint, save_checkpoint
 from features.distributed import mixed_precision, resolve_device
 from features.embedded.world import REGISTERS, EmbeddedPairs, PlantedFactors, caption, render
 from features.errors import UserError
-from features.files import replacing, write_json
+from features.files import write_json, write_tensors
 from features.pairs.base import Pair, PairSource
 
 if TYPE_CHECKING:
@@ -293,18 +293,15 @@ def save_encoder(
     folder: Path, model: nn.Module, config: dict, tokenizer: CLIPTokenizer, record: dict
 ) -> None:
     """Write an open_clip `local-dir:` folder: config, half-precision weights, tokenizer, record."""
-    from safetensors.torch import save_file
-
     weights = {
-        key: value.detach().cpu().half() if value.is_floating_point() else value.detach().cpu()
+        key: value.half() if value.is_floating_point() else value
         for key, value in model.state_dict().items()
         if key != "attn_mask"
     }
     tokenizer.save_pretrained(folder)
     write_json(folder / "training.json", record)
     write_json(folder / "open_clip_config.json", config)
-    with replacing(folder / "open_clip_model.safetensors") as temporary:
-        save_file({key: value.contiguous() for key, value in weights.items()}, temporary)
+    write_tensors(folder / "open_clip_model.safetensors", weights)
 
 
 def train_encoder(

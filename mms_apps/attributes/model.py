@@ -12,9 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from features.arrays import tensor_of
 from features.encoders.fingerprint import same_encoder
 from features.errors import UserError, first_line
-from features.files import part_within, replacing, write_json
+from features.files import part_within, write_json, write_tensors
 from features.modality import Modality
 from mms_apps.attributes.estimators import (
     Activations,
@@ -98,16 +99,13 @@ class AttributeModel:
 
     def save(self, folder: str | Path) -> Path:
         """Write attribute.safetensors and then config.json into a folder."""
-        from safetensors.numpy import save_file
-
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         weights = {
-            "coef": np.ascontiguousarray(self.estimator.coef_),
-            "intercept": np.ascontiguousarray(self.estimator.intercept_),
+            "coef": tensor_of(self.estimator.coef_, "weights"),
+            "intercept": tensor_of(self.estimator.intercept_, "weights"),
         }
-        with replacing(folder / WEIGHTS) as temporary:
-            save_file(weights, temporary)
+        write_tensors(folder / WEIGHTS, weights)
         write_json(folder / "config.json", asdict(self.config))
         return folder
 

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
-from features.files import replacing
+from features.files import write_tensors
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,7 @@ class Part:
             "shown": self.shown,
             "embedding": self.embedding,
         }
-        with replacing(path) as temporary:
-            save_file({key: value.cpu().contiguous() for key, value in tensors.items()}, temporary)
+        write_tensors(path, tensors)
 
     @classmethod
     def load(cls, path: Path) -> Part:
@@ -60,11 +59,9 @@ class Part:
 
 
 def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
-    with replacing(path) as temporary:
-        save_file(
-            {k: (v.to(torch.uint8) if v.dtype == torch.bool else v) for k, v in tensors.items()},
-            temporary,
-        )
+    write_tensors(
+        path, {k: (v.to(torch.uint8) if v.dtype == torch.bool else v) for k, v in tensors.items()}
+    )
 
 
 def slug(text: str) -> str:

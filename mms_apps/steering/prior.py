@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from features.errors import UserError
-from features.files import replacing
+from features.files import write_tensors
 
 WEIGHTS = "prior.safetensors"
 
@@ -48,8 +48,7 @@ class Prior:
 
     def save(self, folder: Path) -> None:
         """Write `prior.safetensors` into a folder."""
-        with replacing(folder / WEIGHTS) as temporary:
-            save_file({name: value.half() for name, value in vars(self).items()}, temporary)
+        write_tensors(folder / WEIGHTS, {name: value.half() for name, value in vars(self).items()})
 
     @classmethod
     def load(cls, folder: Path) -> Prior:

@@ -17,9 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
+from features.arrays import tensor_of
 from features.errors import UserError, first_line
-from features.files import jsonable, read_json, replacing, write_json
+from features.files import jsonable, read_json, replacing, write_json, write_tensors
 from features.space.space import FeatureSpace
 from mms_apps.attributes.correction.correcting import Correction, GroupCorrection
 from mms_apps.attributes.correction.proposing import (
@@ -109,21 +111,18 @@ def save_correction(
     Raises:
         ValueError: nothing is proposed for the group.
     """
-    from safetensors.numpy import save_file
-
     if found.proposal is None or found.edited is None:
         raise ValueError("nothing is proposed for this group")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     model, today = correction.model, today or date.today()
     model.save(folder / MODEL)
-    weights = {"features": np.array(found.proposal.features, dtype=np.int64)}
+    weights = {"features": torch.tensor(found.proposal.features, dtype=torch.int64)}
     if found.proposal.refitted:
         head = found.edited.model.estimator
-        weights["coef"] = np.ascontiguousarray(head.coef_)
-        weights["intercept"] = np.ascontiguousarray(head.intercept_)
-    with replacing(folder / WEIGHTS) as temporary:
-        save_file(weights, temporary)
+        weights["coef"] = tensor_of(head.coef_, "weights")
+        weights["intercept"] = tensor_of(head.intercept_, "weights")
+    write_tensors(folder / WEIGHTS, weights)
     record = SavedEdit(
         attribute=model.config.attribute,
         model=model_fingerprint(model),

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from features.errors import UserError
-from features.files import replacing, write_json
+from features.files import write_json, write_tensors
 from features.modality import Modality
 from features.space.space import FeatureSpace
 from mms_apps.attributes.debias.choosing import ChosenFeatures
@@ -19,15 +19,12 @@ WEIGHTS = "edit.safetensors"
 
 def save_edit(choice: ChosenFeatures, edit: RemoveFeatures, folder: str | Path) -> Path:
     """Write edit.safetensors and then config.json into a folder."""
-    from safetensors.torch import save_file
-
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    weights = {"features": edit.features.contiguous()}
+    weights = {"features": edit.features}
     if edit.readings is not None:
-        weights["readings"] = edit.readings.cpu().contiguous()
-    with replacing(folder / WEIGHTS) as temporary:
-        save_file(weights, temporary)
+        weights["readings"] = edit.readings
+    write_tensors(folder / WEIGHTS, weights)
     record: dict[str, Any] = {
         "schema": SCHEMA,
         "modality": edit.modality,
