@@ -217,6 +217,19 @@ def test_broken_folders_are_user_errors(clip_folder: Path, tmp_path: Path) -> No
     refused("no weights")
 
 
+@pytest.mark.parametrize("name", ["mean", "std"])
+@pytest.mark.parametrize("values", [[0.5, 0.5], [0.5] * 4])
+def test_a_normalisation_of_other_channels_is_refused(
+    clip_folder: Path, tmp_path: Path, name: str, values: list[float]
+) -> None:
+    folder = shutil.copytree(clip_folder, tmp_path / "copy")
+    config = json.loads((folder / "open_clip_config.json").read_text())
+    config["preprocess_cfg"][name] = values
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=f"by {len(values)} numbers.*preprocess_cfg"):
+        load_encoder(f"local-dir:{folder}", "cpu")
+
+
 def test_a_model_that_embeds_nothing_is_refused_as_it_is_loaded(
     clip_folder: Path, tmp_path: Path
 ) -> None:

@@ -2,7 +2,10 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from hypothesis import given, settings
@@ -15,6 +18,7 @@ from features.pairs.base import Skipped
 from features.store.content import content_key
 from features.store.store import ActivationStore, StoreConfig, same_pairs, shard_name
 from features.store.write import finish_store, part_finished, sample_table, write_part, write_store
+from features.store.writer import StoreWriter
 
 DIM = 6
 CONFIG = StoreConfig("tiny", "e" * 64, "drawn", "p" * 64, DIM)
@@ -206,6 +210,106 @@ def test_what_does_not_fit_together_is_refused(tmp_path, image, text, samples, m
     with pytest.raises(UserError, match=match):
         write_store(tmp_path / "s", torch.ones(image), torch.ones(text), table, CONFIG)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        lambda x: x.numpy(),
+        lambda x: x.tolist(),
+        lambda x: x.numpy().astype(">f4"),
+        lambda x: x.double().numpy(),
+        lambda x: np.asfortranarray(x.numpy()),
+        lambda x: x.numpy()[::-1].copy()[::-1],
+        lambda x: x.numpy().astype(object).astype(np.float16),
+    ],
+)
+def test_arrays_and_lists_are_written_as_tensors_are(tmp_path: Path, form: Callable) -> None:
+    samples = sample_table(list("abc"), [["a"]] * 3)
+    expected = written(tmp_path / "t", unit(3), -unit(3)).rows(range(3))
+    store = write_store(tmp_path / "s", form(unit(3)), form(-unit(3)), samples, CONFIG)
+    writer = StoreWriter(tmp_path / "w", CONFIG)
+    writer.write(form(unit(3)), form(-unit(3)), samples)
+    for found in (store.rows(range(3)), writer.finish().rows(range(3))):
+        for side in (0, 1):
+            torch.testing.assert_close(found[side], expected[side], atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        ([["a"] * DIM], "image embeddings are a list that is no array of numbers"),
+        ([[1.0], [1.0, 2.0]], "image embeddings are a list that is no array of numbers"),
+        (None, "image embeddings are a NoneType that is no array of numbers"),
+        (unit(1).numpy().astype(object), "no array of numbers"),
+        (unit(1).to_sparse(), "its to_dense"),
+        (unit(1).numpy() > 0, "torch.bool is no type of embeddings"),
+    ],
+)
+def test_what_is_no_array_of_numbers_is_said(tmp_path: Path, image: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        write_store(tmp_path / "s", image, unit(1), sample_table(["a"], [["a"]]), CONFIG)
+
+
+@pytest.mark.parametrize("samples", [{"id": ["a"]}, [{"id": "a"}]])
+def test_samples_that_are_no_table_are_said(tmp_path: Path, samples: Any) -> None:
+    with pytest.raises(UserError, match="make them with sample_table"):
+        write_store(tmp_path / "s", unit(1), unit(1), samples, CONFIG)
+
+
+NAN = float("nan")
+
+
+@pytest.mark.parametrize(
+    ("captions", "expected"),
+    [
+        (["a dog", "a cat"], [["a dog"], ["a cat"]]),
+        (np.array(["a dog", "a cat"]), [["a dog"], ["a cat"]]),
+        (np.array([["a dog"], ["a cat"]]), [["a dog"], ["a cat"]]),
+        (pa.array([["a dog"], ["a cat", "b"]]), [["a dog"], ["a cat", "b"]]),
+        (iter([("a dog",), {"a cat": 1}.keys()]), [["a dog"], ["a cat"]]),
+        ([None, "a cat"], [[], ["a cat"]]),
+        ([NAN, np.float32(NAN)], [[], []]),
+        ([[NAN, "a dog", None], ["", "a cat"]], [["a dog"], ["", "a cat"]]),
+        ([3, [np.int64(4)]], [["3"], ["4"]]),
+    ],
+)
+def test_captions_are_texts(captions: Any, expected: list[list[str]]) -> None:
+    table = sample_table(["1", "2"], captions)
+    assert table["captions"].to_pylist() == expected
+    assert table["caption"].to_pylist() == [own[0] if own else None for own in expected]
+
+
+@pytest.mark.parametrize(
+    "ids", [[1, 2], np.array([1, 2]), [1.0, 2.0], pa.array(["1", "2"]), (n for n in "12")]
+)
+def test_ids_and_attributes_may_be_numbers(ids: Any) -> None:
+    attributes = [{"age": 3, "big": True, 7: "x"}, {"age": NAN, "big": None}]
+    [first, second] = sample_table(ids, ["a", "b"], attributes=attributes).to_pylist()
+    assert (first["id"], first["location"], second["id"]) == ("1", "1", "2")
+    assert [first[f"attribute.{name}"] for name in ("age", "big", "7")] == ["3", "true", "x"]
+    assert second["attribute.age"] is second["attribute.big"] is second["attribute.7"] is None
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"ids": ["1"]}, "1 ids, 2 of caption"),
+        ({"locations": ["x"]}, "2 ids, 1 of location"),
+        ({"contents": ["x"] * 3}, "2 ids, 3 of content"),
+        ({"attributes": [{"age": "3"}]}, "2 ids, 1 of attribute.age"),
+        ({"attributes": {"age": [3, 4]}}, "attributes 0 are 'age'; give a dictionary"),
+        ({"attributes": [{"age": [3]}, {}]}, r"age 0 is \[3\], a list"),
+        ({"captions": [[["a"]], ["b"]]}, r"pair 0: caption 0 is \['a'\], a list; give text"),
+        ({"captions": ["a", {"raw": "b"}]}, "pair 1: caption 0 is"),
+        ({"ids": ["1", None]}, "id 1 is missing"),
+        ({"ids": [NAN, "2"]}, "id 0 is missing"),
+        ({"ids": [["1"], "2"]}, "id 0 is .*; give text"),
+    ],
+)
+def test_what_makes_no_samples_is_said(wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        sample_table(**{"ids": ["1", "2"], "captions": [["a"], ["b"]]} | wrong)
 
 
 def test_write_store_wants_its_own_columns_types_and_folder(tmp_path) -> None:

@@ -53,6 +53,10 @@ class Preprocessing:
         size = crop(Image.new("RGB", (512, 512))).size
         noise = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), np.uint8)
         same = np.array_equal(np.asarray(crop(Image.fromarray(noise))), noise)
+        for values in (end.mean, end.std):
+            given = len(np.atleast_1d(values))
+            if given not in (1, 3):
+                raise ValueError(f"it normalises by {given} numbers, not one a channel")
         mean, std = (np.broadcast_to(values, 3).tolist() for values in (end.mean, end.std))
         untouched = size if same else None
         return cls(transform, crop, tuple(mean), tuple(std), untouched, _short_side(steps[0]))

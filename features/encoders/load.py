@@ -240,7 +240,13 @@ def _load(
         raise UserError(
             f"{encoder_id}: cannot be loaded ({first_line(error)}); {advice}"
         ) from error
-    encoder = Encoder(encoder_id, model, transform, tokenizer, resolve_device(device))
+    try:
+        encoder = Encoder(encoder_id, model, transform, tokenizer, resolve_device(device))
+    except ValueError as error:
+        raise UserError(
+            f"{encoder_id}: its transform cannot be used ({first_line(error)}); mend the "
+            "preprocess_cfg of its config"
+        ) from error
     if encoder_id in SHIPPED:
         return encoder
     unfit = "the model cannot embed what its transform and tokenizer make"

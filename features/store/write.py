@@ -9,8 +9,9 @@ import os
 import shutil
 import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,9 +19,11 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
+from features.arrays import tensor_of
 from features.errors import UserError
 from features.files import replacing, write_json, write_whole
 from features.pairs.base import Skipped
+from features.pairs.records import text_of
 from features.store.store import ATTRIBUTE, ActivationStore, StoreConfig, shard_name, shard_places
 
 SKIPPED = "skipped.jsonl"
@@ -30,8 +33,8 @@ LENGTH_TOLERANCE = 1e-3
 
 def write_store(
     path: str | Path,
-    image: Tensor,
-    text: Tensor,
+    image: Tensor | np.ndarray,
+    text: Tensor | np.ndarray,
     samples: pa.Table,
     config: StoreConfig,
     *,
@@ -51,6 +54,7 @@ def write_store(
         UserError: `path` exists already; there are no pairs; the shapes, the samples and
             `config.dim` don't fit together; or an embedding is not finite, or zero.
     """
+    image, text = tensor_of(image, "image embeddings"), tensor_of(text, "text embeddings")
     path = Path(path)
     if path.exists():
         raise UserError(f"{path}: exists already; name another folder or remove it")
@@ -92,8 +96,12 @@ def require_fit(image: Tensor, text: Tensor, samples: pa.Table, dim: int) -> Non
     for name, embeddings in (("image", image), ("text", text)):
         if embeddings.is_complex() or embeddings.dtype == torch.bool:
             raise UserError(f"{name}: {embeddings.dtype} is no type of embeddings; give floats")
+        if embeddings.layout != torch.strided:
+            raise UserError(f"{name}: a tensor of {embeddings.layout}; give its to_dense()")
     if len(image) == 0:
         raise UserError("no embeddings: a store needs at least one pair")
+    if not isinstance(samples, pa.Table):
+        raise UserError(f"samples: a {type(samples).__name__}; make them with sample_table")
     if len(samples) != len(image):
         raise UserError(f"{shapes}: {len(samples)} samples; there must be one a row")
     wanted = sample_table([], []).column_names
@@ -140,34 +148,80 @@ def first_not_finite(*embeddings: Tensor) -> int | None:
 
 
 def sample_table(
-    ids: Sequence[str],
-    captions: Sequence[Sequence[str]],
-    locations: Sequence[str] | None = None,
-    attributes: Sequence[dict[str, str | None]] | None = None,
-    contents: Sequence[str] | None = None,
+    ids: Iterable[str | int],
+    captions: Iterable[Sequence[str] | str | None],
+    locations: Iterable[str | None] | None = None,
+    attributes: Iterable[Mapping[str, Any]] | None = None,
+    contents: Iterable[str] | None = None,
 ) -> pa.Table:
     """The table of a store's samples.
 
+    Numbers become text; None and NaN are missing.
+
     Args:
-        captions: each pair's captions; `caption` is null where there are none.
+        captions: each pair's captions, or its one; `caption` is null where there are none.
         locations: by which the pair source finds the image again; the ids where None.
         attributes: each pair's attributes; a pair that lacks one has null.
         contents: each pair's key (`features.store.content`); without them pairs are told apart by
             their ids.
+
+    Raises:
+        UserError: there is not one of each for every pair, an id is missing, or a value is no text.
     """
-    columns: dict[str, pa.Array] = {
-        "id": pa.array(ids, pa.string()),
-        "caption": pa.array([texts[0] if texts else None for texts in captions], pa.string()),
-        "captions": pa.array([list(texts) for texts in captions], pa.list_(pa.string())),
-        "location": pa.array(ids if locations is None else locations, pa.string()),
+    names = _values(ids)
+    texts = [_captions_of(own, place) for place, own in enumerate(_values(captions))]
+    columns: dict[str, list[Any]] = {
+        "id": _texts(names, "id"),
+        "caption": [own[0] if own else None for own in texts],
+        "captions": texts,
     }
-    if contents is not None:
-        columns["content"] = pa.array(contents, pa.string())
-    attributes = attributes or []
-    for name in dict.fromkeys(name for record in attributes for name in record):
-        values = [record.get(name) for record in attributes]
-        columns[ATTRIBUTE + name] = pa.array(values, pa.string())
-    return pa.table(columns)
+    if None in columns["id"]:
+        raise UserError(f"id {columns['id'].index(None)} is missing; give one a pair")
+    columns["location"] = columns["id"]
+    for name, given in (("location", locations), ("content", contents)):
+        if given is not None:
+            columns[name] = _texts(_values(given), name)
+    records = [] if attributes is None else _values(attributes)
+    for place, record in enumerate(records):
+        if not isinstance(record, Mapping):
+            raise UserError(f"attributes {place} are {record!r}; give a dictionary a pair")
+    for name in dict.fromkeys(name for record in records for name in record):
+        columns[f"{ATTRIBUTE}{name}"] = _texts([record.get(name) for record in records], name)
+    for name, values in columns.items():
+        if len(values) != len(names):
+            raise UserError(f"{len(names)} ids, {len(values)} of {name}; give one a pair")
+    several = {"captions": pa.list_(pa.string())}
+    return pa.table(
+        {name: pa.array(own, several.get(name, pa.string())) for name, own in columns.items()}
+    )
+
+
+def _values(given: Any) -> list[Any]:
+    """What a sequence or a column of Arrow's holds."""
+    return given.to_pylist() if hasattr(given, "to_pylist") else list(given)
+
+
+def _captions_of(given: Any, place: int) -> list[str]:
+    """A pair's captions, without missing ones."""
+    alone = isinstance(given, str | bytes | Mapping) or not hasattr(given, "__iter__")
+    texts = _texts([given] if alone else given, f"pair {place}: caption")
+    return [text for text in texts if text is not None]
+
+
+def _texts(values: Iterable[Any], what: str) -> list[str | None]:
+    """Scalars as text, None where one is missing.
+
+    Raises:
+        UserError: one is no text.
+    """
+    texts: list[str | None] = []
+    for place, value in enumerate(values):
+        plain = value.item() if isinstance(value, np.generic) else value
+        text = plain if isinstance(plain, str) else text_of(plain)
+        if text is None and plain is not None and not isinstance(plain, float):
+            raise UserError(f"{what} {place} is {value!r}, a {type(value).__name__}; give text")
+        texts.append(text)
+    return texts
 
 
 def part_name(index: int) -> str:

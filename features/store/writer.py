@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
+from features.arrays import tensor_of
 from features.errors import UserError
 from features.files import read_json, write_json
 from features.store.store import ActivationStore, StoreConfig
@@ -80,7 +81,11 @@ class StoreWriter:
         return self._rows_kept + self._rows_waiting
 
     def write(
-        self, image: Tensor, text: Tensor, samples: pa.Table, origin: Origin = UNNAMED
+        self,
+        image: Tensor | np.ndarray,
+        text: Tensor | np.ndarray,
+        samples: pa.Table,
+        origin: Origin = UNNAMED,
     ) -> None:
         """Add pairs.
 
@@ -94,6 +99,7 @@ class StoreWriter:
             UserError: shapes, samples and the config's dim don't fit together; or an embedding is
                 not finite, or zero.
         """
+        image, text = tensor_of(image, "image embeddings"), tensor_of(text, "text embeddings")
         require_fit(image, text, samples, self.config.dim)
         first = self.rows if origin.first_row is None else origin.first_row
         captioned = torch.from_numpy(np.asarray(samples["caption"].is_valid()))  # [n]
