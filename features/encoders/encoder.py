@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from features.encoders.fingerprint import encoder_fingerprint
 from features.encoders.transformers import ResizeAndCrop
 from features.errors import UserError
-from features.pairs.images import decode_image, rgb
+from features.pairs.images import rgb
 
 
 @dataclass(frozen=True)
@@ -177,16 +177,13 @@ class Encoder:
         return self.embed_token_tensors(tokens)
 
     def encode_images(self, images: Sequence[Any] | Image.Image | Tensor | np.ndarray) -> Tensor:
-        """Images of any mode (`features.pairs.images.rgb`) or open files of them, or one alone ->
-        unit embeddings `[n, dim]` float32.
+        """Images of any mode (`features.pairs.images.rgb`), or one alone -> unit embeddings
+        `[n, dim]` float32.
 
         Raises:
             UserError: an image is none, or too long and narrow.
         """
-        pictures = [
-            decode_image(image.read()) if hasattr(image, "read") else rgb(image)
-            for image in pictures_of(images)
-        ]
+        pictures = [rgb(image) for image in pictures_of(images)]
         if not pictures:
             return torch.zeros(0, self.dim, device=self.device)
         pixels = self.preprocessing.pixels(pictures)

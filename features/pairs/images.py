@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -134,7 +134,7 @@ def decoded(
                 continue
 
 
-def rgb(image: Image.Image | np.ndarray | str | Path) -> Image.Image:
+def rgb(image: Image.Image | np.ndarray | str | Path | IO[bytes]) -> Image.Image:
     """A picture as 8-bit RGB, upright as its EXIF orientation says, transparency laid on white.
 
     16-bit samples keep their range, of 0 to 65,535. Integers of 32 bits and floats are taken to
@@ -142,14 +142,17 @@ def rgb(image: Image.Image | np.ndarray | str | Path) -> Image.Image:
     where the greatest is beyond the range before and not an eighth of this one, up to the greatest.
 
     Args:
-        image: a PIL image; the path of one; or an array `[height, width]` or `[height, width, 1, 3
-            or 4]`, or a tensor with the channels first, of uint8 or of floats in 0 to 1.
+        image: a PIL image; the path of one, or its open file; or an array `[height, width]` or
+            `[height, width, 1, 3 or 4]`, or a tensor with the channels first, of uint8 or of floats
+            in 0 to 1.
 
     Raises:
         UserError: none of these, too long and narrow, no pixels, or a path that holds no picture.
     """
     if isinstance(image, str | Path):
         return read_image(image)
+    if hasattr(image, "read"):
+        return decode_image(image.read())
     if not isinstance(image, Image.Image):
         image = _of_array(image)
     _check_shape(image)
@@ -172,6 +175,8 @@ def rgb(image: Image.Image | np.ndarray | str | Path) -> Image.Image:
 def _of_array(given: Any) -> Image.Image:
     """The picture that an array, or a tensor with the channels first, holds."""
     is_tensor = hasattr(given, "detach")
+    if is_tensor and given.is_floating_point():
+        given = given.float()
     array = np.asarray(given.detach().cpu()) if is_tensor else given
     if not isinstance(array, np.ndarray) or array.ndim not in (2, 3) or not array.size:
         raise _no_picture(given)

@@ -189,6 +189,7 @@ def test_arrays_tensors_and_paths_are_pictures(tmp_path: Path) -> None:
         (pixels / 255).astype(np.float32),
         torch.from_numpy(pixels).permute(2, 0, 1),
         torch.from_numpy(pixels).permute(2, 0, 1).float().div(255).requires_grad_(),
+        torch.from_numpy(pixels).permute(2, 0, 1).bfloat16().div(255),
     ]
     for form in forms:
         assert np.array_equal(np.asarray(rgb(form)), pixels)
