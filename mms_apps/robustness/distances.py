@@ -21,22 +21,22 @@ TOLERANCE = 1e-6
 """Relative, and in pixel values of [0, 1]: what float32 arithmetic may add to a distance."""
 
 
-def read_norm(text: str) -> Norm:
-    """A norm as a user writes it.
+def read_norm(given: str) -> Norm:
+    """A norm as a user writes it, in any case.
 
     Raises:
         UserError: it is unknown.
     """
     for norm in NORMS:
-        if norm.lower() == text.strip().lower():
+        if norm.lower() == str(given).strip().lower():
             return norm
-    raise UserError(f"{text}: unknown norm; use {' or '.join(NORMS)}")
+    raise UserError(f"{given}: unknown norm; use {' or '.join(NORMS)}")
 
 
 def distances(clean: Tensor, other: Tensor, norm: Norm) -> Tensor:
     """Distance of each image `[n, 3, height, width]` to its clean one: `[n]`."""
     difference = (other - clean).flatten(1)  # [n, pixels]
-    return difference.abs().amax(1) if norm == "Linf" else difference.norm(dim=1)
+    return difference.abs().amax(1) if read_norm(norm) == "Linf" else difference.norm(dim=1)
 
 
 def within(clean: Tensor, other: Tensor, eps: Tensor | float, norm: Norm) -> Tensor:
@@ -53,7 +53,7 @@ def project(images: Tensor, clean: Tensor, eps: Tensor, norm: Norm) -> Tensor:
         eps: the balls' radii, `[n, 1, 1, 1]`.
     """
     difference = images - clean
-    if norm == "Linf":
+    if read_norm(norm) == "Linf":
         difference = torch.maximum(torch.minimum(difference, eps), -eps)
     else:
         length = difference.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
@@ -67,7 +67,7 @@ def random_in_ball(clean: Tensor, eps: Tensor, norm: Norm, generator: torch.Gene
     L-inf: uniform; L2: a uniform direction, and a uniform share of the radius.
     """
     shape, device = clean.shape, clean.device
-    if norm == "Linf":
+    if read_norm(norm) == "Linf":
         move = 2 * torch.rand(shape, generator=generator).to(device) - 1
     else:
         move = torch.randn(shape, generator=generator).to(device)
@@ -81,8 +81,10 @@ def read_eps(given: str | float, norm: Norm) -> float:
     """An eps as a user gives it: a number, or text such as 4/255 or 0.5.
 
     Raises:
-        UserError: it is no positive number, or more than the pixels' whole range in L-inf.
+        UserError: it is no positive number, or more than the pixels' whole range in L-inf; or the
+            norm is unknown.
     """
+    norm = read_norm(norm)
     upper, _, lower = str(given).partition("/")
     try:
         value = float(upper) / float(lower or 1)

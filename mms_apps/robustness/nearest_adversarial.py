@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from mms_apps.robustness.distances import Norm, distances
+from mms_apps.robustness.distances import Norm, distances, read_norm
 from mms_apps.robustness.losses import margin
 from mms_apps.robustness.models import (
     BATCH,
@@ -49,8 +49,10 @@ def minimal_eps(
         halvings: the span is left this many times smaller by halves.
 
     Raises:
-        UserError: something is not float32, the pixels are not in [0, 1] or the labels no classes.
+        UserError: something is not float32, the pixels are not in [0, 1] or the labels no classes;
+            or the norm is unknown.
     """
+    norm = read_norm(norm)
     require_float32(model, pixels)
     found = torch.full((len(pixels),), torch.inf, device=pixels.device)
     lows, highs = (

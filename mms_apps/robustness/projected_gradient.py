@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mms_apps.robustness.distances import Norm, project, random_in_ball, read_eps
+from mms_apps.robustness.distances import Norm, project, random_in_ball, read_eps, read_norm
 from mms_apps.robustness.models import ZeroShot, require_float32, undisturbed
 
 STEP = 2.5
@@ -50,8 +50,9 @@ def pgd(
         eps: the radius, or one for each image, `[n]`.
 
     Raises:
-        UserError: eps is none (`read_eps`).
+        UserError: eps is none (`read_eps`), or the norm is unknown.
     """
+    norm = read_norm(norm)
     if isinstance(eps, Tensor):
         for extreme in (eps.min(), eps.max()):
             read_eps(float(extreme), norm)

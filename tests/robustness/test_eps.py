@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,9 +13,17 @@ import torch
 from features.errors import UserError
 from features.space.space import FeatureSpace
 from mms_apps.robustness.attacks.base import AttackConfig
+from mms_apps.robustness.attacks.registry import offered
 from mms_apps.robustness.attacks.run import run_attack
 from mms_apps.robustness.crossmodal import push
-from mms_apps.robustness.distances import read_eps, read_norm, readable_eps
+from mms_apps.robustness.distances import (
+    distances,
+    project,
+    random_in_ball,
+    read_eps,
+    read_norm,
+    readable_eps,
+)
 from mms_apps.robustness.losses import margin
 from mms_apps.robustness.models import ZeroShot
 from mms_apps.robustness.nearest_adversarial import minimal_eps
@@ -119,6 +128,43 @@ def test_eps_as_a_user_gives_it() -> None:
 @pytest.mark.parametrize("written", ["Linf", "linf", "LINF", " L2", "l2"])
 def test_norms_in_any_case(written: str) -> None:
     assert read_norm(written).lower() == written.strip().lower()
+    assert AttackConfig(norm=written).norm == read_norm(written)  # type: ignore[arg-type]
+    assert offered(2, written) == offered(2, read_norm(written))  # type: ignore[arg-type]
+
+
+def measured(where: str, norm: Any) -> torch.Tensor:
+    """What one of the places that take a norm gives in it."""
+    net, pixels, labels = small_case(2)
+    radius = torch.full((len(pixels), 1, 1, 1), 0.05)
+    if where == "minimal_eps":
+        return minimal_eps(net, pixels, labels, norm=norm, steps=3, halvings=2)
+    if where == "pgd":
+        return pgd(lambda x: margin(net(x), labels), pixels, 0.05, norm=norm, steps=3).images
+    if where == "run_attack":
+        config = AttackConfig(norm=norm, pgd_steps=3)
+        return run_attack(net, pixels, labels, "pgd", 0.05, config).images
+    if where == "distances":
+        return distances(pixels, pixels.flip(0), norm)
+    if where == "project":
+        return project(pixels.flip(0), pixels, radius, norm)
+    return random_in_ball(pixels, radius, norm, torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize(
+    "where", ["minimal_eps", "pgd", "run_attack", "distances", "project", "random_in_ball"]
+)
+def test_a_norm_means_the_same_wherever_it_is_given(where: str) -> None:
+    for written, norm in (("linf", "Linf"), (" LINF", "Linf"), ("l2", "L2")):
+        torch.testing.assert_close(measured(where, written), measured(where, norm), rtol=0, atol=0)
+    assert not torch.equal(measured(where, "linf"), measured(where, "l2"))
+    for unknown in ("L1", "inf", 2, None):
+        with pytest.raises(UserError, match=f"{unknown}: unknown norm; use Linf or L2"):
+            measured(where, unknown)
+
+
+def test_a_radius_above_1_is_refused_in_l_inf_however_it_is_written() -> None:
+    with pytest.raises(UserError, match=r"8/255\?"):
+        read_eps(8, "linf")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

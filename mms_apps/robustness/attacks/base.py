@@ -28,7 +28,7 @@ class AttackConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        read_norm(self.norm)
+        object.__setattr__(self, "norm", read_norm(self.norm))
         for name in ("queries", "restarts", "batch_size"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} {getattr(self, name)}: must be at least 1")

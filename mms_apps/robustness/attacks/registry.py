@@ -14,7 +14,7 @@ from mms_apps.robustness.attacks.fgsm import fgsm
 from mms_apps.robustness.attacks.noise import noise
 from mms_apps.robustness.attacks.pgd import pgd
 from mms_apps.robustness.attacks.square import square
-from mms_apps.robustness.distances import Norm
+from mms_apps.robustness.distances import Norm, read_norm
 
 ATTACKS: dict[str, AttackKind] = {
     "noise": AttackKind(noise, lambda c: 1, gradients=False, iterated=False),
@@ -34,6 +34,7 @@ AUTOATTACK_QUERIES = 5000
 
 def offered(classes: int, norm: Norm) -> list[str]:
     """The attacks that work for so many classes and a norm."""
+    norm = read_norm(norm)
     single = [n for n, a in ATTACKS.items() if classes >= a.min_classes and norm in a.norms]
     return [*single, AUTOATTACK]
 
