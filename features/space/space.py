@@ -201,6 +201,9 @@ class FeatureSpace:
     def embeddings_of(self, values: Tensor | np.ndarray) -> Tensor:
         """Embeddings `[n, dim]` as a tensor.
 
+        Args:
+            values: a tensor, or whatever numpy takes for an array of numbers.
+
         Raises:
             UserError: they are no numbers, of another size than the space's, or not finite.
         """

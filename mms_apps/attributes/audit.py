@@ -138,7 +138,7 @@ def audit(
     names = both.columns[group].astype(str)
     measures = measure(
         truth,
-        model.predict_proba(both.embeddings),
+        model.probabilities(both.embeddings),
         names,
         model.classes,
         clusters=both.ids,
@@ -188,7 +188,7 @@ def class_effects(
             if what == "keep"
             else RemoveFeatures(space, chosen, modality, "mask")
         )
-        return weighted_mean(model.predict(edit.apply(samples.embeddings)) == truth, weights)
+        return weighted_mean(model.predictions(edit.apply(samples.embeddings)) == truth, weights)
 
     found = []
     units = len(np.unique(samples.ids))
@@ -220,7 +220,7 @@ def lean(model: AttributeModel, samples: Samples, role: str) -> list[Lean]:
     intervals; roles of fewer than MIN_LEAN samples count only in "all"."""
     if len(samples) == 0:
         return []
-    predicted = model.predict(samples.embeddings)
+    predicted = model.predictions(samples.embeddings)
     roles = samples.columns[role]
     given = [value for value in roles if value]
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from mms_apps.attributes.model import AttributeModel
@@ -66,7 +67,8 @@ class Explanation:
 def feature_contributions(
     model: AttributeModel, embeddings: Tensor, label: str
 ) -> tuple[np.ndarray, float, np.ndarray]:
-    """What each feature adds to a class's logit of each embedding `[n, dim]`.
+    """What each feature adds to a class's logit of each embedding `[n, dim]`, as
+    `AttributeModel.read` gives them.
 
     Returns:
         Contributions `[n, features]`, the constant, and what is unexplained `[n]`.
@@ -88,15 +90,22 @@ def feature_contributions(
 
 @torch.no_grad()
 def explain(
-    model: AttributeModel, embeddings: Tensor, labels: list[str] | None = None
+    model: AttributeModel,
+    embeddings: Tensor | np.ndarray,
+    labels: list[str] | None = None,
+    edit: EmbeddingEdit | None = None,
 ) -> list[Explanation]:
-    """Explain the predictions of embeddings `[n, dim]`.
+    """Explain the predictions of embeddings `[n, dim]` of any length.
 
     Args:
         labels: whose logit to explain, one a sample; None takes the predicted classes.
+        edit: of the embeddings of unit length, before the model sees them.
+
+    Raises:
+        UserError: as `AttributeModel.read`.
     """
-    embeddings = model.space.embeddings_of(embeddings)
-    probabilities = model.predict_proba(embeddings)
+    embeddings = model.read(embeddings, edit)
+    probabilities = model.probabilities(embeddings)
     labels = labels or [model.classes[k] for k in probabilities.argmax(axis=1)]
     inputs = model.inputs(embeddings)
     activations = model.activations(embeddings)
@@ -135,15 +144,18 @@ def explain(
 def logit_scores(
     model: AttributeModel, label: str, edit: EmbeddingEdit | None = None
 ) -> Callable[[Tensor], Tensor]:
-    """A class's logit (of two classes, its log-odds) as a function of embeddings `[n, dim]`: `[n]`.
+    """A class's logit (of two classes, its log-odds) as a function of embeddings `[n, dim]` of any
+    length: `[n]`.
 
     Args:
-        edit: of the embeddings, before the model sees them; most edits let no gradient through.
+        edit: of the embeddings of unit length, before the model sees them; most edits let no
+            gradient through.
     """
     weights, intercept = model.estimator.logit_of(label)
     along = torch.from_numpy(np.asarray(weights)).float()  # [inputs]
 
     def logits(embeddings: Tensor) -> Tensor:
+        embeddings = F.normalize(embeddings, dim=1)
         if edit is not None:
             embeddings = edit.apply(embeddings)
         if model.estimator.inputs == "activations":
@@ -156,10 +168,11 @@ def logit_scores(
 def probabilities_without(
     model: AttributeModel, embeddings: Tensor, modality_classes: Collection[str]
 ) -> np.ndarray:
-    """Probabilities `[n, classes]` if the features of these modality classes added nothing."""
+    """Probabilities `[n, classes]` of embeddings `[n, dim]` of any length, if the features of these
+    modality classes added nothing."""
     from scipy.special import softmax
 
-    estimator = model.estimator
+    estimator, embeddings = model.estimator, model.read(embeddings)
     activations = model.activations(embeddings).astype(float)  # [n, features]
     off = np.isin(model.space.features["class"].to_numpy(), list(modality_classes))
     weights = estimator.coef_

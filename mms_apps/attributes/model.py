@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from features.arrays import tensor_of
@@ -17,6 +18,7 @@ from features.encoders.fingerprint import same_encoder
 from features.errors import UserError, first_line
 from features.files import part_within, write_json, write_tensors
 from features.modality import Modality
+from mms_apps.attributes.edits import EmbeddingEdit
 from mms_apps.attributes.estimators import (
     Activations,
     LinearClassifier,
@@ -78,24 +80,62 @@ class AttributeModel:
         """Activations `[n, features]` of embeddings `[n, dim]`."""
         return Activations(self.space, self.config.modality).transform(embeddings.cpu().numpy())
 
-    def inputs(self, embeddings: Tensor) -> np.ndarray:
-        """What the estimator takes, of embeddings `[n, dim]`.
+    def read(self, embeddings: Tensor | np.ndarray, edit: EmbeddingEdit | None = None) -> Tensor:
+        """Embeddings `[n, dim]` of any length as the model reads them: of unit length, float32,
+        then edited.
+
+        Raises:
+            UserError: they are no numbers, of another size, or not finite.
+        """
+        unit = F.normalize(self.space.embeddings_of(embeddings).detach().float(), dim=1)
+        return unit if edit is None else edit.apply(unit)
+
+    def inputs(self, read: Tensor) -> np.ndarray:
+        """What the estimator takes, of embeddings `[n, dim]` as `read` gives them.
 
         Raises:
             UserError: they are of another size, or not finite.
         """
-        embeddings = self.space.embeddings_of(embeddings)
+        read = self.space.embeddings_of(read)
         if self.estimator.inputs == "activations":
-            return self.activations(embeddings)
-        return embeddings.cpu().numpy()
+            return self.activations(read)
+        return read.cpu().numpy()
 
-    def predict_proba(self, embeddings: Tensor) -> np.ndarray:
-        """`[n, classes]`, of embeddings `[n, dim]`."""
-        return self.estimator.predict_proba(self.inputs(embeddings))
+    def predict_proba(
+        self, embeddings: Tensor | np.ndarray, edit: EmbeddingEdit | None = None
+    ) -> np.ndarray:
+        """`[n, classes]`, of embeddings `[n, dim]` of any length.
 
-    def predict(self, embeddings: Tensor) -> np.ndarray:
-        """Classes `[n]`, of embeddings `[n, dim]`."""
-        return np.array(self.classes)[self.predict_proba(embeddings).argmax(axis=1)]
+        Args:
+            edit: of the embeddings of unit length, before the model sees them.
+
+        Raises:
+            UserError: as `read`.
+        """
+        return self.probabilities(self.read(embeddings, edit))
+
+    def probabilities(self, read: Tensor) -> np.ndarray:
+        """`[n, classes]`, of embeddings `[n, dim]` as `read` gives them."""
+        if len(read) == 0:
+            return np.zeros((0, len(self.classes)))
+        return self.estimator.predict_proba(self.inputs(read))
+
+    def predict(
+        self, embeddings: Tensor | np.ndarray, edit: EmbeddingEdit | None = None
+    ) -> np.ndarray:
+        """Classes `[n]`, of embeddings `[n, dim]` of any length.
+
+        Args:
+            edit: as `predict_proba` takes it.
+
+        Raises:
+            UserError: as `read`.
+        """
+        return self.predictions(self.read(embeddings, edit))
+
+    def predictions(self, read: Tensor) -> np.ndarray:
+        """Classes `[n]`, of embeddings `[n, dim]` as `read` gives them."""
+        return np.array(self.classes)[self.probabilities(read).argmax(axis=1)]
 
     def save(self, folder: str | Path) -> Path:
         """Write attribute.safetensors and then config.json into a folder."""

@@ -48,7 +48,7 @@ def predictions(
     p_<class> for each class.
 
     Args:
-        edit: of the embeddings, before the model sees them.
+        edit: of the embeddings of unit length, before the model sees them.
 
     Raises:
         UserError: the store was made by another encoder than the model's.
@@ -61,10 +61,7 @@ def predictions(
     place = MODALITIES.index(model.config.modality)
     samples = store.sample_batches(batch_size, columns=wanted)
     for table, batch in zip(samples, store.batches(batch_size), strict=True):
-        embeddings = batch[place]
-        if edit is not None:
-            embeddings = edit.apply(embeddings)
-        probabilities = model.predict_proba(embeddings)  # [batch, classes]
+        probabilities = model.predict_proba(batch[place], edit)  # [batch, classes]
         labels = table[column] if column in names else pa.nulls(len(table), pa.string())
         columns = {
             "id": table["id"],

@@ -254,9 +254,7 @@ def explain_some(
     wanted = ["id", "caption", "location", *([column] if column in names else [])]
     samples = store.sample_rows(rows, wanted).to_pylist()
     embeddings = store.rows(rows)[MODALITIES.index(model.config.modality)]
-    found: list[Explanation] = explain(
-        model, embeddings if edit is None else edit.apply(embeddings)
-    )
+    found: list[Explanation] = explain(model, embeddings, edit=edit)
     images = dict(source.images([sample["location"] for sample in samples]))
     owners = credits_of(store, rows)
     explained = []

@@ -80,7 +80,7 @@ def test_the_logit_as_a_function_of_embeddings(
         assert gradient.abs().sum() > 0
     keep = KeepFeatures(space, torch.arange(len(space)), "image")
     edited = logit_scores(model, label, keep)(embeddings.detach())
-    expected = [e.logit for e in explain(model, keep.apply(embeddings.detach()), [label] * 10)]
+    expected = [e.logit for e in explain(model, embeddings, [label] * 10, keep)]
     assert edited.tolist() == pytest.approx(expected, abs=1e-4)
 
 
@@ -251,6 +251,49 @@ def test_embeddings_may_be_an_array_and_must_fit(
         for call in (model.predict, lambda given: explain(model, given)):
             with pytest.raises(UserError, match=message):
                 call(wrong)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("length", [0.05, 1.0, 20.0])
+def test_embeddings_of_any_length_and_kind_are_read_alike(
+    space: FeatureSpace, samples: Samples, method: Method, length: float
+) -> None:
+    model = make(space, samples, method)
+    x = samples.embeddings[:40]
+    as_fitted = model.estimator.predict_proba(model.inputs(x))
+    keep = KeepFeatures(space, torch.arange(len(space)), "image")
+    of_edited = model.estimator.predict_proba(model.inputs(keep.apply(x)))
+    shown, off = explain(model, x[:3]), probabilities_without(model, x, ["CrossD"])
+    label = model.classes[0]
+    for given in (length * x, (length * x).numpy(), (length * x).double().requires_grad_()):
+        assert model.predict_proba(given) == pytest.approx(as_fitted, abs=1e-5)
+        assert model.predict_proba(given, keep) == pytest.approx(of_edited, abs=1e-4)
+        found = [(one.logit, one.total) for one in explain(model, given[:3])]
+        expected = [(one.logit, one.total) for one in shown]
+        assert np.array(found) == pytest.approx(np.array(expected), abs=1e-4)
+        assert probabilities_without(model, given, ["CrossD"]) == pytest.approx(off, abs=1e-5)
+    scores = logit_scores(model, label, keep)
+    torch.testing.assert_close(scores(length * x), scores(x), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_tables_lists_half_precision_and_no_embeddings_are_taken(
+    space: FeatureSpace, samples: Samples, method: Method
+) -> None:
+    import pandas as pd
+
+    model = make(space, samples, method)
+    x = samples.embeddings[:4]
+    expected = model.predict(x).tolist()
+    for given in (pd.DataFrame(x.numpy()), x.tolist(), x.half(), x.clone().requires_grad_()):
+        assert model.predict(given).tolist() == expected  # type: ignore[arg-type]
+    assert model.predict(x.bfloat16()).shape == (4,)
+    for none in (x[:0], x[:0].numpy()):
+        assert model.predict(none).shape == (0,)
+        assert model.predict_proba(none).shape == (0, 2)
+    for wrong in ("words", [["a", "b"]], pd.DataFrame({"a": ["b"]}), None, [[1.0], [1.0, 2.0]]):
+        with pytest.raises(UserError, match="embeddings"):
+            model.predict(wrong)  # type: ignore[arg-type]
 
 
 def test_what_has_no_value_is_not_the_value_none(samples: Samples) -> None:

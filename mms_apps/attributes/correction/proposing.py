@@ -41,7 +41,7 @@ class Corrected:
     def right(self, samples: Samples) -> np.ndarray:
         """Which predictions are right, `[n]` bool."""
         truth = samples.columns[self.model.config.attribute].astype(str)
-        found: np.ndarray = self.model.predict(self.edit.apply(samples.embeddings)) == truth
+        found: np.ndarray = self.model.predict(samples.embeddings, self.edit) == truth
         return found
 
 
@@ -154,7 +154,7 @@ def _refitted(
         if len(np.unique(truth[fit])) < len(model.classes):
             return None
         fitted = fit_again(model, edited[fit], truth[fit], features, seed)
-        after[rest] = fitted.predict(edited[rest]) == truth[rest]
+        after[rest] = fitted.predictions(edited[rest]) == truth[rest]
     mended, broken = mended_and_broken(judged.right, after)
     fitted = fit_again(model, edited, truth, features, seed)
     return Proposal(features, 1.0, True, mended, broken), Corrected(fitted, edit)

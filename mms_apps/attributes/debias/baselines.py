@@ -71,8 +71,8 @@ def baselines(
     none = Debiased(model)
 
     def outcome(debiased: Debiased) -> Outcome:
-        edited = debiased.edit.apply(validation.samples.embeddings)
-        return validation.outcome(debiased.model, debiased.model.predict_proba(edited))
+        model, embeddings = debiased.model, validation.samples.embeddings
+        return validation.outcome(model, model.predict_proba(embeddings, debiased.edit))
 
     before = outcome(none)
 

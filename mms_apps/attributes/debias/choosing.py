@@ -123,7 +123,7 @@ def choose_edit(
         return RemoveFeatures(space, top[:count], modality, how, readings[:count])
 
     def outcome(edit: EmbeddingEdit) -> Outcome:
-        return split.outcome(model, model.predict_proba(edit.apply(validation.embeddings)))
+        return split.outcome(model, model.predict_proba(validation.embeddings, edit))
 
     before = outcome(NO_EDIT)
     candidates = [

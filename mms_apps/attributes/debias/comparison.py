@@ -125,8 +125,9 @@ def compare_methods(
         hits, leaks, other = [], [], []
         for debiased in variants:
             edited = debiased.edit.apply(test.embeddings)
-            hits.append(debiased.model.predict(edited) == truth)
-            other.append(unrelated.predict(edited[torch.from_numpy(known)]) == other_truth[known])
+            hits.append(debiased.model.predictions(edited) == truth)
+            elsewhere = unrelated.predictions(edited[torch.from_numpy(known)])
+            other.append(elsewhere == other_truth[known])
             leaks.append(leakage(debiased.edit))
         parts = [group_accuracy(h[large], groups[large], weights[:, large]) for h in hits]
         seen[method] = {
