@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 from features.errors import UserError
 
 IMAGE_DOMINANT, TEXT_DOMINANT, CROSS_MODAL, UNSCORED = "ImgD", "TextD", "CrossD", "unscored"
 CLASSES = (IMAGE_DOMINANT, TEXT_DOMINANT, CROSS_MODAL, UNSCORED)
 Rule = Literal["relative", "fixed"]
+RULES: tuple[Rule, ...] = get_args(Rule)
 FIXED_BOUNDS = (1 / 3, 2 / 3)
 Modality = Literal["image", "text"]
 MODALITIES: tuple[Modality, Modality] = ("image", "text")

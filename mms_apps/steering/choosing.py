@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,13 +15,18 @@ from features.errors import UserError
 from features.modality import CROSS_MODAL
 from features.space.space import FeatureSpace
 from mms_apps.steering.edits import Edit
+from mms_apps.steering.values import number, whole
 
 TEMPLATES = ("{}", "a picture of {}", "an image of {}")
 TAKEN = 3
 """Features a word, at most."""
 SHARE = 0.3
 """A further feature is taken where it answers to the word at least so much as the first."""
-WISH = re.compile(r"^(?P<which>more|less)\s+(?P<word>\S.*)$", re.IGNORECASE)
+LESS = ("less", "fewer", "no", "without", "-", "\N{MINUS SIGN}")
+WHICH = r"(?:(?:more|less|fewer|no|without)(?=\s|$)|[-+\N{MINUS SIGN}])"
+WISH = re.compile(rf"(?P<which>{WHICH})?\s*(?P<word>.*)", re.IGNORECASE)
+BETWEEN = re.compile(rf"[,;\n\r]|\band\s+(?={WHICH})", re.IGNORECASE)
+"""What stands between wishes."""
 
 
 @dataclass(frozen=True)
@@ -45,23 +51,21 @@ class Choice:
         return "the nearest by its text, as no feature's name has the word"
 
 
-def choose(space: FeatureSpace, wishes: str, strength: float = 1.0) -> list[Choice]:
+def choose(space: FeatureSpace, wishes: str | Sequence[str], strength: float = 1.0) -> list[Choice]:
     """The features that wishes mean.
 
     Args:
-        wishes: "more WORD" and "less WORD", with commas between; without either, "more".
+        wishes: "more WORD" (or +) and "less WORD" (or fewer, no, without, -), in a list or with
+            commas, semicolons, line breaks or "and" between; without either, "more".
         strength: of each edit, for "less" with a minus.
 
     Raises:
-        UserError: no wish, or a word that no feature answers to.
+        UserError: no wish, one that is no text or lacks its word, or a word that no feature answers
+            to.
     """
+    strength = number("strength", strength)
     choices: list[Choice] = []
-    for wish in (part.strip() for part in wishes.split(",")):
-        if not wish:
-            continue
-        match = WISH.match(wish)
-        word = match["word"] if match else wish
-        less = match is not None and match["which"].lower() == "less"
+    for less, word in _wishes(wishes):
         found = features_of(space, word)
         if not found:
             raise UserError(f"{word}: no feature answers to it; try another word")
@@ -73,6 +77,23 @@ def choose(space: FeatureSpace, wishes: str, strength: float = 1.0) -> list[Choi
     if not choices:
         raise UserError("no words; write for example: more woman, less moustache")
     return choices
+
+
+def _wishes(wishes: str | Sequence[str]) -> Iterator[tuple[bool, str]]:
+    """Whether each wish is for less, and its word."""
+    given = [wishes] if isinstance(wishes, str) else wishes
+    if not isinstance(given, list | tuple) or not all(isinstance(one, str) for one in given):
+        raise UserError(f"wishes {wishes!r}: give texts, for example: more woman, less moustache")
+    for wish in (part.strip() for one in given for part in BETWEEN.split(one)):
+        if not wish:
+            continue
+        match = WISH.fullmatch(wish)
+        assert match is not None  # its word may be anything
+        if not match["word"]:
+            raise UserError(
+                f"{wish}: lacks its word; write for example: more woman, less moustache"
+            )
+        yield (match["which"] or "").lower() in LESS, match["word"]
 
 
 def features_of(space: FeatureSpace, word: str) -> list[tuple[int, str]]:
@@ -125,20 +146,19 @@ def between(
     activation differs most, relative to how much it varies, each by that difference.
 
     Args:
-        source: unit embeddings `[n, dim]`.
-        target: unit embeddings `[m, dim]`.
+        source: embeddings `[n, dim]`.
+        target: embeddings `[m, dim]`.
         modality: of the embeddings.
         taken: features, at most.
 
     Raises:
-        UserError: either has no samples.
+        UserError: either has no samples or is no embeddings, or nothing is to be taken.
     """
+    taken = whole("taken", taken, 1)
     if not len(source) or not len(target):
         raise UserError("no samples to go from or to; give at least one of each")
     with torch.no_grad():
-        before, after = (
-            space.dictionary.encode(x.to(space.device), modality) for x in (source, target)
-        )
+        before, after = (space.encode(space.embeddings_of(x), modality) for x in (source, target))
     difference = (after.mean(0) - before.mean(0)).cpu()  # [features]
     spread = (
         torch.cat([before - before.mean(0), after - after.mean(0)]).square().mean(0).sqrt().cpu()

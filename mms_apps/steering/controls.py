@@ -51,9 +51,7 @@ class Sliders:
         """One edit a slider that is not free."""
         rows = zip(self.features, self.strengths, self.modes, strict=True)
         return tuple(
-            Edit(int(f), float(s), mode)
-            for f, s, mode in rows
-            if f is not None and not _is_free(f, s, mode)
+            Edit(f, s, mode) for f, s, mode in rows if f is not None and not _is_free(f, s, mode)
         )
 
     def put(self, feature: int) -> Sliders:

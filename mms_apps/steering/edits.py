@@ -17,8 +17,7 @@ turn it by more than the drift that is allowed.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from numbers import Integral
@@ -33,12 +32,13 @@ from features.dictionary import Modality
 from features.encoders.encoder import pictures_of
 from features.errors import UserError
 from features.files import write_json
-from features.modality import CLASSES, Rule
+from features.modality import CLASSES, RULES, Rule
 from features.space.space import FeatureSpace
 from mms_apps.steering.adapters.base import Adapter, Call
 from mms_apps.steering.adapters.choose import adapter_for
 from mms_apps.steering.moves import until, within
 from mms_apps.steering.saved import Source, check_record, filled, read_record, steering_record
+from mms_apps.steering.values import number, numbers, plain, several
 
 Mode = Literal["add", "set", "remove"]
 MODES = ("add", "set", "remove")
@@ -55,12 +55,22 @@ class Edit:
         strength: in units of its mean activation where it is active; without meaning for remove.
         mode: add, set or remove.
         share: of the way that set and remove go, at least 0; without meaning for add.
+
+    Raises:
+        UserError: a value is none, or out of its range.
     """
 
     feature: int
     strength: float = 1.0
     mode: Mode = "add"
     share: float = 1.0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "feature", _feature(self.feature))
+        object.__setattr__(self, "strength", number("strength", self.strength))
+        object.__setattr__(self, "share", _share(self.share))
+        if self.mode not in MODES:
+            raise UserError(f"{self.mode}: unknown mode of an edit; use {', '.join(MODES)}")
 
 
 @dataclass(frozen=True)
@@ -71,11 +81,21 @@ class Blend:
         modality_class: ImgD, TextD or CrossD.
         alpha: 0 leaves the features as they are, 1 takes the prompt's.
         rule: of the classes, "relative" or "fixed".
+
+    Raises:
+        UserError: a value is none.
     """
 
     modality_class: str
     alpha: float = 1.0
     rule: Rule = "relative"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "alpha", number("alpha", self.alpha))
+        if self.modality_class not in CLASSES:
+            raise UserError(f"{self.modality_class}: unknown class; use {', '.join(CLASSES)}")
+        if self.rule not in RULES:
+            raise UserError(f"{self.rule}: unknown rule for the classes; use {' or '.join(RULES)}")
 
 
 @dataclass(frozen=True)
@@ -88,6 +108,9 @@ class ScoreSet:
         features: that carry the change.
         per_unit: by how much each one's activation changes for a score that is 1 too low.
         share: of the way that is gone, at least 0.
+
+    Raises:
+        UserError: a value is none, or out of its range.
     """
 
     weight: tuple[float, ...]
@@ -95,6 +118,15 @@ class ScoreSet:
     features: tuple[int, ...]
     per_unit: tuple[float, ...]
     share: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("weight", "per_unit"):
+            object.__setattr__(self, name, numbers(name, getattr(self, name)))
+        object.__setattr__(self, "value", number("value", self.value))
+        if not isinstance(self.features, Iterable):
+            raise UserError(f"features {self.features!r}: give a tuple of their numbers")
+        object.__setattr__(self, "features", tuple(map(_feature, self.features)))
+        object.__setattr__(self, "share", _share(self.share))
 
 
 @dataclass(frozen=True)
@@ -105,11 +137,19 @@ class Probe:
         weight: `[dim]`.
         bias: of the log-odds.
         probability: in (0, 1).
+
+    Raises:
+        UserError: a value is none, or out of its range.
     """
 
     weight: tuple[float, ...]
     bias: float
     probability: float = 0.95
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "weight", numbers("weight", self.weight))
+        object.__setattr__(self, "bias", number("bias", self.bias))
+        object.__setattr__(self, "probability", probability_of(self.probability))
 
 
 @dataclass(frozen=True)
@@ -131,19 +171,19 @@ class Steering:
     """Edits and blends to apply together, over a part of the denoising steps.
 
     Args:
-        edits: of single features.
-        blends: of classes, towards `prompt`.
+        edits: of single features; whatever can be gone through becomes a tuple.
+        blends: of classes, towards `prompt`; likewise.
         prompt: what blends go towards.
         begin, end: shares of the denoising steps between which the edited embedding conditions, in
             [0, 1].
         max_drift: degrees by which an embedding may be turned; None for the space's own bound
             (`SpaceConfig.angles`): an edited sample stays nearer to itself than all but a twentieth
             of the space's pairs of samples are to one another.
-        score_sets: of scores of the embedding.
+        score_sets: of scores of the embedding; likewise.
         stop: where each embedding's move ends; None moves them all the whole way.
 
     Raises:
-        UserError: a value is out of its range, or blends lack a prompt.
+        UserError: a value is none, or out of its range, or blends lack a prompt.
     """
 
     edits: tuple[Edit, ...] = ()
@@ -156,23 +196,20 @@ class Steering:
     stop: Probe | None = None
 
     def __post_init__(self) -> None:
-        edits = self.edits
-        if isinstance(edits, Edit) or not all(isinstance(edit, Edit) for edit in edits):
-            raise UserError(f"edits {edits!r}: give a tuple of Edit(feature, strength)")
-        for edit in self.edits:
-            if edit.mode not in MODES:
-                raise UserError(f"{edit.mode}: unknown mode of an edit; use {', '.join(MODES)}")
-            if not math.isfinite(edit.strength):
-                raise UserError(f"strength {edit.strength}: must be a finite number")
-            if not 0 <= edit.share < math.inf:
-                raise UserError(f"share {edit.share}: must be at least 0")
-        for blend in self.blends:
-            if blend.modality_class not in CLASSES:
-                raise UserError(f"{blend.modality_class}: unknown class; use {', '.join(CLASSES)}")
-            if not math.isfinite(blend.alpha):
-                raise UserError(f"alpha {blend.alpha}: must be a finite number")
+        for name, kind, written in (
+            ("edits", Edit, "Edit(feature, strength)"),
+            ("blends", Blend, "Blend(modality_class, alpha)"),
+            ("score_sets", ScoreSet, "ScoreSet(weight, value, features, per_unit)"),
+        ):
+            object.__setattr__(self, name, several(name, getattr(self, name), kind, written))
+        if not (self.stop is None or isinstance(self.stop, Probe)):
+            raise UserError(f"stop {self.stop!r}: give a Probe, as sure_of finds it, or None")
+        if not (self.prompt is None or isinstance(self.prompt, str)):
+            raise UserError(f"prompt {self.prompt!r}: give one text, or None")
         if self.blends and not self.prompt:
             raise UserError("a blend needs a prompt to blend towards")
+        for name in ("begin", "end", *(["max_drift"] if self.max_drift is not None else [])):
+            object.__setattr__(self, name, number(name, getattr(self, name)))
         if not 0 <= self.begin < self.end <= 1:
             raise UserError(
                 f"steps {self.begin} to {self.end}: begin must lie before end, both in 0 to 1"
@@ -202,13 +239,17 @@ class Steering:
             modality: of the embeddings.
 
         Raises:
-            UserError: a feature's number is beyond the space, the dimension is another, or an
-                embedding is not finite.
+            UserError: a feature's number is beyond the space, the dimension is another, an
+                embedding is not finite, or the edits are so large that what they do is not.
         """
         embedding = space.embeddings_of(embedding)
         length = embedding.float().norm(dim=1, keepdim=True)  # [n, 1]
         unit = embedding.float().to(space.device) / length.to(space.device).clamp(min=1e-12)
         move = self.change(space, unit, modality) @ space.dictionary.directions  # [n, dim]
+        if not move.isfinite().all():
+            raise UserError(
+                "the edits are too large to be computed; give smaller strengths, shares or alphas"
+            )
         if self.stop is not None:
             weight = torch.tensor(self.stop.weight, device=unit.device)
             move = until(unit, move, weight, self.stop.bias, self.stop.probability)
@@ -321,7 +362,12 @@ class Steering:
 
         Args:
             source: what it was drawn from, so that the picture can be drawn again.
+
+        Raises:
+            UserError: there is no such folder, or a folder has that name.
         """
+        if not Path(path).parent.is_dir():
+            raise UserError(f"{path}: there is no folder {Path(path).parent}; make it first")
         write_json(Path(path), steering_record(self, space, source))
 
     @classmethod
@@ -382,12 +428,36 @@ class Steering:
                 )
 
 
+def probability_of(value: float) -> float:
+    """The probability of a probe.
+
+    Raises:
+        UserError: it is none in (0, 1).
+    """
+    found = number("probability", value)
+    if not 0 < found < 1:
+        raise UserError(f"probability {value}: must lie between 0 and 1, such as 0.95")
+    return found
+
+
+def _share(value: float) -> float:
+    found = number("share", value)
+    if found < 0:
+        raise UserError(f"share {value}: must be at least 0")
+    return found
+
+
+def _feature(value: int) -> int:
+    found = plain(value)
+    if not isinstance(found, Integral) or isinstance(found, bool):
+        raise UserError(
+            f"feature {value!r}: give its number; choose(space, words) finds those of words"
+        )
+    return int(found)
+
+
 def _check_features(space: FeatureSpace, features: Sequence[int]) -> None:
     for feature in features:
-        if not isinstance(feature, Integral):
-            raise UserError(
-                f"feature {feature!r}: give its number; choose(space, words) finds those of words"
-            )
         if not 0 <= feature < len(space):
             raise UserError(f"feature {feature}: the space has features 0 to {len(space) - 1}")
 

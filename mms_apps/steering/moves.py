@@ -10,6 +10,8 @@ from torch import Tensor
 
 HALVINGS = 50
 """Of the scale of a move: 20 to find where it ends, the others where it is far too large."""
+LONGEST = 1e6
+"""Of a move of a unit vector: one as long ends, within rounding, where any longer one would."""
 
 
 def within(unit: Tensor, move: Tensor, degrees: float) -> tuple[Tensor, Tensor]:
@@ -23,6 +25,7 @@ def within(unit: Tensor, move: Tensor, degrees: float) -> tuple[Tensor, Tensor]:
         The turned unit vectors `[n, dim]`, and what each move was scaled by `[n]`.
     """
     least = math.cos(math.radians(degrees))
+    move, shortened = _at_most_longest(move)
 
     def turned(scale: Tensor) -> Tensor:
         return F.normalize(unit + scale[:, None] * move, dim=1)
@@ -35,7 +38,14 @@ def within(unit: Tensor, move: Tensor, degrees: float) -> tuple[Tensor, Tensor]:
         low, high = torch.where(inside, middle, low), torch.where(inside, high, middle)
     fits = (turned(whole) * unit).sum(1) >= least
     scale = torch.where(fits, whole, low)
-    return turned(scale), scale
+    return turned(scale), torch.where(fits, whole, low * shortened)
+
+
+def _at_most_longest(move: Tensor) -> tuple[Tensor, Tensor]:
+    """Moves `[n, dim]`, none longer than LONGEST, and what each was scaled by `[n]`."""
+    length = move.double().norm(dim=1)  # of large moves, float32 does not hold the squares
+    scale = (LONGEST / length.clamp(min=LONGEST)).float()
+    return move * scale[:, None], scale
 
 
 def until(unit: Tensor, move: Tensor, weight: Tensor, bias: float, probability: float) -> Tensor:
@@ -52,6 +62,7 @@ def until(unit: Tensor, move: Tensor, weight: Tensor, bias: float, probability: 
         `[n, dim]`.
     """
     wanted = math.log(probability / (1 - probability))
+    move, _ = _at_most_longest(move)
 
     def reaches(scale: Tensor) -> Tensor:
         return F.normalize(unit + scale[:, None] * move, dim=1) @ weight + bias >= wanted

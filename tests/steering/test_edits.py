@@ -5,9 +5,11 @@ from __future__ import annotations
 import copy
 import json
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -301,6 +303,10 @@ def test_saved_edits_come_back_and_belong_to_their_space(
          "features 0 to 15"),
         ({"stop": {"weight": [1.0], "bias": 0.0}}, "a weight of 1 numbers"),
         ({"stop": [1]}, "no JSON object"),
+        ({"stop": {"weight": [0] * 16, "bias": 0.0, "probability": 1}}, "probability 1: must lie"),
+        ({"score_sets": [{"weight": [0], "value": math.nan, "features": [1], "per_unit": [1]}]},
+         "value nan: must be a finite number"),
+        ({"edits": [{"feature": 1, "strength": 10**400}]}, "must be a finite number"),
     ],
 )  # fmt: skip
 def test_edits_written_by_hand_are_checked(
@@ -337,19 +343,129 @@ def test_what_edits_were_drawn_from_is_checked(
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"edits": (Edit(1, mode="push"),)}, "unknown mode"),  # type: ignore[arg-type]
-        ({"edits": (Edit(1, math.nan),)}, "finite"),
-        ({"edits": (Edit(1, share=-0.1),)}, "share"),
-        ({"blends": (Blend("ImgD", math.inf),), "prompt": "x"}, "finite"),
-        ({"blends": (Blend("ImgD"),)}, "needs a prompt"),
-        ({"blends": (Blend("Img"),), "prompt": "x"}, "unknown class"),
-        ({"begin": 0.5, "end": 0.5}, "before end"),
-        ({"max_drift": 0}, "degrees"),
+        (lambda: Edit(1, mode="push"), "unknown mode"),  # type: ignore[arg-type]
+        (lambda: Edit(1, math.nan), "strength nan: must be a finite number"),
+        (lambda: Edit(1, "2"), "strength '2': must be a finite number"),  # type: ignore[arg-type]
+        (lambda: Edit(1, None), "strength None"),  # type: ignore[arg-type]
+        (lambda: Edit(1, True), "strength True"),
+        (lambda: Edit(1, 10**400), "strength 1000+...0+: must be a finite number"),
+        (lambda: Edit(1, torch.ones(2)), "strength tensor"),  # type: ignore[arg-type]
+        (lambda: Edit(True, 2.0), "feature True: give its number"),
+        (lambda: Edit("dog"), "feature 'dog': give its number"),  # type: ignore[arg-type]
+        (lambda: Edit(1.5), "feature 1.5: give its number"),  # type: ignore[arg-type]
+        (lambda: Edit(1, share=-0.1), "share -0.1: must be at least 0"),
+        (lambda: Edit(1, share=math.inf), "share inf: must be a finite number"),
+        (lambda: Blend("ImgD", math.inf), "alpha inf: must be a finite number"),
+        (lambda: Blend("Img"), "unknown class"),
+        (lambda: Blend("ImgD", rule="loose"), "loose: unknown rule"),  # type: ignore[arg-type]
+        (lambda: ScoreSet((1.0, math.nan), 0, (1,), (1,)), "weight nan"),
+        (lambda: ScoreSet((1.0,), math.nan, (1,), (1,)), "value nan"),
+        (lambda: ScoreSet((1.0,), 0, (1,), (math.inf,)), "per_unit inf"),
+        (lambda: ScoreSet((1.0,), 0, (1,), (1,), -1.0), "share -1.0: must be at least 0"),
+        (lambda: ScoreSet((1.0,), 0, (1,), (1,), math.inf), "share inf"),
+        (lambda: ScoreSet((1.0,), 0, 1, (1,)), "features 1: give"),  # type: ignore[arg-type]
+        (lambda: ScoreSet(1.0, 0, (1,), (1,)), "weight 1.0: give a tuple"),  # type: ignore[arg-type]
+        (lambda: Probe((math.nan,), 0.0), "weight nan"),
+        (lambda: Probe((1.0,), math.inf), "bias inf"),
+        (lambda: Probe((1.0,), 0.0, 95), "probability 95: must lie between 0 and 1"),
+        (lambda: Probe((1.0,), 0.0, 1.0), "probability 1.0"),
+        (lambda: Probe((1.0,), 0.0, 0), "probability 0: must lie"),
+        (lambda: Steering(None), "edits None: give a tuple of Edit"),  # type: ignore[arg-type]
+        (lambda: Steering(((1, 2.0),)), r"edits \(\(1, 2.0\),\): give"),  # type: ignore[arg-type]
+        (lambda: Steering(blends=Blend("ImgD"), prompt="x"), "blends Blend"),  # type: ignore[arg-type]
+        (lambda: Steering(score_sets=[1]), r"score_sets \(1,\): give"),  # type: ignore[arg-type]
+        (lambda: Steering(stop=0.9), "stop 0.9: give a Probe"),  # type: ignore[arg-type]
+        (lambda: Steering(prompt=["x"]), r"prompt \['x'\]: give one text"),  # type: ignore[arg-type]
+        (lambda: Steering(blends=(Blend("ImgD"),)), "needs a prompt"),
+        (lambda: Steering(begin=0.5, end=0.5), "before end"),
+        (lambda: Steering(begin="0.2"), "begin '0.2'"),  # type: ignore[arg-type]
+        (lambda: Steering(end=None), "end None"),  # type: ignore[arg-type]
+        (lambda: Steering(max_drift=0), "degrees"),
+        (lambda: Steering(max_drift="30"), "max_drift '30'"),  # type: ignore[arg-type]
     ],
 )
-def test_values_out_of_range_are_refused(wrong: dict, message: str) -> None:
+def test_values_out_of_range_are_refused(wrong: Callable[[], object], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        Steering(**wrong)
+        wrong()
+
+
+def test_edits_may_come_from_a_list_or_a_generator() -> None:
+    edits = tuple(Edit(i, 2.0) for i in range(3))
+    for several in (list(edits), iter(edits), (edit for edit in edits)):
+        assert Steering(several) == Steering(edits)  # type: ignore[arg-type]
+    blends, scores = (Blend("ImgD"),), (ScoreSet((1.0,), 0.0, (1,), (1.0,)),)
+    found = Steering((), iter(blends), "x", score_sets=iter(scores))  # type: ignore[arg-type]
+    assert found == Steering((), blends, "x", score_sets=scores)
+
+
+def test_numbers_of_numpy_and_torch_are_kept_as_pythons_own(
+    space: FeatureSpace, tmp_path: Path
+) -> None:
+    weight = torch.full((DIM,), 0.5)
+    given = Steering(
+        (
+            Edit(np.int64(3), np.float32(2)),  # type: ignore[arg-type]
+            Edit(torch.tensor(4), torch.tensor(0.5, requires_grad=True), share=np.float64(1)),  # type: ignore[arg-type]
+        ),
+        begin=np.float32(0.25),  # type: ignore[arg-type]
+        max_drift=np.int64(30),
+        score_sets=(ScoreSet(weight, np.float32(0.5), np.array([1, 2]), [1, 0.5]),),  # type: ignore[arg-type]
+        stop=Probe(weight.numpy(), torch.tensor(0.5), np.float64(0.75)),  # type: ignore[arg-type]
+    )
+    expected = Steering(
+        (Edit(3, 2.0), Edit(4, 0.5)),
+        begin=0.25,
+        max_drift=30.0,
+        score_sets=(ScoreSet((0.5,) * DIM, 0.5, (1, 2), (1.0, 0.5)),),
+        stop=Probe((0.5,) * DIM, 0.5, 0.75),
+    )
+    assert given == expected
+    given.save(tmp_path / "edits.json", space)
+    assert Steering.load(tmp_path / "edits.json", space) == expected
+    with pytest.raises(UserError, match=f"there is no folder {tmp_path / 'none'}; make it first"):
+        given.save(tmp_path / "none" / "edits.json", space)
+
+
+@pytest.mark.parametrize("strength", [1e15, 1e18, 1e25, 1e37])
+@pytest.mark.parametrize("mode", ["add", "set"])
+def test_a_huge_edit_turns_as_far_as_it_may_towards_its_feature(
+    space: FeatureSpace, strength: float, mode: Mode
+) -> None:
+    x = raw(3)
+    for degrees in (20.0, 180.0):
+        huge, large = (
+            Steering((Edit(2, s, mode),), max_drift=degrees).apply(space, x)
+            for s in (strength, 1e5)
+        )
+        torch.testing.assert_close(huge.embedding, large.embedding, atol=1e-3, rtol=0)
+        torch.testing.assert_close(huge.drift, large.drift, atol=0.1, rtol=0)
+    weight = torch.zeros(DIM)
+    weight[2] = 20.0
+    probe = Probe(tuple(weight.tolist()), -4.0, 0.9)
+    stopped = Steering((Edit(2, strength, mode),), max_drift=90, stop=probe).apply(space, x)
+    odds = F.normalize(stopped.embedding, dim=1) @ weight - 4
+    moved = F.normalize(x, dim=1) @ weight - 4 < math.log(9)
+    assert moved.any()
+    torch.testing.assert_close(
+        odds[moved], torch.full_like(odds[moved], math.log(9)), atol=0.01, rtol=0
+    )
+
+
+@pytest.mark.parametrize(
+    "steering",
+    [
+        Steering((Edit(2, 1e39),)),
+        Steering((Edit(2, 1.0, "set", 1e300),)),
+        Steering((Edit(2, 1e38), Edit(2, 3.3e38), Edit(2, 3.3e38))),
+        Steering(score_sets=(ScoreSet((1.0,) * DIM, 1e200, (3,), (1.0,)),)),
+        Steering(score_sets=(ScoreSet((1.0,) * DIM, 1e30, (3,), (1e30,)),)),
+    ],
+)
+def test_edits_that_float32_does_not_hold_are_refused(
+    space: FeatureSpace, steering: Steering
+) -> None:
+    with pytest.raises(UserError, match="too large to be computed; give smaller strengths"):
+        steering.apply(space, raw(2))
 
 
 def test_features_and_dimensions_that_the_space_lacks_are_refused(space: FeatureSpace) -> None:
@@ -391,6 +507,57 @@ def test_words_choose_features_that_answer_to_them(embedded: FeatureSpace) -> No
         choose(embedded, " , ")
 
 
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("no man", "less man"),
+        ("without man", "less man"),
+        ("fewer man", "less man"),
+        ("-man", "less man"),
+        ("- man", "less man"),
+        ("\N{MINUS SIGN}man", "less man"),
+        ("+man, -woman", "more man, less woman"),
+        ("MORE man; Less woman", "more man, less woman"),
+        ("more man\nless woman\r\n", "more man, less woman"),
+        ("more man and less woman", "more man, less woman"),
+        ("more man, and no woman", "more man, less woman"),
+        ("man and -woman", "man, less woman"),
+        (["more man", "less woman"], "more man, less woman"),
+        (("man", "no woman; no cat"), "man, less woman, less cat"),
+        ("man", "more man"),
+    ],
+)
+def test_wishes_may_be_written_otherwise(
+    embedded: FeatureSpace, written: str | list[str], meant: str
+) -> None:
+    assert choose(embedded, written) == choose(embedded, meant)
+
+
+def test_words_that_look_like_wishes_are_words(embedded: FeatureSpace) -> None:
+    for word in ("nose", "moreover", "salt and pepper", "t-shirt"):
+        [found, *_] = choose(embedded, f"less {word}")
+        assert found.word == word and found.strength < 0
+        assert choose(embedded, word)[0].word == word
+
+
+@pytest.mark.parametrize(
+    ("wishes", "message"),
+    [
+        ("more", "more: lacks its word"),
+        ("man, no", "no: lacks its word"),
+        ("-", "-: lacks its word"),
+        (None, "wishes None: give texts"),
+        ([3], r"wishes \[3\]: give texts"),
+        ([], "no words"),
+    ],
+)
+def test_what_is_no_wish_is_said(embedded: FeatureSpace, wishes: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        choose(embedded, wishes)
+    with pytest.raises(UserError, match="strength '2': must be a finite number"):
+        choose(embedded, "more man", "2")  # type: ignore[arg-type]
+
+
 def test_examples_choose_the_features_in_which_they_differ(space: FeatureSpace) -> None:
     source, target = torch.zeros(6, DIM), torch.zeros(6, DIM)
     source[:, 3], target[:, 5] = 1.0, 1.0
@@ -402,3 +569,7 @@ def test_examples_choose_the_features_in_which_they_differ(space: FeatureSpace) 
     assert F.cosine_similarity(moved, target).min() > F.cosine_similarity(source, target).max()
     with pytest.raises(UserError, match="no samples"):
         between(space, source[:0], target)
+    assert between(space, 3 * source.numpy(), target.numpy(), taken=2) == edits  # type: ignore[arg-type]
+    for taken in (0, -1, 1.5, True):
+        with pytest.raises(UserError, match=f"taken {taken}: must be a whole number, 1 or more"):
+            between(space, source, target, taken=taken)  # type: ignore[arg-type]

@@ -59,7 +59,6 @@ def test_the_same_seed_gives_the_same_picture(drawer: SteeredGenerator) -> None:
         ([Steering()], {"steps": "4"}, "steps '4'"),
         ([Steering()], {"guidance": float("nan")}, "guidance nan: must be a number, 0 or more"),
         ([Steering()], {"guidance": -1.0}, "guidance -1"),
-        ([Steering((Edit("dog", 1.0),))], {}, "feature 'dog': give its number"),
     ],
 )
 def test_what_cannot_be_drawn_is_said(
