@@ -13,8 +13,10 @@ Four ways, tried against one another in `benchmarks/steering.py`:
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,15 +27,18 @@ from features.dictionary import Modality
 from features.errors import UserError
 from features.space.space import FeatureSpace
 from mms_apps.steering.choosing import TEMPLATES, between
-from mms_apps.steering.edits import Edit, Probe, ScoreSet, Steering
+from mms_apps.steering.edits import Edit, Probe, ScoreSet, Steering, probability_of
+from mms_apps.steering.values import whole
 
 TAKEN = 8
 """Features, at most."""
 PRESENT = 0.5
 """A feature is taken away only where it is active in so large a share of the samples to go from."""
+ALIKE = 1e-6
+"""Unit embeddings, or means of them, that differ by less are taken for one."""
 FOLDS = 5
 """Of the cross-validation that chooses a probe's penalty."""
-Samples = Tensor | np.ndarray | str | Sequence[str]
+Samples = Tensor | np.ndarray | Sequence[Tensor | np.ndarray] | str | Sequence[str]
 
 
 def find(
@@ -47,18 +52,20 @@ def find(
     """A steering from samples like `source` to samples like `target`.
 
     Args:
-        source, target: examples, unit embeddings `[n, dim]` and `[m, dim]`; or words, whose texts'
-            embeddings stand for them.
+        source, target: examples, embeddings `[n, dim]` and `[m, dim]`, or a list of embeddings
+            `[dim]`; or words, whose texts' embeddings stand for them.
         how: features, difference or score_set.
         modality: of the examples.
         taken: features, at most.
 
     Raises:
-        UserError: an unknown way, no samples, or a score set from words, which don't vary.
+        UserError: an unknown way, samples that are neither embeddings nor words, none of them, or a
+            score set from words or from samples that don't vary.
     """
     if how not in WAYS:
         raise UserError(f"{how}: no way to find edits; use {', '.join(WAYS)}")
-    words = not all(isinstance(given, Tensor | np.ndarray) for given in (source, target))
+    taken = whole("taken", taken, 1)
+    words = any([_words(samples) is not None for samples in (source, target)])
     if words and how == "score_set":
         raise UserError("a score set needs examples; give embeddings, or use difference")
     before, after = (_embedded(space, samples) for samples in (source, target))
@@ -97,11 +104,18 @@ def by_score(
     With the covariance S within the two, the discriminant is w = S^-1 d, d being the mean
     difference. The least change of a normal sample that changes its score goes along S w, which is
     d: d / (w . d) changes it by 1.
+
+    Raises:
+        UserError: the samples don't vary, or have one mean.
     """
     from sklearn.covariance import ledoit_wolf
 
     difference = target.mean(0) - source.mean(0)  # [dim]
     within = torch.cat([source - source.mean(0), target - target.mean(0)])  # [n + m, dim]
+    if within.abs().max() < ALIKE:
+        raise UserError("a score set needs samples that vary; give more, or use difference")
+    if difference.abs().max() < ALIKE:
+        raise UserError("the samples to go from and to have one mean; give others")
     covariance = torch.from_numpy(ledoit_wolf(within.double().cpu().numpy())[0])
     weight = torch.linalg.solve(covariance, difference.double().cpu()).float()  # [dim]
     unit = difference / float(weight @ difference.cpu())
@@ -163,22 +177,33 @@ def pursue(
     return torch.from_numpy(numbers[places]), found
 
 
-def sure_of(source: Tensor, target: Tensor, probability: float = 0.95, seed: int = 0) -> Probe:
+def sure_of(
+    source: Tensor | np.ndarray,
+    target: Tensor | np.ndarray,
+    probability: float = 0.95,
+    seed: int = 0,
+) -> Probe:
     """A probe that tells `target` from `source`, for `Steering.stop`.
 
     Args:
-        source, target: unit embeddings `[n, dim]` and `[m, dim]`.
-        probability: of being like `target` at which moves stop.
+        source, target: embeddings `[n, dim]` and `[m, dim]`.
+        probability: of being like `target` at which moves stop, in (0, 1).
 
     Raises:
-        UserError: either has no samples.
+        UserError: either has no samples or is no embeddings, or the probability is none.
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import GridSearchCV, StratifiedKFold
 
+    probability = probability_of(probability)
+    source, target = _unit(source), _unit(target)
     if not len(source) or not len(target):
         raise UserError("no samples to tell apart; give at least one of each")
-    x = torch.cat([source, target]).cpu().numpy()
+    if source.shape[1] != target.shape[1]:
+        raise UserError(
+            f"embeddings {list(source.shape)} and {list(target.shape)}: give both of one encoder"
+        )
+    x = torch.cat([source, target]).numpy()
     y = np.repeat([0, 1], [len(source), len(target)])
     probe = LogisticRegression(max_iter=2000).fit(x, y)
     folds = min(FOLDS, len(source), len(target))
@@ -216,9 +241,62 @@ class AffineMap:
         return unit @ self.weight.to(unit) + self.bias.to(unit)
 
 
+def _words(samples: Samples) -> list[str] | None:
+    """The words that stand for samples; None of embeddings.
+
+    Raises:
+        UserError: they are neither.
+    """
+    given: object = samples
+    if isinstance(samples, np.ndarray) and samples.dtype.kind in "UO":
+        given = samples.tolist()
+    if isinstance(given, Tensor | np.ndarray):
+        return None
+    words = [given] if isinstance(given, str) else given
+    if isinstance(words, list | tuple):
+        if words and all(isinstance(one, Tensor | np.ndarray) for one in words):
+            return None
+        if all(isinstance(one, str) and one.strip() for one in words):
+            return list(words)
+    raise UserError(
+        f"samples {reprlib.repr(samples)}: give words or embeddings; space.encoder.encode_images "
+        "makes embeddings of images"
+    )
+
+
 def _embedded(space: FeatureSpace, samples: Samples) -> Tensor:
-    if isinstance(samples, Tensor | np.ndarray):
-        return F.normalize(space.embeddings_of(samples).float(), dim=1)
-    words = [samples] if isinstance(samples, str) else list(samples)
+    """The unit embeddings of samples: `[n, dim]`."""
+    words = _words(samples)
+    if words is None:
+        return F.normalize(space.embeddings_of(_rows(samples)).detach().float(), dim=1)
     texts = [template.format(word) for word in words for template in TEMPLATES]
     return space.encoder.encode_texts(texts).clone() if texts else torch.zeros(0, 1)
+
+
+def _unit(samples: Samples) -> Tensor:
+    """Embeddings as unit embeddings on the CPU: `[n, dim]`.
+
+    Raises:
+        UserError: they are none.
+    """
+    if _words(samples):
+        raise UserError("words tell no samples apart; give embeddings [n, dim]")
+    rows = torch.as_tensor(_rows(samples)).detach().float().cpu()
+    if rows.ndim != 2 or not rows.isfinite().all():
+        raise UserError(f"embeddings {list(rows.shape)}: give finite ones, [n, dim]")
+    return F.normalize(rows, dim=1)
+
+
+def _rows(samples: Any) -> Tensor:
+    """Embeddings as a tensor, one below another where they are given as a list.
+
+    Raises:
+        UserError: those of the list are of several sizes.
+    """
+    if isinstance(samples, Tensor | np.ndarray):
+        return torch.as_tensor(samples)
+    rows = [torch.atleast_2d(torch.as_tensor(one)) for one in samples]
+    if len({row.shape[1:] for row in rows}) > 1:
+        sizes = " and ".join({str(list(row.shape[1:])): "" for row in rows})
+        raise UserError(f"embeddings of several sizes, {sizes}; give those of one encoder")
+    return torch.cat(rows) if rows else torch.zeros(0, 1)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 
 from features.errors import UserError
 from features.space.space import FeatureSpace
@@ -100,6 +103,73 @@ def test_mistakes_are_said(space: FeatureSpace) -> None:
 def test_examples_may_be_arrays(space: FeatureSpace) -> None:
     source, target = samples(3), samples(5)
     assert find(space, source.numpy(), target.numpy()) == find(space, source, target)
+
+
+def test_lists_of_embeddings_are_stacked(space: FeatureSpace) -> None:
+    source, target = samples(3), samples(5)
+    for how in WAYS:
+        found = find(space, source, target, how)
+        assert find(space, list(source), tuple(target), how) == found
+        assert (
+            find(space, [row[None].numpy() for row in source], list(target.numpy()), how) == found
+        )
+    assert find(space, 3 * source.double().requires_grad_(), target) is not None
+    with pytest.raises(UserError, match=r"embeddings of several sizes, \[16\] and \[7\]"):
+        find(space, [source[0], source[0, :7]], target)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        Image.new("RGB", (4, 4)),
+        [Image.new("RGB", (4, 4))],
+        [3],
+        3,
+        None,
+        [None],
+        ["man", 3],
+        ["man", torch.zeros(DIM)],
+        "  ",
+        ["man", ""],
+        np.array([None, "man"]),
+        {"man": 1},
+    ],
+)
+def test_what_is_neither_words_nor_embeddings_is_refused(space: FeatureSpace, wrong: Any) -> None:
+    for given in ((wrong, samples(5)), (samples(3), wrong)):
+        with pytest.raises(UserError, match=r"samples .*: give words or embeddings"):
+            find(space, *given)
+    with pytest.raises(UserError, match=r"samples .*: give words or embeddings"):
+        sure_of(wrong, samples(5))
+
+
+def test_samples_from_which_nothing_follows_are_said(space: FeatureSpace) -> None:
+    source, target = samples(3), samples(5)
+    with pytest.raises(UserError, match="a score set needs samples that vary"):
+        find(space, source[:1], target[:1], "score_set")
+    with pytest.raises(UserError, match="a score set needs samples that vary"):
+        find(space, source[:1].expand(4, -1), target[:1].expand(3, -1), "score_set")
+    with pytest.raises(UserError, match="have one mean"):
+        find(space, source, source, "score_set")
+    for how in WAYS:
+        for taken in (0, -1, 2.5, "8"):
+            with pytest.raises(UserError, match=r"taken .*: must be a whole number, 1 or more"):
+                find(space, source, target, how, taken=taken)  # type: ignore[arg-type]
+
+
+def test_a_probe_is_found_from_arrays_of_any_length_and_no_impossible_probability() -> None:
+    source, target = samples(3), samples(5, seed=1)
+    probe = sure_of(source, target, 0.9)
+    for given in ((source.numpy(), target.numpy()), (list(source), list(target))):
+        assert sure_of(*given, 0.9) == probe  # type: ignore[arg-type]
+    scaled = sure_of(30 * source, 20 * target, 0.9)
+    assert scaled.weight == pytest.approx(probe.weight, rel=1e-2, abs=1e-2)
+    for probability in (95, 1.0, 0, -0.5, "0.9", None):
+        with pytest.raises(UserError, match="probability"):
+            sure_of(source, target, probability)  # type: ignore[arg-type]
+    for wrong in ("man", source[0], source * torch.nan, source[:, :7]):
+        with pytest.raises(UserError, match="embeddings"):
+            sure_of(wrong, target)  # type: ignore[arg-type]
 
 
 def test_a_probe_is_sure_where_it_should_be() -> None:
