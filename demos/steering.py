@@ -38,6 +38,7 @@ from mms_apps.steering.saved import Source, pixels_sha256, steering_record
 STRIP = (-1.0, 0.0, 0.5, 1.0, 1.5, 2.0)
 PREVIEW = (-2.0, 0.0, 2.0)
 SHOWN = 12
+MOST_STEPS = 100
 SIDE = 256
 CSS = """
 #edits .cm-line span { color: inherit; }
@@ -72,22 +73,33 @@ def fill(
         *alone, kept = values[:CONTROLS]
         return Controls(*alone, sliders_of(*values[CONTROLS:]), kept).steering()
 
-    def source_of(prompt: str, image: Image.Image | None, seed: float) -> Source:
+    def drawn_from(
+        prompt: str | None,
+        image: Image.Image | None,
+        seed: int,
+        steps: int,
+        guidance: float,
+    ) -> dict[str, Any]:
+        how = {"seed": seed, "steps": steps, "guidance": guidance}
+        return {"prompt": prompt or "", "image": image, **how}
+
+    def source_of(image: Image.Image | None, **given: Any) -> Source:
         known = None if image is None else pixels_sha256(image)
         name = None if image is None else "reference.png"
-        return Source(prompt, name, known, generator, int(seed), STEPS, GUIDANCE)
+        return Source(image=name, image_sha256=known, generator=generator, **given)
 
-    def draw(prompt: str, image: Image.Image | None, seed: float, *controls: Any) -> tuple:
+    def draw(prompt: str, image: Image.Image | None, seed: int, *values: Any) -> tuple:
+        *controls, steps, guidance = values
+        given = drawn_from(prompt, image, seed, steps, guidance)
         with errors_in_words():
             steering = steering_of(*controls)
-            given = {"prompt": prompt, "image": image, "seed": int(seed)}
             made = drawer().generate([Steering(), steering], **given)
         plain, steered = (enlarged(picture) for picture in made.images)
         said = f"Drift {float(made.drift[1]):.0f}°"
         if made.scale[1] < 1:
             said += f"; scaled by {float(made.scale[1]):.2f} to stay within "
             said += f"{steering.bound(space):.0f}°"
-        source = source_of(prompt, image, seed)
+        source = source_of(**given)
         pictures = {"plain": made.images[0], "steered": made.images[1]}
         pictures |= {} if image is None else {"reference": image}
         return (
@@ -98,18 +110,17 @@ def fill(
             kept_file("steered", steering, source, pictures),
         )
 
-    def draw_strip(prompt: str, image: Image.Image | None, seed: float, *controls: Any) -> tuple:
+    def draw_strip(prompt: str, image: Image.Image | None, seed: int, *values: Any) -> tuple:
+        *controls, steps, guidance = values
+        given = drawn_from(prompt, image, seed, steps, guidance)
         with errors_in_words():
             steering = steering_of(*controls)
-            given = {"prompt": prompt, "image": image, "seed": int(seed)}
             made = drawer().strip(steering, STRIP, **given)
         drifts = zip(STRIP, made.drift.tolist(), strict=True)
         said = " · ".join(f"{strength:g} times: {drift:.0f}°" for strength, drift in drifts)
         row = side_by_side([enlarged(i, 128) for i in made.images])
         pictures = {f"{s:g}-times": i for s, i in zip(STRIP, made.images, strict=True)}
-        file = kept_file(
-            "strip", steering, source_of(prompt, image, seed), pictures | {"strip": row}
-        )
+        file = kept_file("strip", steering, source_of(**given), pictures | {"strip": row})
         return row, f"Strength and drift: {said}", file
 
     def kept_file(
@@ -119,18 +130,24 @@ def fill(
         write_bundle(folder / f"{name}.zip", steering, space, source, pictures)
         return str(folder / f"{name}.zip")
 
-    def find(query: str, modality_class: str | None) -> tuple:
+    def find(query: str | None, modality_class: str | None) -> tuple:
         with errors_in_words():
-            cards = search(space, query, modality_class or None, SHOWN)
+            cards = search(space, query or "", modality_class or None, SHOWN)
         shown = [(top_images(c), c.title) for c in cards]
         return shown, [c.feature for c in cards], None, "Pick a feature to see what it does."
 
     def pick(
-        found: list[int], prompt: str, image: Image.Image | None, seed: float, event: gr.SelectData
+        found: list[int],
+        prompt: str,
+        image: Image.Image | None,
+        seed: int,
+        steps: int,
+        guidance: float,
+        event: gr.SelectData,
     ) -> tuple:
         feature = found[event.index]
+        given = drawn_from(prompt, image, seed, steps, guidance)
         with errors_in_words():
-            given = {"prompt": prompt, "image": image, "seed": int(seed)}
             made = drawer().strip(Steering((Edit(feature, 1.0),)), PREVIEW, **given)
         (picked,) = cards(space, [feature])
         captions = "; ".join(picked.captions) or "none"
@@ -161,13 +178,13 @@ def fill(
             found, source = Controls.read(text, space)
         told = found.told(space)
         said = f"Kept with the sliders: {told}." if told else ""
-        if source.image:
+        if source and source.image:
             said += " These edits were drawn from a reference; put it in again."
-        if source.generator != generator:
+        if source and source.generator != generator:
             said += f" They were drawn by another generator, {source.generator}."
         return [
-            source.prompt or gr.skip(),
-            source.seed,
+            source.prompt if source else gr.skip(),
+            source.seed if source else gr.skip(),
             found.towards or "",
             found.blended,
             found.alpha,
@@ -176,8 +193,16 @@ def fill(
             found.max_drift,
             found.kept,
             *shown_sliders(found.sliders),
+            *drawn_as(source),
             said,
         ]
+
+    def drawn_as(source: Source | None) -> list[Any]:
+        """Steps and guidance; what older edits do not say is what was usual."""
+        if source is None:
+            return [gr.skip(), gr.skip()]
+        guidance = GUIDANCE if source.guidance is None else source.guidance
+        return [source.steps or STEPS, guidance]
 
     stored = gr.BrowserState("", storage_key="mms-steering", secret="mms-steering")
     kept = gr.State(Steering())
@@ -227,6 +252,18 @@ def fill(
                     info=f"0: the space's own bound, {Steering().bound(space):.0f}",
                 )
                 seed = gr.Number(0, label="Seed", precision=0)
+                with gr.Row():
+                    steps = gr.Number(
+                        STEPS,
+                        label="Denoising steps",
+                        precision=0,
+                        minimum=1,
+                        maximum=MOST_STEPS,
+                        min_width=120,
+                    )
+                    guidance = gr.Number(
+                        GUIDANCE, label="Guidance, 1 for none", minimum=0, min_width=120
+                    )
         with gr.Column(scale=4):
             go = gr.Button("Draw", variant="primary", elem_id="draw")
             with gr.Row():
@@ -285,7 +322,7 @@ def fill(
         state_said = gr.Markdown(elem_id="saved")
     slots = [*chosen, *modes, *strengths]
     controls = [towards, blended, alpha, begin, end, bound, kept, *slots]
-    shown = [prompt, image, seed, *controls]
+    shown = [prompt, image, seed, *controls, steps, guidance]
     model: dict[str, Any] = {"trigger_mode": "always_last", **ONE_AT_A_TIME}
     gr.on(
         [go.click, prompt.submit, *(s.release for s in strengths), alpha.release],
@@ -306,7 +343,7 @@ def fill(
     )
     found.select(
         pick,
-        [found_numbers, prompt, image, seed],
+        [found_numbers, prompt, image, seed, steps, guidance],
         [effect, effect_said, picked],
         api_visibility="private",
         **model,
@@ -328,7 +365,7 @@ def fill(
         api_visibility="private",
     )
     hidden: dict[str, Any] = {"api_name": "restore_saved", "api_visibility": "private"}
-    restored = [prompt, seed, *controls, state_said]
+    restored = [prompt, seed, *controls, steps, guidance, state_said]
     load.click(restore, stored, restored, **hidden).success(**redraw)
     apply.click(restore, code, restored, api_name="restore").success(**redraw)
 

@@ -45,8 +45,8 @@ def search(
         UserError: nothing is found.
     """
     query = query.strip()
-    if query.isdigit():
-        found = [int(query)] if int(query) < len(space) else []
+    if query.isdecimal():
+        found = [n for n in range(len(space)) if n == float(query)]
     elif query:
         named = space.select(name=query).tolist()
         best = [feature for feature, _ in features_of(space, query)]

@@ -113,8 +113,9 @@ class Controls:
         )
 
     @classmethod
-    def read(cls, text: str, space: FeatureSpace) -> tuple[Controls, Source]:
-        """The controls that show a steering's JSON, and what it was drawn from.
+    def read(cls, text: str, space: FeatureSpace) -> tuple[Controls, Source | None]:
+        """The controls that show a steering's JSON, and what it was drawn from; None where it does
+        not say.
 
         Raises:
             UserError: it is none, or was made for another space.
@@ -124,7 +125,7 @@ class Controls:
         except ValueError as error:
             raise UserError(f"the edits are not JSON ({error})") from None
         steering = Steering.from_record(record, space, "the edits")
-        return cls.of(steering), Source.of(record, "the edits") or Source()
+        return cls.of(steering), Source.of(record, "the edits")
 
     def steering(self) -> Steering:
         """What the controls mean.

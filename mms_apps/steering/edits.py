@@ -470,7 +470,7 @@ def _source(
 ) -> Tensor:
     """The embeddings to edit, `[n, dim]`."""
     if embedding is not None:
-        return embedding
+        return embedding if isinstance(embedding, Tensor) else torch.as_tensor(embedding).float()
     if image is not None:
         embeddings = [adapter.embed_image(one) for one in pictures_of(image)]
         if not embeddings:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -23,6 +24,7 @@ from mms_apps.steering.adapters.base import Call
 from mms_apps.steering.adapters.choose import adapter_for
 from mms_apps.steering.edits import Steering
 from mms_apps.steering.prior import WEIGHTS, Prior
+from mms_apps.steering.values import plain, seed_of, whole
 
 STEPS = 14
 GUIDANCE = 2.0
@@ -111,8 +113,11 @@ class SteeredGenerator:
         """The raw image embedding `[1, dim]` of a reference, or by the prior of a prompt.
 
         Raises:
-            UserError: neither is given, or there is no prior for a prompt.
+            UserError: neither is given, there is no prior for a prompt, or the seed is none.
         """
+        seed = seed_of(seed)
+        if not isinstance(prompt, str):
+            raise UserError(f"prompt {prompt!r}: give one text")
         if image is not None:
             return self.adapter.embed_image(image).float()
         if not prompt.strip():
@@ -128,7 +133,7 @@ class SteeredGenerator:
         *,
         prompt: str = "",
         image: Image.Image | None = None,
-        embedding: Tensor | None = None,
+        embedding: Tensor | np.ndarray | None = None,
         seed: int = 0,
         steps: int = STEPS,
         guidance: float = GUIDANCE,
@@ -141,27 +146,32 @@ class SteeredGenerator:
             guidance: scale of the classifier-free guidance; 1 for none.
 
         Raises:
-            UserError: there is nothing to draw or to draw from, an edit does not fit the space, or
-                steps or guidance are no such numbers.
+            UserError: there is nothing to draw or to draw from, an edit or the embedding does not
+                fit the space, or seed, steps or guidance are no such numbers.
         """
         if isinstance(steerings, Steering) or not steerings:
             raise UserError(
                 "steerings: give a list, one for each picture; Steering() edits nothing"
             )
-        if not (isinstance(steps, int) and steps >= 1):
-            raise UserError(f"steps {steps!r}: must be a whole number, 1 or more")
-        if not 0 <= guidance < math.inf:
-            raise UserError(f"guidance {guidance}: must be a number, 0 or more")
+        seed, steps, guidance = seed_of(seed), whole("steps", steps, 1), plain(guidance)
+        if not (isinstance(guidance, int | float) and 0 <= guidance < math.inf):
+            raise UserError(f"guidance {guidance!r}: must be a number, 0 or more")
         if embedding is None:
             embedding = self.embed(prompt, image, seed)
+        embedding = self.space.embeddings_of(embedding).float()
+        if len(embedding) != 1:
+            raise UserError(
+                f"embedding {list(embedding.shape)}: give one, [1, dim]; each steering makes a "
+                "picture of it"
+            )
         words = prompt if image is not None else ""
         images: dict[int, Image.Image] = {}
         steered = [s.apply(self.space, embedding, self.adapter.modality) for s in steerings]
         found = torch.cat([s.embedding for s in steered])  # [n, dim]
         for begin_and_end in dict.fromkeys(s.begin_and_end for s in steerings):
             rows = [n for n, s in enumerate(steerings) if s.begin_and_end == begin_and_end]
-            plain = embedding.expand(len(rows), -1)
-            with self._schedule(found[rows], plain, words, *begin_and_end):
+            unedited = embedding.expand(len(rows), -1)
+            with self._schedule(found[rows], unedited, words, *begin_and_end):
                 made = self.draw(
                     found[rows], [seed] * len(rows), words, steps=steps, guidance=guidance
                 )
@@ -201,7 +211,7 @@ class SteeredGenerator:
         """Pictures of raw image embeddings `[n, dim]` as they are, each from its seed's noise."""
         call = Call(prompt, guided=guidance > 1)
         inputs = self.adapter.inputs(embeddings, embeddings, call)
-        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        generators = [torch.Generator().manual_seed(seed_of(seed)) for seed in seeds]
         return self.pipe(
             **inputs, num_inference_steps=steps, guidance_scale=guidance, generator=generators
         ).images

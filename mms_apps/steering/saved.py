@@ -14,6 +14,7 @@ from PIL import Image
 
 from features.errors import UserError
 from features.space.space import FeatureSpace
+from mms_apps.steering.values import seed_of
 
 if TYPE_CHECKING:
     from mms_apps.steering.edits import Steering
@@ -35,6 +36,9 @@ class Source:
         seed: of the noise and of the prior.
         steps: of denoising.
         guidance: scale of the classifier-free guidance.
+
+    Raises:
+        UserError: the seed is none.
     """
 
     prompt: str = ""
@@ -44,6 +48,9 @@ class Source:
     seed: int = 0
     steps: int | None = None
     guidance: float | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "seed", seed_of(self.seed))
 
     @classmethod
     def read(cls, path: Path) -> Source | None:
@@ -66,6 +73,8 @@ class Source:
             return filled(cls, found) if found else None
         except TypeError as error:
             raise UserError(f"{where}: not saved edits ({error}); save them again") from None
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from None
 
 
 def pixels_sha256(image: Image.Image) -> str:

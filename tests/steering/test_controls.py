@@ -106,6 +106,8 @@ def test_saved_edits_are_read_as_controls(space: FeatureSpace, tmp_path: Path) -
     text = (tmp_path / "edits.json").read_text()
     found, drawn_from = Controls.read(text, space)
     assert (found.steering(), drawn_from) == (steering, source)
+    steering.save(tmp_path / "alone.json", space)
+    assert Controls.read((tmp_path / "alone.json").read_text(), space)[1] is None
     other = json.dumps(json.loads(text) | {"space": "0"})
     for bad, message in (
         ("{", "the edits are not JSON"),
@@ -114,6 +116,7 @@ def test_saved_edits_are_read_as_controls(space: FeatureSpace, tmp_path: Path) -
         (other, "another FeatureSpace"),
         (json.dumps({**json.loads(text), "edits": [{"number": 1}]}), "not saved edits"),
         (json.dumps({**json.loads(text), "source": {"sed": 1}}), "not saved edits"),
+        (json.dumps({**json.loads(text), "source": {"seed": 2**70}}), f"the edits: seed {2**70}"),
     ):
         with pytest.raises(UserError, match=message):
             Controls.read(bad, space)

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from demos.common import launch
 from demos.steering import CSS, build
 from mms_apps.steering.controls import SLOTS
-from mms_apps.steering.generator import SteeredGenerator
+from mms_apps.steering.edits import Edit, Steering
+from mms_apps.steering.generator import GUIDANCE, STEPS, SteeredGenerator
+from mms_apps.steering.saved import Source, steering_record
 from tests.browser import assert_accessible, keep_picture, needs_chromium, opened
 
 
@@ -56,10 +61,40 @@ def test_draw_strip_find_and_wish_through_the_api(address: str) -> None:
     restored = client.predict(edits, api_name="/restore")
     assert restored[0] == "a woman" and restored[1] == 0
     assert restored[8] == 400 and restored[8 + 2 * SLOTS] == 2.0
+    assert restored[-3:-1] == (STEPS, GUIDANCE)
+    for seed, message in ((None, "seed None: must be"), (1e30, "seed 1000.*: must be a whole")):
+        with pytest.raises(Exception, match=message):
+            client.predict("a woman", None, seed, *controls(), api_name="/draw")
     with pytest.raises(Exception, match="nothing to draw"):
         client.predict("", None, 0, *controls(), api_name="/draw")
     with pytest.raises(Exception, match="another FeatureSpace"):
         client.predict(json.dumps(json.loads(edits) | {"space": "0"}), api_name="/restore")
+
+
+def test_what_edits_were_drawn_from_comes_back_whole_and_is_drawn_again(
+    address: str, drawer: SteeredGenerator
+) -> None:
+    from gradio_client import Client
+
+    client = Client(address, verbose=False)
+
+    def restored(source: Source | None) -> tuple:
+        record = steering_record(Steering((Edit(400, 2.0),)), drawer.space, source)
+        return client.predict(json.dumps(record), api_name="/restore")
+
+    source = Source("a cat", seed=3, steps=2, guidance=7.5)
+    prompt, seed, *_values, steps, guidance, _ = restored(source)
+    assert (prompt, seed, steps, guidance) == ("a cat", 3, 2, 7.5)
+    given = (prompt, None, seed, *controls((400, 2.0)), steps, guidance)
+    *_, edits, bundle = client.predict(*given, api_name="/draw")
+    assert json.loads(edits)["source"] == dataclasses.asdict(source)
+    steerings = [Steering(), Steering((Edit(400, 2.0),))]
+    made = drawer.generate(steerings, prompt="a cat", seed=3, steps=2, guidance=7.5)
+    with zipfile.ZipFile(bundle) as archive, archive.open("steered.png") as file:
+        assert np.array_equal(np.asarray(Image.open(file)), np.asarray(made.images[1]))
+    assert restored(Source("", "photo.png", "0" * 64))[0] == ""
+    assert restored(Source("x", steps=2, guidance=0.0))[-2] == 0.0
+    assert restored(Source("x"))[-3:-1] == (STEPS, GUIDANCE)  # of an older version
 
 
 @needs_chromium

@@ -338,6 +338,9 @@ def test_what_edits_were_drawn_from_is_checked(
     path.write_text(json.dumps(record | {"source": record["source"] | change}))
     with pytest.raises(UserError, match="not saved edits"):
         Source.read(path)
+    path.write_text(json.dumps(record | {"source": record["source"] | {"seed": 2**70}}))
+    with pytest.raises(UserError, match=f"edits.json: seed {2**70}: must be a whole number"):
+        Source.read(path)
 
 
 @pytest.mark.parametrize(

@@ -59,13 +59,38 @@ def test_the_same_seed_gives_the_same_picture(drawer: SteeredGenerator) -> None:
         ([Steering()], {"steps": "4"}, "steps '4'"),
         ([Steering()], {"guidance": float("nan")}, "guidance nan: must be a number, 0 or more"),
         ([Steering()], {"guidance": -1.0}, "guidance -1"),
+        ([Steering()], {"guidance": "3"}, "guidance '3'"),
+        ([Steering()], {"guidance": None}, "guidance None"),
+        ([Steering()], {"steps": None}, "steps None"),
+        ([Steering()], {"steps": True}, "steps True"),
+        ([Steering()], {"seed": 1.5}, "seed 1.5: must be a whole number, from -9"),
+        ([Steering()], {"seed": None}, "seed None: must be a whole number"),
+        ([Steering()], {"seed": 2**70}, f"seed {2**70}: must be a whole number"),
+        ([Steering()], {"prompt": None}, "prompt None: give one text"),
+        ([Steering()], {"prompt": ["cat", "dog"]}, r"prompt .*: give one text"),
+        ([Steering()], {"embedding": torch.ones(2, 128)}, r"embedding \[2, 128\]: give one"),
+        ([Steering()], {"embedding": torch.ones(1, 7)}, r"embeddings \[1, 7\]: the FeatureSpace"),
+        ([Steering()], {"embedding": "cat"}, "embeddings are a str"),
+        ([Steering((Edit(400, 1e39),))], {}, "too large to be computed"),
     ],
 )
 def test_what_cannot_be_drawn_is_said(
     drawer: SteeredGenerator, steerings: Any, given: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(UserError, match=message):
-        drawer.generate(steerings, prompt="cat", **given)
+        drawer.generate(steerings, **{"prompt": "cat", "steps": 1} | given)
+
+
+def test_numbers_and_embeddings_of_numpy_are_taken(drawer: SteeredGenerator) -> None:
+    embedding = drawer.embed("cat", seed=3)
+    [expected] = drawer.generate([Steering(EDITS)], prompt="cat", seed=3, steps=2).images
+    for given in (
+        {"prompt": "cat", "seed": np.int64(3), "steps": np.int64(2)},
+        {"embedding": embedding.numpy(), "seed": 3, "steps": 2},
+        {"embedding": embedding.double().numpy(), "seed": torch.tensor(3), "steps": 2},
+    ):
+        [found] = drawer.generate([Steering(EDITS)], **given).images  # type: ignore[arg-type]
+        assert np.abs(pixels(found) - pixels(expected)).max() <= 1
 
 
 def test_a_reference_is_embedded_and_a_prompt_goes_beside_it(drawer: SteeredGenerator) -> None:
@@ -127,8 +152,11 @@ def test_search_finds_by_number_word_and_class(drawer: SteeredGenerator) -> None
     assert all("woman" in card.name for card in by_word)
     assert {card.modality_class for card in search(space, "woman", "ImgD")} == {"ImgD"}
     assert len(search(space, "", "TextD", limit=5)) == 5
-    with pytest.raises(UserError, match="no feature found"):
-        search(space, "9999")
+    for nothing in ("9999", "9" * 400, "9" * 5000):
+        with pytest.raises(UserError, match="no feature found"):
+            search(space, nothing)
+    assert search(space, "\N{SUPERSCRIPT TWO}")  # a word, as int() does not read it
+    assert search(space, "0400")[0].feature == 400
 
 
 def test_mms_steer_leaves_pictures_and_edits(folder: Path, tmp_path: Path, mms: Mms) -> None:
