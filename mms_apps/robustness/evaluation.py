@@ -12,7 +12,6 @@ What is undefined is null in the JSON.
 from __future__ import annotations
 
 import hashlib
-import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,12 +20,19 @@ from typing import Any
 from torch import nn
 
 from features.errors import UserError
-from features.files import jsonable, write_json
+from features.files import jsonable, read_json, write_json
 from features.space.space import FeatureSpace
 from mms_apps.robustness.attacks.registry import ATTACKS, require_offered
 from mms_apps.robustness.checks import of_controls
 from mms_apps.robustness.groups import Defence, most_moved
-from mms_apps.robustness.models import ZeroShot, correct
+from mms_apps.robustness.models import (
+    ZeroShot,
+    correct,
+    require_float32,
+    require_gradients,
+    require_labelled,
+    undisturbed,
+)
 from mms_apps.robustness.results import (
     SCHEMA,
     TRANSFER,
@@ -67,10 +73,12 @@ def evaluate(
         surrogate_name: what to call the other model.
 
     Raises:
-        UserError: the folder holds another evaluation, an attack cannot be run, or a defence needs
-            a FeatureSpace.
+        UserError: the folder holds another evaluation or cannot be made, an attack cannot be run,
+            a defence needs a FeatureSpace, or a model does not fit the task (`_require_fitting`).
     """
     config = config or EvaluationConfig()
+    for one in (model, *([] if surrogate is None else [surrogate])):
+        _require_fitting(one, task, config)
     require_offered(list(config.attacks), len(task.classes), config.attack.norm)
     defences = [Defence.parse(spec) for spec in config.defences]
     if defences and not isinstance(model, ZeroShot):
@@ -145,6 +153,23 @@ def evaluate(
     return evaluation
 
 
+def _require_fitting(model: nn.Module, task: Task, config: EvaluationConfig) -> None:
+    """Raise UserError where a model cannot be attacked on a task: it is no module in float32 that
+    gives logits of the task's classes, with gradients, or the task has no images."""
+    if len(task) == 0:
+        raise UserError(f"task {task.label}: has no images; load it from other pairs")
+    require_float32(model, task.pixels)
+    with undisturbed(model, config.attack.seed):
+        classes = require_labelled(model, task.pixels, task.labels)
+        require_gradients(model, task.pixels)
+    if classes != len(task.classes):
+        raise UserError(
+            f"the model gives {classes} logits an image, but the task {task.label} has "
+            f"{len(task.classes)} classes; give a model of these in their order, such as "
+            "task.classifier(encoder)"
+        )
+
+
 def _left_out(transferred: bool, has_space: bool, grouped: bool) -> list[str]:
     """Sentences about what was not done."""
     found = []
@@ -174,7 +199,8 @@ def _claim(
     space: FeatureSpace | None,
     surrogate: nn.Module | None,
 ) -> None:
-    """Write what is evaluated, or raise UserError where the folder holds another evaluation."""
+    """Write what is evaluated, or raise UserError where the folder holds another evaluation or a
+    damaged one, or cannot be made."""
     settings = {
         "schema": SCHEMA,
         "model": _fingerprint(model),
@@ -184,7 +210,7 @@ def _claim(
         "config": jsonable(config),
     }
     if (out / RUN).is_file():
-        earlier = json.loads((out / RUN).read_text(encoding="utf-8"))
+        earlier = read_json(out / RUN)
         changed = [name for name, value in settings.items() if earlier.get(name) != value]
         if changed:
             raise UserError(
@@ -192,7 +218,10 @@ def _claim(
                 "folder or remove this one"
             )
         return
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{out}: {error.strerror}; name another folder") from None
     write_json(out / RUN, settings)
 
 

@@ -241,7 +241,7 @@ def require_labelled(model: nn.Module, pixels: Tensor, labels: Tensor) -> int:
     try:
         with torch.no_grad():
             logits = model(pixels[:1])
-    except (RuntimeError, ValueError) as error:  # of torch and of models' own checks
+    except (RuntimeError, TypeError, ValueError) as error:  # of torch and of models' own checks
         raise UserError(
             f"the model fails on images {list(pixels.shape[1:])} ({first_line(error)}); give them "
             "[n, channels, height, width] in the size that it takes"
@@ -259,6 +259,24 @@ def require_labelled(model: nn.Module, pixels: Tensor, labels: Tensor) -> int:
             f"{classes} classes, from 0 to {classes - 1}"
         )
     return classes
+
+
+def require_gradients(model: nn.Module, pixels: Tensor) -> None:
+    """Check that gradients of a model's logits reach the pixels, within `undisturbed`.
+
+    Raises:
+        UserError: they do not.
+    """
+    why = ""
+    try:
+        if model(pixels[:1].detach().clone().requires_grad_()).requires_grad:
+            return
+    except RuntimeError as error:  # such as of numpy(), or of weights made in inference mode
+        why = f" ({first_line(error)})"
+    raise UserError(
+        f"no gradient of the model's logits reaches its images{why}; leave out no_grad, "
+        "inference_mode, detach and numpy within it, or run only noise and square"
+    )
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from mms_apps.robustness.models import (
     Progress,
     correct,
     require_float32,
+    require_gradients,
     require_labelled,
     undisturbed,
 )
@@ -49,8 +50,8 @@ def minimal_eps(
         halvings: the span is left this many times smaller by halves.
 
     Raises:
-        UserError: something is not float32, the pixels are not in [0, 1] or the labels no classes;
-            or the norm is unknown.
+        UserError: something is not float32, the pixels are not in [0, 1], the labels no classes,
+            the norm is unknown, or the model gives no gradients.
     """
     norm = read_norm(norm)
     require_float32(model, pixels)
@@ -61,6 +62,7 @@ def minimal_eps(
     )
     with undisturbed(model, seed):
         require_labelled(model, pixels, labels)
+        require_gradients(model, pixels)
         right = correct(model, pixels, labels)
         found[~right] = 0
         todo = (right & highs.isfinite()).nonzero().squeeze(1)

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from features.errors import UserError
 from mms_apps.robustness.distances import Norm, project, random_in_ball, read_eps, read_norm
 from mms_apps.robustness.models import ZeroShot, require_float32, undisturbed
 
@@ -50,7 +51,7 @@ def pgd(
         eps: the radius, or one for each image, `[n]`.
 
     Raises:
-        UserError: eps is none (`read_eps`), or the norm is unknown.
+        UserError: eps is none (`read_eps`), the norm is unknown, or the loss has no gradient.
     """
     norm = read_norm(norm)
     if isinstance(eps, Tensor):
@@ -72,7 +73,7 @@ def pgd(
                 values = loss(images)
                 gradient = None
                 if step < steps:
-                    [gradient] = torch.autograd.grad(values.sum(), images)
+                    gradient = _gradient(values, images)
             values = values.detach()
             better = values > highest
             best[better], highest[better] = images.detach()[better], values[better]
@@ -84,6 +85,17 @@ def pgd(
                     images.detach() + size * _uphill(gradient, norm), clean, radius, norm
                 )
     return Ascent(best, highest, history)
+
+
+def _gradient(values: Tensor, images: Tensor) -> Tensor:
+    if values.requires_grad:
+        [gradient] = torch.autograd.grad(values.sum(), images, allow_unused=True)
+        if gradient is not None:
+            return gradient
+    raise UserError(
+        "no gradient of the loss reaches the images; leave out no_grad, inference_mode, detach and "
+        "numpy within it"
+    )
 
 
 def _uphill(gradient: Tensor, norm: Norm) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -39,6 +39,15 @@ class EvaluationConfig:
     examples: int = 6
 
     def __post_init__(self) -> None:
+        for name, example in (
+            ("attacks", '("pgd", "square")'),
+            ("eps", "(4 / 255, 8 / 255)"),
+            ("defences", '("squeeze:3",)'),
+        ):
+            given = getattr(self, name)
+            if isinstance(given, str) or not isinstance(given, Iterable):
+                raise UserError(f"{name} {given!r}: give a tuple, such as {example}")
+            object.__setattr__(self, name, tuple(given))
         if not self.eps:
             raise UserError("no eps given; name at least one")
         values = tuple(sorted({read_eps(eps, self.attack.norm) for eps in self.eps}))

@@ -51,6 +51,20 @@ class Task:
     attributes: tuple[Mapping[str, str], ...]
     """Of each image."""
 
+    def __post_init__(self) -> None:
+        """Raise UserError where there is not one of everything for each image, or class."""
+        for name in ("pixels", "ids", "captions", "attributes"):
+            if len(getattr(self, name)) != len(self.labels):
+                raise UserError(
+                    f"task {self.label}: {len(getattr(self, name))} {name} for {len(self.labels)} "
+                    "labels; give one for each image"
+                )
+        if len(self.prompts) != len(self.classes):
+            raise UserError(
+                f"task {self.label}: {len(self.prompts)} prompts for {len(self.classes)} classes; "
+                "give each class its own"
+            )
+
     def __len__(self) -> int:
         return len(self.labels)
 

@@ -276,6 +276,12 @@ def test_less_than_float32_is_refused() -> None:
         ({"norm": "L1"}, "unknown norm"),
         ({"queries": 0}, "queries 0"),
         ({"steps": -1}, "must not be negative"),
+        ({"norm": 2}, "2: unknown norm"),
+        ({"pgd_steps": "40"}, "pgd_steps '40': must be a whole number"),
+        ({"steps": 1.5}, "steps 1.5: must be a whole number"),
+        ({"queries": None}, "queries None: must be a whole number"),
+        ({"restarts": True}, "restarts True: must be a whole number"),
+        ({"seed": 0.5}, "seed 0.5: must be a whole number"),
     ],
 )
 def test_bad_settings_are_refused(settings: dict, message: str) -> None:
@@ -414,6 +420,61 @@ def test_models_that_give_no_logits_are_told_of(model: Any, message: str) -> Non
         run_attack(model, pixels, labels, "fgsm", 4 / 255, AttackConfig())
     with pytest.raises(UserError, match=message):
         minimal_eps(model, pixels, labels)
+
+
+class Hidden(nn.Module):
+    """A model through which no gradient passes."""
+
+    def __init__(self, model: nn.Module, how: str) -> None:
+        super().__init__()
+        self.model, self.how = model, how
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        if self.how == "no_grad":
+            with torch.no_grad():
+                return self.model(pixels)
+        if self.how == "inference_mode":
+            with torch.inference_mode():
+                return self.model(pixels)
+        if self.how == "numpy":
+            return self.model(torch.from_numpy(pixels.numpy()))
+        return self.model(pixels.detach())
+
+
+@pytest.mark.parametrize("how", ["no_grad", "inference_mode", "numpy", "detach"])
+def test_models_without_gradients_are_refused_where_they_are_needed(how: str) -> None:
+    net, pixels, labels = small_case(4)
+    hidden = Hidden(net, how)
+    config = AttackConfig(pgd_steps=2, steps=2, queries=5)
+    for name in (*ATTACKS, "autoattack"):
+        if name in ("noise", "square", "cw"):
+            continue
+        with pytest.raises(UserError, match="no gradient of the model's logits reaches its images"):
+            run_attack(hidden, pixels, labels, name, 0.05, config)
+    for name in ("noise", "square"):
+        assert run_attack(hidden, pixels, labels, name, 0.05, config).images.shape == pixels.shape
+    with pytest.raises(UserError, match="no gradient of the model's logits"):
+        minimal_eps(hidden, pixels, labels, steps=1)
+    if how != "numpy":
+        with pytest.raises(UserError, match="no gradient of the loss reaches the images"):
+            pgd(lambda x: margin(hidden(x), labels), pixels, 0.05, steps=1)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"name": ["pgd"]}, r"attack \['pgd'\]: give a name"),
+        ({"name": None}, "attack None: give a name"),
+        ({"config": None}, "config None: give an AttackConfig"),
+        ({"config": {"steps": 3}}, "config {'steps': 3}: give an AttackConfig"),
+        ({"model": Wrapped(lambda pixels, text: pixels)}, r"the model fails on images .*\(.*text"),
+    ],
+)
+def test_what_is_no_attack_is_said(given: dict[str, Any], message: str) -> None:
+    model, pixels, labels = small_case(2)
+    plain = {"model": model, "name": "noise", "eps": 0.1, "config": AttackConfig()}
+    with pytest.raises(UserError, match=message):
+        run_attack(pixels=pixels, labels=labels, **plain | given)  # type: ignore[arg-type]
 
 
 def test_the_packages_example_is_how_it_is_done() -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from features.encoders.load import load_encoder
 from features.errors import UserError
@@ -24,6 +27,7 @@ from mms_apps.robustness.parts import Part
 from mms_apps.robustness.report import defence_words, write_robustness_report
 from mms_apps.robustness.results import EvaluationConfig, worst_case
 from mms_apps.robustness.tasks import Task, load_task
+from tests.robustness.conftest import SmallNet, small_case
 
 SHORT = AttackConfig(pgd_steps=8, steps=8, queries=20)
 CONFIG = EvaluationConfig(
@@ -76,8 +80,6 @@ def test_the_report_says_whether_to_rely_on_it(finished, tmp_path: Path) -> None
     page = write_robustness_report(found, tmp_path / "report.html").read_text()
     assert "http://" not in page and "https://" not in page
     assert ("All" in page and "checks passed" in page) == found.reliable
-    import dataclasses
-
     bad = dataclasses.replace(found.checks[0], passed=False)
     broken = dataclasses.replace(found, checks=[bad, *found.checks[1:]])
     page = write_robustness_report(broken, tmp_path / "broken.html").read_text()
@@ -125,6 +127,99 @@ def test_another_evaluation_in_the_folder_is_refused(
     squeezed = model.with_defence(None, Squeezed(4, straight_through=True))
     with pytest.raises(UserError, match=r"model.*differ"):
         evaluate(squeezed, task, out, CONFIG, space=space)
+
+
+def small_task(classes: int = 2, **changed: Any) -> tuple[SmallNet, Task]:
+    """A small net with a task that it can do."""
+    net, pixels, labels = small_case(classes, count=4)
+    names, count = tuple("abcde"[:classes]), len(labels)
+    prompts = tuple((name,) for name in names)
+    ids = tuple(map(str, range(count)))
+    task = Task("kind", "made", pixels, labels, names, prompts, ids, ("",) * count, ({},) * count)
+    return net, dataclasses.replace(task, **changed)
+
+
+class Constant(nn.Module):
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        return torch.tensor([[1.0, 0.0]]).expand(len(pixels), -1)
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (lambda pixels: pixels, "the model is a function; give a torch.nn.Module"),
+        (SmallNet(2).half(), "float16, but attacks are computed in float32"),
+        (SmallNet(2).to(torch.bfloat16), "bfloat16, but attacks are computed in float32"),
+        (nn.Sequential(nn.Flatten(), nn.Linear(12, 2)), r"the model fails on images \[3, 8, 8\]"),
+        (SmallNet(5), "the model gives 5 logits an image, but the task kind has 2"),
+        (nn.Sequential(nn.Flatten(), nn.Linear(192, 1)), "the model gives 1 logits an image"),
+        (nn.Identity(), r"the model gives \[1, 3, 8, 8\]; wrap it"),
+        (Constant(), "no gradient of the model's logits reaches its images"),
+    ],
+)
+def test_a_model_that_does_not_fit_is_refused_before_anything_runs(
+    model: Any, message: str, tmp_path: Path
+) -> None:
+    net, task = small_task()
+    for given in ((model, None), (net, model)):
+        with pytest.raises(UserError, match=message):
+            evaluate(given[0], task, tmp_path / "out", CONFIG, surrogate=given[1])
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_task_that_does_not_fit_is_refused_before_anything_runs(tmp_path: Path) -> None:
+    net, task = small_task()
+    for changed, message in (
+        ({"pixels": task.pixels[:, :1]}, r"the model fails on images \[1, 8, 8\]"),
+        ({"pixels": 255 * task.pixels}, "images reach from"),
+        ({"labels": task.labels.int()}, "labels are torch.int32"),
+    ):
+        with pytest.raises(UserError, match=message):
+            evaluate(net, dataclasses.replace(task, **changed), tmp_path / "out", CONFIG)
+    with pytest.raises(UserError, match="task kind: has no images"):
+        evaluate(net, task.first(0), tmp_path / "out", CONFIG)
+    assert not (tmp_path / "out").exists()
+    for changed, message in (
+        ({"ids": ()}, "task kind: 0 ids for 4 labels; give one for each image"),
+        ({"captions": ("a",)}, "1 captions for 4 labels"),
+        ({"attributes": ()}, "0 attributes for 4 labels"),
+        ({"pixels": task.pixels[:2]}, "2 pixels for 4 labels"),
+        ({"prompts": (("a",),)}, "1 prompts for 2 classes"),
+    ):
+        with pytest.raises(UserError, match=message):
+            small_task(**changed)
+
+
+def test_a_folder_that_cannot_be_used_is_said(tmp_path: Path) -> None:
+    net, task = small_task()
+    (tmp_path / "file").write_text("")
+    for place in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(UserError, match=rf"{place}: .*; name another folder"):
+            evaluate(net, task, place, EvaluationConfig(attacks=("noise",)))
+    for damaged, message in (("{", "run.json: damaged"), ("[]", "run.json: holds no JSON object")):
+        (tmp_path / "run.json").write_text(damaged)
+        with pytest.raises(UserError, match=message):
+            evaluate(net, task, tmp_path, EvaluationConfig(attacks=("noise",)))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"eps": 8 / 255}, r"eps 0.03.*: give a tuple, such as \(4 / 255, 8 / 255\)"),
+        ({"eps": "8/255"}, "eps '8/255': give a tuple"),
+        ({"attacks": "pgd"}, "attacks 'pgd': give a tuple"),
+        ({"defences": "squeeze:3"}, "defences 'squeeze:3': give a tuple"),
+        ({"attacks": None}, "attacks None: give a tuple"),
+    ],
+)
+def test_one_where_several_are_wanted_is_said(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        EvaluationConfig(**given)
+
+
+def test_lists_and_generators_serve_as_tuples() -> None:
+    found = EvaluationConfig(["pgd"], (eps / 255 for eps in (8, 4)), defences=[])  # type: ignore[arg-type]
+    assert (found.attacks, found.eps, found.defences) == (("pgd",), (4 / 255, 8 / 255), ())
 
 
 def test_a_quantised_model_is_marked_unreliable(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Integral
 from typing import NamedTuple
 
 from torch import Tensor, nn
@@ -29,6 +30,10 @@ class AttackConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "norm", read_norm(self.norm))
+        for name in ("pgd_steps", "steps", "queries", "restarts", "batch_size", "seed"):
+            value = getattr(self, name)
+            if not isinstance(value, Integral) or isinstance(value, bool):
+                raise UserError(f"{name} {value!r}: must be a whole number")
         for name in ("queries", "restarts", "batch_size"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} {getattr(self, name)}: must be at least 1")

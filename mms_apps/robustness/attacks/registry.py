@@ -57,6 +57,8 @@ def require_offered(names: list[str], classes: int, norm: Norm) -> None:
     """Raise UserError for an attack that is unknown or cannot be run."""
     possible = offered(classes, norm)
     for name in names:
+        if not isinstance(name, str):
+            raise UserError(f"attack {name!r}: give a name, such as pgd")
         if name not in ATTACKS and name != AUTOATTACK:
             known = ", ".join([*ATTACKS, AUTOATTACK])
             raise UserError(f"{name}: unknown attack; use {known}")

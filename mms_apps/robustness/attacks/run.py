@@ -10,6 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from features.errors import UserError
 from features.extras import require
 from mms_apps.robustness.attacks.attempts import Attempts
 from mms_apps.robustness.attacks.base import AttackConfig, Attacked
@@ -25,6 +26,7 @@ from mms_apps.robustness.models import (
     Progress,
     correct,
     require_float32,
+    require_gradients,
     require_labelled,
     undisturbed,
 )
@@ -51,9 +53,12 @@ def run_attack(
 
     Raises:
         UserError: the attack cannot be run on so many classes, eps is none (`read_eps`), or
-            something is not float32, the pixels are not in [0, 1] or the labels no classes.
+            something is not float32, the pixels are not in [0, 1], the labels no classes, or the
+            attack needs gradients and the model gives none.
     """
     require("robustness")
+    if not isinstance(config, AttackConfig):
+        raise UserError(f"config {config!r}: give an AttackConfig")
     eps = read_eps(eps, config.norm)
     require_float32(model, pixels)
     found = pixels.detach().clone()
@@ -62,6 +67,8 @@ def run_attack(
     with undisturbed(model, config.seed):
         classes = require_labelled(model, pixels, labels)
         require_offered([name], classes, config.norm)
+        if any(ATTACKS[part].gradients for part in parts(name, classes)):
+            require_gradients(model, pixels)
         starts = range(0, len(pixels), config.batch_size)
         steps = [(start, part) for start in starts for part in parts(name, classes)]
         for number, (start, part) in enumerate(steps):
