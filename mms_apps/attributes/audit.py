@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -117,17 +118,26 @@ def audit(
         edit: of the embeddings, before the model sees them.
 
     Raises:
-        UserError: no sample has both a label and a group.
+        UserError: no sample has both a label and a group, or the groups are the attribute's values.
     """
     if edit is not None:
         samples = replace(samples, embeddings=edit.apply(samples.embeddings))
     crossed = (group,) if isinstance(group, str) else tuple(dict.fromkeys(group))
     samples, group = samples.with_crossed(crossed), crossed_name(crossed)
     samples.require([model.config.attribute, *([role] if role else [])])
+    require_other_groups(model.config.attribute, crossed)
     labels = samples.columns[model.config.attribute]
     groups = samples.columns[group]
     labelled = among(labels, model.classes)
     grouped = np.array([bool(value) for value in groups], dtype=bool)
+    if not labelled.any():
+        common = Counter(str(value) for value in labels if value).most_common(8)
+        raise UserError(
+            f"{model.config.attribute}: no sample has one of the model's classes "
+            f"{', '.join(model.classes)}; their values are "
+            f"{', '.join(value for value, _ in common) or 'none'}: give pairs that have the "
+            "model's values, or make a model of theirs"
+        )
     if not (labelled & grouped).any():
         raise UserError(
             f"{group}: no sample has both a group and one of the classes "
@@ -245,18 +255,32 @@ def wilson(hits: int, samples: int) -> Estimate:
     return Estimate(hits / samples, float(interval.low), float(interval.high))
 
 
+def require_other_groups(attribute: str, group: Sequence[str]) -> None:
+    """Raise UserError where the attribute that is predicted is to give the groups: of each group
+    all samples have one label, so no rate can be compared."""
+    if attribute in group:
+        raise UserError(f"{attribute}: is what is predicted; group by another attribute")
+
+
 def require_groups(samples: Samples, group: str | Sequence[str]) -> Sequence[str]:
     """The groups of an attribute, or of several together.
 
     Raises:
-        UserError: there are fewer than two.
+        UserError: there are fewer than two, or most samples have one of their own, as by numbers.
     """
     crossed = (group,) if isinstance(group, str) else tuple(dict.fromkeys(group))
     group = crossed_name(crossed)
-    values = sorted({value for value in samples.with_crossed(crossed).columns[group] if value})
+    counts = Counter(value for value in samples.with_crossed(crossed).columns[group] if value)
+    values = sorted(counts)
     if len(values) < 2:
         raise UserError(
             f"{group}: {len(values)} group ({', '.join(values) or 'no value'}); an audit needs at "
             "least two"
+        )
+    alone = sum(1 for count in counts.values() if count == 1)
+    if 2 * alone > counts.total():
+        raise UserError(
+            f"{group}: {len(values)} groups of {counts.total()} samples, most of them of one, as "
+            "numbers or free text have; put ranges in their place, or group by another attribute"
         )
     return values

@@ -88,7 +88,7 @@ class LinearClassifier(ClassifierMixin, BaseEstimator):
         check_is_fitted(self, "coef_")
         found = np.flatnonzero(self.classes_ == label)
         if len(found) == 0:
-            raise ValueError(f"{label}: no class; classes are {', '.join(self.classes_)}")
+            raise ValueError(f"{label}: no class; classes are {', '.join(map(str, self.classes_))}")
         row = int(found[0])
         if len(self.classes_) == 2:
             weights = self.coef_[row] - self.coef_[1 - row]

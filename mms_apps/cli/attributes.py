@@ -153,11 +153,12 @@ def audit(
 
     require("attributes")
     from mms_apps.attributes.audit import audit as audit_model
-    from mms_apps.attributes.audit import require_groups
+    from mms_apps.attributes.audit import require_groups, require_other_groups
     from mms_apps.attributes.labels import read_samples
     from mms_apps.attributes.report import summary_of, write_audit_report
     from mms_apps.attributes.tables import write_audit_tables
 
+    require_other_groups(attribute, group)
     loaded = load_space(space, encoder, device)
     columns = Columns(image_column, caption_column)
     used = load_or_fit(
@@ -211,11 +212,13 @@ def debias(
 
     require("attributes")
     from mms_apps.attributes.debias.debiasing import debias as debias_model
+    from mms_apps.attributes.debias.debiasing import require_three
     from mms_apps.attributes.debias.files import save_edit
     from mms_apps.attributes.labels import classes_of, read_samples
     from mms_apps.attributes.report import against_chance, write_debias_report
     from mms_apps.attributes.tables import write_debias_tables
 
+    require_three(attribute, factor, unrelated)
     loaded = load_space(space, encoder, device)
     kind = read_modality(modality)
     columns = Columns(image_column, caption_column)

@@ -275,8 +275,46 @@ def test_an_audit_names_the_worst_group_and_counts_what_it_leaves_out(axes: Feat
     assert {row.role for row in found.lean} == {"all", "lawn", "sofa"}
     for row in found.lean:
         assert sum(share.value for share in row.shares.values()) == pytest.approx(1)
-    with pytest.raises(UserError, match="no sample has both"):
-        audit(model, test.take(np.arange(30)), "size")
+    ungrouped = test.take(np.arange(38, 45))  # without a label, or without a group
+    with pytest.raises(UserError, match="size: no sample has both a group and one of the classes"):
+        audit(model, ungrouped, "size")
+    for values, said in (("CAT", "CAT"), ("unspecified", "unspecified"), (None, "none")):
+        other = test.take(np.arange(30))
+        other.columns["kind"][:] = values
+        with pytest.raises(UserError, match=rf"kind: .* cat, dog; their values are {said}:"):
+            audit(model, other, "size")
+
+
+def test_groups_that_say_nothing_are_refused(axes: FeatureSpace) -> None:
+    samples = tied(200, 0.95, 0)
+    model = fit_model(axes, samples, "kind", ["cat", "dog"], "linear_probe")
+    for group in ("kind", ["size", "kind"]):
+        with pytest.raises(UserError, match="kind: is what is predicted; group by another"):
+            audit(model, samples, group, replicates=10)
+    samples.columns["age"] = np.array([f"{20 + 0.37 * i:g}" for i in range(200)], dtype=object)
+    with pytest.raises(UserError, match="age: 200 groups of 200 samples, most of them of one"):
+        require_groups(samples, "age")
+    assert len(require_groups(samples, ["size", "place"])) == 4
+
+
+@pytest.mark.parametrize(
+    ("factor", "unrelated", "message"),
+    [
+        ("kind", "place", "factor kind: is what is predicted"),
+        ("size", "kind", "unrelated kind: is what is predicted"),
+        ("size", "size", "unrelated size: is what is taken out"),
+    ],
+)
+def test_debias_needs_three_attributes(
+    axes: FeatureSpace, factor: str, unrelated: str, message: str
+) -> None:
+    train, test = tied(60, 0.9, 0), tied(60, 0.5, 1)
+    values = {"kind": ["cat", "dog"], "size": ["big", "small"], "place": ["lawn", "sofa"]}
+    with pytest.raises(UserError, match=message):
+        debias(
+            axes, train, test, "kind", values["kind"], factor, values[factor], unrelated,
+            values[unrelated], "linear_probe",
+        )  # fmt: skip
 
 
 def test_keeping_all_features_is_the_models_accuracy(space: FeatureSpace) -> None:

@@ -171,6 +171,10 @@ def test_an_unknown_class_and_other_inputs_are_refused(samples: Samples) -> None
     probe = LinearProbe(strength=1.0).fit(x, y)
     with pytest.raises(ValueError, match="classes are cat, dog"):
         probe.logit_of("cow")
+    for labels, known in ((y == "dog", "False, True"), (np.where(y == "dog", 3, 4), "3, 4")):
+        numbered = LinearProbe(strength=1.0).fit(x, labels)
+        with pytest.raises(ValueError, match=f"cow: no class; classes are {known}"):
+            numbered.logit_of("cow")
     with pytest.raises(ValueError, match="features"):
         probe.predict(x[:, :3])
     with pytest.raises(ValueError, match="one sample"):

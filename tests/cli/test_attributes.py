@@ -160,6 +160,16 @@ def test_mistakes_are_one_line(folders: tuple[Path, Path], tmp_path: Path, attri
     for command, arguments, expected in (
         ("audit", ("--attribute", "shape", "--group", "age", *fit), "age: .*no such attribute"),
         ("audit", ("--attribute", "shape", "--group", "only", *fit), "only: 1 group"),
+        (
+            "audit",
+            ("--attribute", "shape", "--group", "shape", *fit),
+            "shape: is what is predicted",
+        ),
+        (
+            "debias",
+            ("--attribute", "shape", "--factor", "shape", "--unrelated", "only", *fit),
+            "factor shape: is what is predicted",
+        ),
         ("predict", ("--attribute", "only", *fit), "only: 1 value to tell apart"),
         ("predict", ("--attribute", "weight", *fit), "weight: .*no such attribute"),
         ("predict", ("--attribute", "shape", "--pairs", test, *out), "needs --train"),

@@ -63,8 +63,10 @@ def debias(
         prompts: of the attribute, by class, for zero-shot.
 
     Raises:
-        UserError: there are too few samples, or the factor has one value.
+        UserError: there are too few samples, the factor has one value, or the attributes are not
+            three.
     """
+    require_three(attribute, factor, unrelated)
     train, test = (
         s.having(attribute, classes).having(factor, factor_values) for s in (train, test)
     )
@@ -132,6 +134,16 @@ def debias(
         seed=seed,
     )
     return Debiasing(model, choice, edit, factor, unrelated, methods)
+
+
+def require_three(attribute: str, factor: str, unrelated: str) -> None:
+    """Raise UserError where what is predicted, what it should not rest on and what should stay are
+    not three attributes."""
+    if factor == attribute:
+        raise UserError(f"factor {factor}: is what is predicted; name another attribute")
+    if unrelated in (attribute, factor):
+        what = "predicted" if unrelated == attribute else "taken out"
+        raise UserError(f"unrelated {unrelated}: is what is {what}; name another attribute")
 
 
 def every_method(
