@@ -28,7 +28,8 @@ def steer(
     prompt: Annotated[str | None, typer.Option(help="What to draw.")] = None,
     image: Annotated[Path | None, typer.Option(help="Reference image.")] = None,
     wish: Annotated[
-        str | None, typer.Option(help='Features by word: "more woman, less moustache".')
+        str | None,
+        typer.Option(help='Features by word: "more woman, less moustache"; no, + and - too.'),
     ] = None,
     edit: Annotated[
         list[str] | None,
