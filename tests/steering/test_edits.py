@@ -272,9 +272,10 @@ def test_saved_edits_come_back_and_belong_to_their_space(
         (tmp_path / "spoilt.json").write_text(json.dumps(spoilt))
         with pytest.raises(UserError, match="saved edits"):
             Steering.load(tmp_path / "spoilt.json", space)
-    (tmp_path / "spoilt.json").write_text("{")
-    with pytest.raises(UserError, match="cannot be read"):
-        Steering.load(tmp_path / "spoilt.json", space)
+    for unreadable in ("{", "[" * 100_000):
+        (tmp_path / "spoilt.json").write_text(unreadable)
+        with pytest.raises(UserError, match="cannot be read"):
+            Steering.load(tmp_path / "spoilt.json", space)
 
 
 @pytest.mark.parametrize(
