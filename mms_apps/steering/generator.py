@@ -24,7 +24,7 @@ from mms_apps.steering.adapters.base import Call
 from mms_apps.steering.adapters.choose import adapter_for
 from mms_apps.steering.edits import Steering
 from mms_apps.steering.prior import WEIGHTS, Prior
-from mms_apps.steering.values import plain, seed_of, whole
+from mms_apps.steering.values import number, plain, seed_of, whole
 
 STEPS = 14
 GUIDANCE = 2.0
@@ -219,7 +219,12 @@ class SteeredGenerator:
 
 def scaled(steering: Steering, strength: float) -> Steering:
     """The same steering, gone another share of its way: strengths of add and the others' shares,
-    at least 0, are multiplied; 0 changes nothing."""
+    at least 0, are multiplied; 0 changes nothing.
+
+    Raises:
+        UserError: the strength is no finite number.
+    """
+    strength = number("strength", strength)
     share = max(strength, 0.0)
     return replace(
         steering,

@@ -107,6 +107,10 @@ def test_a_strip_multiplies_strengths_and_alphas() -> None:
     assert scaled(steering, 0.5).blends[0].alpha == 0.25
     assert scaled(steering, 0.5).edits[1] == Edit(2, mode="remove", share=0.5)
     assert scaled(steering, 0.0).edits == (Edit(1, 0.0), Edit(2, mode="remove", share=0.0))
+    assert scaled(steering, np.float32(0.5)) == scaled(steering, 0.5)  # type: ignore[arg-type]
+    for wrong in ("1", None, float("nan")):
+        with pytest.raises(UserError, match=rf"strength .*{wrong}.*: must be a finite number"):
+            scaled(steering, wrong)  # type: ignore[arg-type]
     assert scaled(steering, -1.0).edits == (Edit(1, -2.0), Edit(2, mode="remove", share=0.0))
 
 
