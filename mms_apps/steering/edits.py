@@ -323,7 +323,8 @@ class Steering:
             negative_prompt: likewise; None leaves the pipeline's own.
             negative_embedding: what the pictures are guided away from, raw, `[1, dim]` or
                 `[n, dim]`; None takes what the pipeline takes where nobody gives one.
-            guided: whether the call uses classifier-free guidance.
+            guided: whether the call uses classifier-free guidance; an IP-Adapter's pictures are
+                the same either way.
 
         Raises:
             UserError: the pipeline takes no such embedding, or the space is for another encoder.
