@@ -256,10 +256,12 @@ def wilson(hits: int, samples: int) -> Estimate:
 
 
 def require_other_groups(attribute: str, group: Sequence[str]) -> None:
-    """Raise UserError where the attribute that is predicted is to give the groups: of each group
-    all samples have one label, so no rate can be compared."""
-    if attribute in group:
-        raise UserError(f"{attribute}: is what is predicted; group by another attribute")
+    """Raise UserError where the attribute that is predicted is to give the groups alone: samples of
+    a group then have one label, so that no rate can be compared between groups."""
+    if set(group) == {attribute}:
+        raise UserError(
+            f"{attribute}: is what is predicted; group by another attribute, or by both together"
+        )
 
 
 def require_groups(samples: Samples, group: str | Sequence[str]) -> Sequence[str]:

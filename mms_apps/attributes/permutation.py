@@ -160,6 +160,8 @@ def _permuted(
 
 
 def _chance(value: float, null: np.ndarray) -> Chance:
+    if math.isnan(value):
+        return Chance(value, value, value)
     return Chance(value, float(null.mean()), p_value(value, null))
 
 
@@ -187,9 +189,12 @@ def _statistics(counts: np.ndarray) -> dict[str, np.ndarray]:
 
 def greatest_difference(rates: np.ndarray) -> np.ndarray:
     """The greatest difference between groups over the classes, of rates `[..., classes, groups]`;
-    a group that lacks what a rate is of (NaN) is left out of it."""
-    with np.errstate(invalid="ignore"):
-        spread = np.where(np.isnan(rates), -np.inf, rates).max(axis=-1) - np.where(
-            np.isnan(rates), np.inf, rates
-        ).min(axis=-1)  # [..., classes]
-    return np.where(np.isfinite(spread), spread, 0.0).max(axis=-1)
+    a group that lacks what a rate is of (NaN) is left out of it. NaN where no class has the rate in
+    two groups."""
+    known = ~np.isnan(rates)
+    highest = np.where(known, rates, -np.inf).max(axis=-1)  # [..., classes]
+    lowest = np.where(known, rates, np.inf).min(axis=-1)
+    compared = known.sum(axis=-1) >= 2
+    spread = np.where(compared, highest, -1.0) - np.where(compared, lowest, 0.0)
+    greatest = spread.max(axis=-1)
+    return np.where(greatest >= 0, greatest, np.nan)

@@ -288,9 +288,11 @@ def test_an_audit_names_the_worst_group_and_counts_what_it_leaves_out(axes: Feat
 def test_groups_that_say_nothing_are_refused(axes: FeatureSpace) -> None:
     samples = tied(200, 0.95, 0)
     model = fit_model(axes, samples, "kind", ["cat", "dog"], "linear_probe")
-    for group in ("kind", ["size", "kind"]):
+    for group in ("kind", ["kind", "kind"]):
         with pytest.raises(UserError, match="kind: is what is predicted; group by another"):
             audit(model, samples, group, replicates=10)
+    crossed = audit(model, samples, ["size", "kind"], replicates=10).measures
+    assert len(crossed.groups) == 4 and np.isfinite(crossed.tpr_difference.value)
     samples.columns["age"] = np.array([f"{20 + 0.37 * i:g}" for i in range(200)], dtype=object)
     with pytest.raises(UserError, match="age: 200 groups of 200 samples, most of them of one"):
         require_groups(samples, "age")

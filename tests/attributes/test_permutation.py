@@ -44,8 +44,8 @@ def literal(truth: np.ndarray, predicted: np.ndarray, groups: np.ndarray) -> dic
                     if g == name and among(t, c)
                 ]
                 rates += [np.mean(chosen)] if chosen else []
-            spreads.append(max(rates) - min(rates))
-        found[statistic] = max(spreads)
+            spreads += [max(rates) - min(rates)] if len(rates) > 1 else []
+        found[statistic] = max(spreads, default=np.nan)
     return found
 
 
@@ -57,8 +57,8 @@ def test_values_are_those_of_literal_loops(seed: int, n: int, count: int) -> Non
     groups[:2] = "g0", "g1"
     found = permutation_tests(truth, predicted, groups, CLASSES, permutations=5)
     for name, value in literal(truth, predicted, groups).items():
-        assert found[name].value == pytest.approx(value)
-        assert 1 / 6 <= found[name].p <= 1
+        assert found[name].value == pytest.approx(value, nan_ok=True)
+        assert np.isnan(value) or 1 / 6 <= found[name].p <= 1
 
 
 def test_p_and_chance_are_those_of_all_assignments() -> None:
@@ -130,6 +130,17 @@ def test_samples_of_one_cluster_move_together() -> None:
             below[name] += found["gap"].p < 0.05
     assert below["apart"] > 20
     assert below["together"] <= 8
+
+
+@pytest.mark.parametrize("rate", ["tpr", "fpr"])
+def test_a_rate_that_no_two_groups_have_is_not_known(rate: str) -> None:
+    truth = np.repeat(["a", "b"], 30)
+    predicted = np.where(np.arange(60) % 4 == 0, "a", truth)
+    alone = permutation_tests(truth, predicted, truth, ["a", "b"], permutations=5)
+    assert np.isnan([alone[rate].value, alone[rate].chance, alone[rate].p]).all()
+    groups = np.char.add(truth, np.tile(["x", "y"], 30))
+    crossed = permutation_tests(truth, predicted, groups, ["a", "b"], permutations=5)
+    assert np.isfinite([crossed[rate].value, crossed[rate].p]).all()
 
 
 @pytest.mark.parametrize("order", [("no", "yes", "maybe"), ("yes", "maybe", "no")])
