@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from features.analysis.concepts import concept_support
 from features.bootstrap import auroc_interval
@@ -17,27 +20,37 @@ from features.scores.active import ActivePairs
 from features.scores.agreement import AgreementStatistics
 from features.scores.dominance import DominanceStatistics
 from features.space.score import score
-from features.store.pictures import Pictures, embedding_keys, pictures_shown
+from features.store.content import content_key, picture_of
+from features.store.pictures import Pictures, pictures_shown
 from features.store.store import ActivationStore, StoreConfig
 from features.store.write import sample_table, write_store
 from tests.test_space import DIM, PAIRS, axes, embeddings
 
 
-@pytest.mark.parametrize("dim", [1, 4, 6, 128])
-def test_a_key_follows_every_number(dim: int) -> None:
-    x = torch.randn(1, dim, generator=torch.Generator().manual_seed(0)).repeat(dim + 2, 1)
-    for place in range(dim):
-        x[place + 1, place] += 1
-    keys = embedding_keys(x)
-    assert keys[0] == keys[-1]
-    assert len(np.unique(keys)) == dim + 1
+@pytest.mark.parametrize("made", ["PNG", "JPEG", "none"])
+def test_a_key_says_which_picture_it_is_of(made: str) -> None:
+    def key(seed: int, captions: list[str]) -> str:
+        pixels = np.random.default_rng(seed).integers(0, 256, (9, 8, 3), np.uint8)
+        file = io.BytesIO()
+        if made != "none":
+            Image.fromarray(pixels).save(file, made)
+        return content_key(Image.fromarray(pixels), captions, file.getvalue() or None)
+
+    first, same, other = key(0, ["a"]), key(0, ["b", "c"]), key(1, ["a"])
+    assert len({first, same, other}) == 3
+    assert picture_of(first) == picture_of(same) != picture_of(other)
+    assert picture_of("a key of one's own") == "a key of one's own"
+
+
+def contents(pictures: Sequence[int], pairs: Sequence[int]) -> list[str]:
+    return [f"{a:016x}{b:016x}" for a, b in zip(pictures, pairs, strict=True)]
 
 
 @given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 2)), max_size=20))
 @settings(max_examples=60, deadline=None)
 def test_pictures_are_those_of_a_literal_loop(pairs: list[tuple[int, int]]) -> None:
-    images = np.array([image for image, _ in pairs], dtype=np.uint64)
-    both = np.array([10 * image + text for image, text in pairs], dtype=np.uint64)
+    images = np.array([image for image, _ in pairs], dtype=np.int64)
+    both = np.array([10 * image + text for image, text in pairs], dtype=np.int64)
     shown = Pictures.of_keys(images, both).among(np.arange(len(pairs)))
     seen: dict[int, int] = {}
     for number, (image, _) in enumerate(pairs):
@@ -56,7 +69,14 @@ def stored(path: Path, times: int, *, texts: bool = True) -> ActivationStore:
         path,
         image.repeat(times, 1),
         all_texts,
-        sample_table([str(row) for row in range(times * PAIRS)], captions),
+        sample_table(
+            [str(row) for row in range(times * PAIRS)],
+            captions,
+            contents=contents(
+                [*range(PAIRS)] * times,
+                [*range(PAIRS)] * times if texts else range(times * PAIRS),
+            ),
+        ),
         StoreConfig("tiny", "print of tiny", "squares", "pairs-print", DIM),
     )
 
@@ -92,7 +112,7 @@ def test_a_picture_with_several_captions_counts_once(tmp_path: Path, times: int)
 def test_few_pictures_are_few_pairs_however_many_captions_they_have() -> None:
     image = torch.rand(4, 3, generator=torch.Generator().manual_seed(0)).repeat(5, 1) + 0.1
     text = torch.rand(20, 3, generator=torch.Generator().manual_seed(1)) + 0.1
-    keys = np.arange(20, dtype=np.uint64)
+    keys = np.arange(20, dtype=np.int64)
     shown = Pictures.of_keys(keys % 4, keys).among(np.arange(20))
     active = ActivePairs.of(image, text)
     dominance = DominanceStatistics(3)
@@ -108,7 +128,7 @@ def test_few_pictures_are_few_pairs_however_many_captions_they_have() -> None:
 def test_intervals_hold_the_truth_where_pictures_have_five_captions() -> None:
     rng = np.random.default_rng(0)
     pictures, held = 20, []
-    keys = np.arange(5 * pictures, dtype=np.uint64)
+    keys = np.arange(5 * pictures, dtype=np.int64)
     shown = Pictures.of_keys(keys % pictures, keys).among(np.arange(5 * pictures))
     for seed in range(60):
         lean = rng.beta(0.5, 0.5, size=(pictures, 8)).astype(np.float32)  # the image's share
@@ -145,10 +165,16 @@ def test_a_picture_that_is_in_every_fold_supports_nothing(tmp_path: Path) -> Non
         tmp_path / "store",
         image,
         text,
-        sample_table([str(row) for row in range(250)], [["a cat"]] * 250, attributes=attributes),
+        sample_table(
+            [str(row) for row in range(250)],
+            [["a cat"]] * 250,
+            attributes=attributes,
+            contents=contents([*range(50)] * 5, range(250)),
+        ),
         StoreConfig("tiny", "print of tiny", "squares", "pairs-print", DIM),
     )
-    assert len(np.unique(pictures_shown(store, np.arange(250)))) == 50
+    keys = pictures_shown(store, np.arange(250))
+    assert keys is not None and len(np.unique(keys)) == 50
     space = score(store, axes(), progress=False)
     concepts = [f"lucky {n}: yes" for n in range(6)]
     found = concept_support(space, store, concepts, progress=False)

@@ -141,7 +141,8 @@ def concept_support(
     if len(rows) > max_pairs:
         rows = np.sort(rng.choice(len(store), max_pairs, replace=False))
     labels = _labels(store, rows, concepts)  # [pairs, concepts]
-    pictures = first_of_equal(pictures_shown(store, rows))  # [pairs]
+    keys = pictures_shown(store, rows)
+    pictures = np.arange(len(rows)) if keys is None else first_of_equal(keys)  # [pairs]
     activations = [_activations(space.dictionary, store, rows, m) for m in (0, 1)]
     single = [feature_auroc(a, labels) for a in activations]  # [concepts, features] each
     table = space.features.to_pylist()

@@ -67,7 +67,6 @@ URL_COLUMNS = ("url", "urls", "image_url", "img_url")
 MOST_NAMES, LONGEST_NAME = 60, 40
 """Names of columns in a message, and letters of each."""
 WHOLE = re.compile(r"-?\d{1,15}\.0+")
-TRUTH_VALUES = ("True", "TRUE", "False", "FALSE")
 NO_CAPTION = "missing caption"
 ATTRIBUTES = "attributes"
 """A record within the record that holds more attributes."""
@@ -210,12 +209,10 @@ def text_of(value: Any) -> str | None:
     return None
 
 
-def one_spelling(text: str) -> str:
-    """A whole number or a truth value as `text_of` writes it, whatever program wrote it (`1.0`
-    where a value was missing in pandas' column, `True`, `FALSE`); other texts as they are."""
-    if WHOLE.fullmatch(text):
-        return text.partition(".")[0]
-    return text.lower() if text in TRUTH_VALUES else text
+def without_fraction(text: str) -> str:
+    """A whole number as `text_of` writes it, whose column became one of floats where a value was
+    missing (`1.0` in a table that pandas wrote); other texts as they are."""
+    return text.partition(".")[0] if WHOLE.fullmatch(text) else text
 
 
 def texts_of(value: Any) -> list[str]:
@@ -285,7 +282,7 @@ def record_attributes(record: Record, columns: Columns) -> dict[str, str | None]
             attributes[name] = SEPARATOR.join(texts_of(value))
         else:
             text = (text_of(value) or "").strip()
-            attributes[name] = one_spelling(text) if text else None
+            attributes[name] = without_fraction(text) if text else None
     return attributes
 
 

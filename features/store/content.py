@@ -10,6 +10,8 @@ from collections.abc import Iterator, Sequence
 from PIL import ExifTags, Image
 
 KEY_LENGTH = 32
+PICTURE_LENGTH = 16
+"""Of a key, what says which picture it is."""
 JPEG = b"\xff\xd8\xff"
 START_OF_SCAN, COMMENT, ADOBE = 0xDA, 0xFE, 0xEE
 APPLICATION = range(0xE0, 0xF0)
@@ -18,7 +20,8 @@ ALONE = (0x01, *range(0xD0, 0xD9))
 
 
 def content_key(image: Image.Image, captions: Sequence[str], file: bytes | None = None) -> str:
-    """The key of a pair: 32 hexadecimal digits of a sha256 over its picture and its captions.
+    """The key of a pair: 16 hexadecimal digits of a sha256 over its picture, and 16 of one over its
+    picture and its captions.
 
     A JPEG counts by its coded data and its orientation, since its pixels follow the scale at which
     it was decoded; metadata does not count. Other pictures count by their size and pixels.
@@ -32,10 +35,16 @@ def content_key(image: Image.Image, captions: Sequence[str], file: bytes | None 
     else:
         digest = hashlib.sha256(f"{image.width} {image.height}".encode())
         digest.update(image.tobytes())
+    picture = digest.hexdigest()[:PICTURE_LENGTH]
     for caption in captions:
         text = caption.encode("utf-8", "surrogatepass")
         digest.update(f" {len(text)} ".encode() + text)
-    return digest.hexdigest()[:KEY_LENGTH]
+    return picture + digest.hexdigest()[: KEY_LENGTH - PICTURE_LENGTH]
+
+
+def picture_of(key: str) -> str:
+    """What a pair's key says of its picture; a key that was made otherwise is one of its own."""
+    return key[:PICTURE_LENGTH] if len(key) == KEY_LENGTH else key
 
 
 def _jpeg_digest(file: bytes) -> hashlib._Hash:

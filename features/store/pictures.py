@@ -1,44 +1,40 @@
 """Rows of a store that show the same picture: a row for each of its captions, or rows twice over.
 
 They are no independent samples. Statistics over pairs count a picture once, and draw its rows
-together. The same picture has the same embedding, to the bit, by which it is known.
+together. Which picture a pair shows, its content says (`features.store.content`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from features.store.content import picture_of
 from features.store.store import SAMPLE_BATCH, ActivationStore
 
-HALVES_A_WORD = 4
-"""Numbers of 16 bits in one of 64."""
 
-
-def embedding_keys(embeddings: Tensor) -> np.ndarray:
-    """A key for each embedding as a store keeps it (fp16): `[n, dim]` -> `[n]` uint64, equal for
-    equal embeddings.
-
-    By multilinear hashing: a sum of products with random odd numbers, modulo 2^64.
-    """
-    padded = F.pad(embeddings.half(), (0, -embeddings.shape[1] % HALVES_A_WORD))
-    words = padded.contiguous().numpy().view(np.uint64)  # [n, words]
-    words = words ^ (words >> np.uint64(29))  # a product's lower bits see the lower bits alone
-    factors = np.random.default_rng(0).integers(2**63, size=words.shape[1], dtype=np.uint64)
-    return words @ (2 * factors + 1)
-
-
-def pictures_shown(store: ActivationStore, rows: np.ndarray) -> np.ndarray:
-    """Keys of the pictures that some rows of a store show: `[n]` uint64."""
+def pictures_shown(store: ActivationStore, rows: np.ndarray) -> np.ndarray | None:
+    """Keys of the pictures that some rows of a store show: `[n]` int64, equal for the same picture,
+    in this process alone; None where the store does not know them."""
+    if not store.has_content:
+        return None
     parts = [
-        embedding_keys(store.rows(torch.from_numpy(rows[start : start + SAMPLE_BATCH]))[0])
+        picture_keys(
+            _contents(store.sample_rows(rows[start : start + SAMPLE_BATCH].tolist(), ["content"]))
+        )
         for start in range(0, len(rows), SAMPLE_BATCH)
     ]
-    return np.concatenate(parts) if parts else np.zeros(0, dtype=np.uint64)
+    return np.concatenate(parts) if parts else np.zeros(0, dtype=np.int64)
+
+
+def picture_keys(contents: Sequence[str]) -> np.ndarray:
+    """The keys of `pictures_shown` of pairs' contents: `[n]` int64."""
+    return np.fromiter((hash(picture_of(content)) for content in contents), np.int64, len(contents))
 
 
 def first_of_equal(keys: np.ndarray) -> np.ndarray:
@@ -63,29 +59,29 @@ class Pictures:
 
     @classmethod
     def of(cls, store: ActivationStore) -> Pictures:
-        """Those of a store, in one reading of it; some 24 bytes a pair are held."""
-        images = np.empty(len(store), dtype=np.uint64)
-        both = np.empty_like(images)
-        start = 0
-        for image, text in store.batches(SAMPLE_BATCH):
-            place = slice(start, start + len(image))
-            images[place] = embedding_keys(image)
-            both[place] = images[place] ^ (embedding_keys(text) * np.uint64(0x9E3779B97F4A7C15))
-            start += len(image)
-        return cls.of_keys(images, both)
+        """Those of a store, in one reading of its samples; some 40 bytes a pair are held. A store
+        without contents knows of none."""
+        pictures, pairs = [], []
+        if store.has_content:
+            for samples in store.sample_batches(SAMPLE_BATCH, columns=["content"]):
+                contents = _contents(samples)
+                pictures.append(picture_keys(contents))
+                pairs.append(np.fromiter(map(hash, contents), np.int64, len(contents)))
+        nothing = np.zeros(0, dtype=np.int64)
+        return cls.of_keys(*(np.concatenate([nothing, *keys]) for keys in (pictures, pairs)))
 
     @classmethod
-    def of_keys(cls, images: np.ndarray, both: np.ndarray) -> Pictures:
-        """Of the keys of pictures, and of pictures with their texts: `[pairs]` each."""
-        ordered = np.sort(images)
+    def of_keys(cls, pictures: np.ndarray, whole: np.ndarray) -> Pictures:
+        """Of the keys of pictures, and of whole pairs: `[pairs]` each."""
+        ordered = np.sort(pictures)
         several = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
         if not len(several):
             nothing = np.zeros(0, dtype=np.int64)
             return cls(nothing, nothing, nothing, nothing.astype(bool))
-        place = np.searchsorted(several, images).clip(max=len(several) - 1)
-        pairs = np.flatnonzero(several[place] == images)
-        first, count = _firsts(images[pairs])
-        repeats = _firsts(both[pairs])[0] < np.arange(len(pairs))
+        place = np.searchsorted(several, pictures).clip(max=len(several) - 1)
+        pairs = np.flatnonzero(several[place] == pictures)
+        first, count = _firsts(pictures[pairs])
+        repeats = _firsts(whole[pairs])[0] < np.arange(len(pairs))
         return cls(pairs, pairs[first], count, repeats)
 
     def among(self, numbers: Tensor | np.ndarray) -> PicturesOfBatch:
@@ -129,3 +125,7 @@ def _firsts(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         keys, return_index=True, return_inverse=True, return_counts=True
     )
     return first[inverse], count[inverse]
+
+
+def _contents(samples: pa.Table) -> list[str]:
+    return samples["content"].to_pylist()

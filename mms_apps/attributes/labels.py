@@ -14,9 +14,9 @@ from torch import Tensor
 from features.encoders.fingerprint import same_encoder
 from features.errors import UserError
 from features.modality import Modality, place_of
-from features.pairs.records import one_spelling
+from features.pairs.records import without_fraction
 from features.space.space import FeatureSpace
-from features.store.pictures import first_of_equal, pictures_shown
+from features.store.pictures import first_of_equal, picture_keys
 from features.store.store import ATTRIBUTE, SAMPLE_BATCH, ActivationStore
 
 MAX_SAMPLES = 20_000
@@ -158,15 +158,14 @@ def read_samples(
         for attribute in attributes
     }
     found = torch.cat(embeddings) if embeddings else torch.zeros(0, store.dim)
-    pictures = pictures_shown(store, rows)
-    return Samples(
-        torch.nn.functional.normalize(found, dim=-1),
-        np.array(table["id"].to_pylist(), dtype=object)[first_of_equal(pictures)],
-        columns,
-        np.array(table["content"].to_pylist(), dtype=object) if store.has_content else None,
-        rows,
-        pictures,
-    )
+    ids = np.array(table["id"].to_pylist(), dtype=object)
+    contents = pictures = None
+    if store.has_content:
+        contents = np.array(table["content"].to_pylist(), dtype=object)
+        pictures = picture_keys(contents.tolist())
+        ids = ids[first_of_equal(pictures)]
+    unit = torch.nn.functional.normalize(found, dim=-1)
+    return Samples(unit, ids, columns, contents, rows, pictures)
 
 
 def classes_of(
@@ -182,7 +181,7 @@ def classes_of(
     samples.require([attribute])
     counts = Counter(value for value in samples.columns[attribute] if value)
     if values:
-        values = [value if value in counts else one_spelling(value) for value in values]
+        values = [value if value in counts else without_fraction(value) for value in values]
         for value in values:
             if counts[value] < least:
                 common = ", ".join(name for name, _ in counts.most_common(8))

@@ -307,8 +307,16 @@ def test_what_has_no_value_is_not_the_value_none(samples: Samples) -> None:
 def rows_of(space: FeatureSpace, samples: Samples, folder: Path, rows: list[int]) -> Samples:
     """Some of the samples as a store's, in which each picture has a caption of its own row."""
     taken = samples.take(np.array(rows))
-    ids = np.array([f"{folder.name} {row}" for row in range(len(rows))], dtype=object)
-    return read_samples(store_of(space, dataclasses.replace(taken, ids=ids), folder), ["kind"])
+    names = [f"{folder.name} {row}" for row in range(len(rows))]
+    table = sample_table(
+        names,
+        names,
+        attributes=[{"kind": kind} for kind in taken.columns["kind"]],
+        contents=[f"{row:016x}{name:>16}" for row, name in zip(rows, names, strict=True)],
+    )
+    config = StoreConfig("", space.config.encoder_fingerprint, "made", "made", 16)
+    store = write_store(folder, taken.embeddings, taken.embeddings, table, config)
+    return read_samples(store, ["kind"])
 
 
 def test_a_picture_with_another_caption_is_among_the_training_pairs(
@@ -328,6 +336,7 @@ def test_rows_of_one_picture_are_drawn_and_split_together(
         others, part = split_samples(read, 0.3, seed)
         assert len(part) == 12
         assert not part.shared_with(others).any()
+        assert part.pictures is not None and others.pictures is not None
         assert not np.isin(part.pictures, others.pictures).any()
 
 

@@ -9,6 +9,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from mms_apps.attributes.correction.checking import Advice
 from tests.browser import CHROMIUM, assert_accessible, opened
@@ -22,14 +23,17 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     work = tmp_path_factory.mktemp("pairs")
     counts = {"train": 120, "pairs": 160, "held": 60, "later": 60}
     return [
-        with_columns(draw_imagefolder(work / name, count=count, seed=seed))
+        with_columns(draw_imagefolder(work / name, count=count, seed=seed), seed)
         for seed, (name, count) in enumerate(counts.items(), start=11)
     ]
 
 
-def with_columns(folder: Path) -> Path:
+def with_columns(folder: Path, seed: int) -> Path:
     rows = [json.loads(line) for line in (folder / "metadata.jsonl").open()]
     for number, row in enumerate(rows):
+        with Image.open(folder / row["file_name"]) as image:
+            image.putpixel((0, 0), (number, seed, 0, 255)[: len(image.getbands())])
+            image.save(folder / row["file_name"])
         row |= {"place": ("x", "y")[number % 2], "only": "one"}
         row["size"] = ("small", "large", "huge")[number % 3] if number < 15 else None
     (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -163,7 +167,7 @@ def test_mistakes_are_one_line(folders: list[Path], tmp_path: Path, attributes: 
         ((*SHAPE, *fit, "--pairs", pairs, "--group", "age"), "age: .*no such attribute"),
         (
             (*SHAPE, *fit, "--pairs", pairs, "--held-out", pairs),
-            r"none of the 155 pairs is left, since they are among --pairs; .* as --held-out",
+            r"none of the 160 pairs is left, since they are among --pairs; .* as --held-out",
         ),
         ((*SHAPE, *fit, "--pairs", "nowhere"), "nowhere: no such file"),
         (("--attribute", "only", *fit, "--pairs", pairs), "only: 1 value to tell apart"),

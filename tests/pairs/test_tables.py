@@ -622,17 +622,6 @@ def test_values_are_the_same_without_the_blanks_around(folder: Path) -> None:
     assert {pair.attributes["label"] for pair in pairs(path)} == {"cat"}
 
 
-@pytest.mark.parametrize("text", ["True,False", "TRUE,FALSE", "true,false"])
-def test_truth_values_are_spelled_in_one_way(folder: Path, text: str) -> None:
-    yes, no = text.split(",")
-    path = table(folder, f"image,caption,male\na.png,{yes},{yes}\nb.png,{no},{no}\n")
-    rows = [{"image": "a.png", "caption": "x", "male": value} for value in (True, False)]
-    values = [pair.attributes["male"] for pair in pairs(path)]
-    for ending in ("jsonl", "parquet"):
-        assert [p.attributes["male"] for p in pairs(listed(folder, ending, rows))] == values
-    assert captions(path) == [yes, no]
-
-
 CAPTION_RECORDS = [
     [{"raw": "a dog", "tokens": ["a", "dog"]}, {"raw": "one dog"}],
     {"text": ["a dog", "one dog"], "lang": "en"},
