@@ -105,11 +105,13 @@ class GroupAccuracy:
 
 
 def estimate(values: np.ndarray) -> Estimate:
-    """The first of the values with the interval that the others leave."""
-    rest = values[1:][np.isfinite(values[1:])]
+    """The first of the values with the interval that the others leave. It holds the value itself,
+    which of a greatest or least of several rates lies beyond what most replicates give."""
+    value, rest = float(values[0]), values[1:][np.isfinite(values[1:])]
     if len(rest) == 0:
-        return Estimate(float(values[0]), float("nan"), float("nan"))
-    return Estimate(float(values[0]), *percentile_interval(rest))
+        return Estimate(value, float("nan"), float("nan"))
+    low, high = percentile_interval(rest)
+    return Estimate(value, min(low, value), max(high, value))
 
 
 def estimate_share(values: np.ndarray, units: int) -> Estimate:

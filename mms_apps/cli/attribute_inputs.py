@@ -133,6 +133,15 @@ def not_fitted_on(samples: Samples, train: Path | None, model: AttributeModel) -
     return without(samples, _labelled(train, model))
 
 
+def say_if_unknown(train: str | None, model: AttributeModel) -> None:
+    """Say where nothing tells which pairs the model was fitted on."""
+    if train is None and model.config.samples:
+        typer.echo(
+            "without --train it is not known which pairs the model was fitted on: none is left out",
+            err=True,
+        )
+
+
 def fitted_among(store: Path, train: Path | None, model: AttributeModel) -> int:
     """How many of a store's labelled pairs are among those of the training store."""
     if train is None or model.config.samples == 0:

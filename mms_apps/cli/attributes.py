@@ -19,6 +19,7 @@ from mms_apps.cli.attribute_inputs import (
     read_method,
     read_modality,
     read_prompts,
+    say_if_unknown,
     without,
 )
 from mms_apps.cli.options import MOST_SEED, CaptionColumn, Device, ImageColumn, MovedEncoder, Out
@@ -99,6 +100,7 @@ def predict(
     source, store = open_store(loaded, pairs, out / "store", columns, used.config.modality)
     summary = write_predictions(behind, store, out / "predictions.csv", edit=taken)
     if summary.labelled:
+        say_if_unknown(train, used)
         fitted = fitted_among(store.path, out / "train-store" if train else None, used)
         summary = dataclasses.replace(summary, fitted_on=fitted)
     used.save(out / "model")
@@ -169,6 +171,7 @@ def audit(
     names = [used.config.attribute, *group, *([role] if role else [])]
     _, store = open_store(loaded, pairs, out / "store", columns, used.config.modality, names)
     samples = read_samples(store, names, used.config.modality, seed=seed)
+    say_if_unknown(train, used)
     samples = not_fitted_on(samples, out / "train-store" if train else None, used)
     require_groups(samples, group)
     found = audit_model(
@@ -307,6 +310,7 @@ def correct(
     names = [attribute, *([group] if group else [])]
     fitted_on = out / "train-store" if train else None
     source, store = open_store(loaded, pairs, out / "store", columns, kind, names)
+    say_if_unknown(train, used)
     samples = not_fitted_on(read_samples(store, names, kind, seed=seed), fitted_on, used)
     made_from, checked = MadeFrom(store.config.pairs, store.config.pairs_fingerprint), None
     if held_out is not None:
@@ -325,6 +329,8 @@ def correct(
     shown = [mistakes_of(found, one, source, store) for one in found.groups]
     page = write_correction_report(found, shown, edits, out / "correction.html")
     typer.echo(f"{found.wrong} of {len(found.half)} predictions on the half searched are wrong")
+    if not found.groups:
+        typer.echo("no feature made enough of them wrong to propose an edit")
     for place, (one, edit) in enumerate(zip(found.groups, edits, strict=True), start=1):
         name = loaded.features["name"][one.mistakes.feature].as_py()
         typer.echo(f"{place}: {one.mistakes.size} by feature {one.mistakes.feature} ({name})")

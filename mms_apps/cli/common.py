@@ -53,6 +53,6 @@ def report_skipped(store: ActivationStore) -> None:
 def quality(held_out: dict[str, dict[str, float | None]] | None) -> str:
     figures = (held_out or {}).get("within", {})
     fvu, l0 = figures.get("fvu"), figures.get("l0")
-    return (
-        "-" if fvu is None or l0 is None else f"held-out FVU within modality {fvu:.3f}, L0 {l0:.1f}"
-    )
+    if fvu is None or l0 is None:
+        return "held-out FVU not known"
+    return f"held-out FVU within modality {fvu:.3f}, L0 {l0:.1f}"

@@ -190,3 +190,17 @@ def test_wilson_is_not_certain_of_six_in_six() -> None:
     found = wilson(6, 6)
     assert found.value == 1.0
     assert found.low == pytest.approx(6 / (6 + 1.959964**2), abs=1e-4)
+
+
+def test_an_interval_holds_what_it_is_of() -> None:
+    """The worst of groups that are all alike is better than most resamples make it."""
+    groups = np.repeat([*"wxyz"], 30)
+    truth = np.array([*"ab"] * 60)
+    predicted = np.where(np.arange(120) % 10 == 0, "b", truth)
+    chosen = np.stack([predicted == "a", predicted == "b"], axis=1).astype(float)
+    found = measure(truth, chosen, groups, [*"ab"])
+    for one in (found.gap, found.worst_accuracy, found.calibration, found.tpr_difference):
+        assert one.low <= one.value <= one.high
+    raised = estimate(np.concatenate([[0.1], np.linspace(0.2, 0.3, 200)]))
+    assert raised.low == raised.value == 0.1
+    assert raised.high == pytest.approx(0.2975)

@@ -60,8 +60,11 @@ def test_predict_audit_and_edit(
     assert page.count('class="layers-switch"') == 1
 
     saved = ("--model", tmp_path / "p" / "model")
-    code, out, _ = attributes("audit", *shape, *saved, "--group", "place", "--out", tmp_path / "a")
+    code, out, err = attributes(
+        "audit", *shape, *saved, "--group", "place", "--out", tmp_path / "a"
+    )
     assert code == 0
+    assert "without --train it is not known which pairs the model was fitted on" in err
     assert "smallest group alone (1 samples)" in out.replace("\n", " ")
     assert "fewer than two groups have 30 samples" in out.replace("\n", " ")
     record = json.loads((tmp_path / "a" / "audit.json").read_text())

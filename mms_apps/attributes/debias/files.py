@@ -47,7 +47,7 @@ def load_edit(folder: str | Path, space: FeatureSpace, modality: Modality) -> Re
 
     folder = Path(folder)
     if not (folder / "config.json").is_file() or not (folder / WEIGHTS).is_file():
-        raise UserError(f"{folder}: no edit here; make one with mms attributes debias")
+        raise UserError(f"{folder}: no edit here; mms attributes debias and correct make some")
     record = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     if record.get("schema") != SCHEMA or record.get("how") not in WAYS:
         raise UserError(f"{folder}/config.json: not an edit of schema {SCHEMA}")
