@@ -420,7 +420,11 @@ def _find(where: str | Path) -> Path:
     if folder.exists() or not HUB_ID.fullmatch(str(where)):
         raise UserError(
             f"{where}: no FeatureSpace here (no config.json); "
-            + part_within(folder, "space", "give its folder, a hub id (org/name) or embedded")
+            + part_within(
+                folder,
+                "space",
+                f"give its folder, a hub id (org/name) or one of {', '.join(SPACE_NAMES)}",
+            )
         )
     from huggingface_hub import snapshot_download
 

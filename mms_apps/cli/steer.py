@@ -97,6 +97,9 @@ def steer(
     )
     if reference is None and not source.prompt.strip():
         raise UserError("nothing to draw; give --prompt, --image, or both")
+    blends = tuple(map(_blend, blend or []))
+    if blends and towards is None and edits is None:
+        raise UserError("--blend: needs a prompt to blend towards; give --towards")
     out.mkdir(parents=True, exist_ok=True)
     features = FeatureSpace.load(space, device=device, encoder=encoder)
     drawer = SteeredGenerator.load(source.generator, features, device)
@@ -104,7 +107,7 @@ def steer(
     steering = replace(
         given,
         edits=(*given.edits, *_wished(drawer.space, wish, strength), *map(_edit, edit or [])),
-        blends=(*given.blends, *map(_blend, blend or [])),
+        blends=(*given.blends, *blends),
         prompt=_first(towards, given.prompt),
         begin=_first(begin, given.begin),
         end=_first(end, given.end),

@@ -162,7 +162,7 @@ def test_every_tab_in_a_browser(address: str, width: int, scheme: Any) -> None:
     ("arguments", "expected"),
     [
         (("{pairs}",), "no FeatureSpace here"),
-        (("nowhere",), "no FeatureSpace here"),
+        (("nowhere",), "no FeatureSpace here.*embedded-ssl, photos, garments"),
         (("embedded", "{space}"), "embedded and .*: spaces of different encoders"),
         (("{space}", "--pairs", "nowhere"), "nowhere: no such file"),
         (("{space}", "--pairs", "{broken}", "--encoder", "{encoder}"), "no picture could be read"),

@@ -227,6 +227,7 @@ def test_the_shipped_generator_draws_in_a_process_of_its_own(tmp_path: Path) -> 
         (("--prompt", "a", "--edit", "x=1"), "--edit x=1"),
         (("--prompt", "a", "--edit", "9999=1"), "features 0 to"),
         (("--prompt", "a", "--blend", "CrossD"), "--blend CrossD"),
+        (("--prompt", "a", "--blend", "CrossD=1"), "give --towards"),
         (("--prompt", "a", "--image", "none.png"), "none.png"),
         (("--image", __file__), "--image"),
         (("--prompt", "a", "--edits", __file__), "cannot be read as saved edits"),
