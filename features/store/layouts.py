@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from features.errors import UserError, first_line
 from features.pairs.base import sampled
 from features.pairs.parquet import is_read
-from features.store.embedding_files import ENDINGS, EmbeddingRows, is_vector, open_rows
+from features.store.embedding_files import ENDINGS, EmbeddingRows, open_rows
 
 IMAGES, TEXTS, METADATA = "img_emb", "text_emb", "metadata"
 """clip-retrieval's folders."""
@@ -136,9 +136,7 @@ def open_embeddings(
 
 def table_columns(path: Path) -> list[str]:
     """The columns of a table that may hold texts or attributes: all but vectors and bytes."""
-    return [
-        field.name for field in pq.read_schema(path) if is_read(field) and not is_vector(field.type)
-    ]
+    return [field.name for field in pq.read_schema(path) if is_read(field)]
 
 
 def _part(

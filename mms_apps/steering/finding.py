@@ -23,6 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from features.arrays import tensor_of
 from features.dictionary import Modality
 from features.errors import UserError
 from features.space.space import FeatureSpace
@@ -281,7 +282,7 @@ def _unit(samples: Samples) -> Tensor:
     """
     if _words(samples):
         raise UserError("words tell no samples apart; give embeddings [n, dim]")
-    rows = torch.as_tensor(_rows(samples)).detach().float().cpu()
+    rows = _rows(samples).detach().float().cpu()
     if rows.ndim != 2 or not rows.isfinite().all():
         raise UserError(f"embeddings {list(rows.shape)}: give finite ones, [n, dim]")
     return F.normalize(rows, dim=1)
@@ -294,8 +295,8 @@ def _rows(samples: Any) -> Tensor:
         UserError: those of the list are of several sizes.
     """
     if isinstance(samples, Tensor | np.ndarray):
-        return torch.as_tensor(samples)
-    rows = [torch.atleast_2d(torch.as_tensor(one)) for one in samples]
+        return tensor_of(samples, "embeddings")
+    rows = [torch.atleast_2d(tensor_of(one, "embeddings")) for one in samples]
     if len({row.shape[1:] for row in rows}) > 1:
         sizes = " and ".join({str(list(row.shape[1:])): "" for row in rows})
         raise UserError(f"embeddings of several sizes, {sizes}; give those of one encoder")
