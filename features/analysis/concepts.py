@@ -16,7 +16,7 @@ from features.errors import UserError
 from features.modality import CROSS_MODAL, MODALITIES
 from features.scores.terms import OF_ATTRIBUTE, pair_terms, phrases_among
 from features.space.space import FeatureSpace
-from features.store.pictures import first_of_equal, pictures_shown
+from features.store.pictures import pictures_shown
 from features.store.store import ATTRIBUTE, SAMPLE_BATCH, ActivationStore
 
 if TYPE_CHECKING:
@@ -141,8 +141,7 @@ def concept_support(
     if len(rows) > max_pairs:
         rows = np.sort(rng.choice(len(store), max_pairs, replace=False))
     labels = _labels(store, rows, concepts)  # [pairs, concepts]
-    keys = pictures_shown(store, rows)
-    pictures = np.arange(len(rows)) if keys is None else first_of_equal(keys)  # [pairs]
+    pictures = pictures_shown(store, rows)  # [pairs]
     activations = [_activations(space.dictionary, store, rows, m) for m in (0, 1)]
     single = [feature_auroc(a, labels) for a in activations]  # [concepts, features] each
     table = space.features.to_pylist()

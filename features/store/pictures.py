@@ -18,22 +18,23 @@ from features.store.content import picture_of
 from features.store.store import SAMPLE_BATCH, ActivationStore
 
 
-def pictures_shown(store: ActivationStore, rows: np.ndarray) -> np.ndarray | None:
-    """Keys of the pictures that some rows of a store show: `[n]` int64, equal for the same picture,
-    in this process alone; None where the store does not know them."""
+def pictures_shown(store: ActivationStore, rows: np.ndarray) -> np.ndarray:
+    """For each of some rows of a store the place among them of the first that shows the same
+    picture, its own where the store does not know: `[n]` int64."""
     if not store.has_content:
-        return None
+        return np.arange(len(rows))
     parts = [
         picture_keys(
             _contents(store.sample_rows(rows[start : start + SAMPLE_BATCH].tolist(), ["content"]))
         )
         for start in range(0, len(rows), SAMPLE_BATCH)
     ]
-    return np.concatenate(parts) if parts else np.zeros(0, dtype=np.int64)
+    return first_of_equal(np.concatenate(parts)) if parts else np.arange(0)
 
 
 def picture_keys(contents: Sequence[str]) -> np.ndarray:
-    """The keys of `pictures_shown` of pairs' contents: `[n]` int64."""
+    """Keys of the pictures that pairs show, by their contents: `[n]` int64, equal for the same
+    picture, in this process alone."""
     return np.fromiter((hash(picture_of(content)) for content in contents), np.int64, len(contents))
 
 

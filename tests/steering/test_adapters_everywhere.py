@@ -303,12 +303,18 @@ STARTED = {
 }
 
 
+def started(name: str, pipes: dict[str, Any]) -> Any:
+    """The pipeline of a family that starts from a picture."""
+    pipe = STARTED[name](**pipes[name].components)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
 @pytest.mark.parametrize("name", STARTED)
 def test_from_a_picture_the_last_steps_run_and_they_are_counted(
     name: str, pipes: dict[str, Any], space: FeatureSpace
 ) -> None:
-    pipe = STARTED[name](**pipes[name].components)
-    pipe.set_progress_bar_config(disable=True)
+    pipe = started(name, pipes)
     steering = Steering(EDITS, end=0.6)
     more = {"image": PICTURE, "strength": 0.5}
     assert steps_edited(pipe, name, space, steering, **more) == {0, 1, 2}
@@ -391,8 +397,7 @@ def test_several_calls_within_a_schedule_each_begin_anew(
 def test_a_call_that_ran_no_further_does_not_count_for_the_next(
     name: str, pipes: dict[str, Any], space: FeatureSpace
 ) -> None:
-    pipe = STARTED[name](**pipes[name].components)
-    pipe.set_progress_bar_config(disable=True)
+    pipe = started(name, pipes)
     steering, given = Steering(EDITS, end=0.5), source(name, slice(0, 1))
     inputs = steering.inputs(space, pipe, **given)
     with steering.scheduled(space, pipe, **given), seen(pipe, space) as calls:
