@@ -28,6 +28,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from features.arrays import tensor_of
 from features.dictionary import Modality
 from features.encoders.encoder import pictures_of
 from features.errors import UserError
@@ -471,7 +472,8 @@ def _source(
 ) -> Tensor:
     """The embeddings to edit, `[n, dim]`."""
     if embedding is not None:
-        return embedding if isinstance(embedding, Tensor) else torch.as_tensor(embedding).float()
+        given = tensor_of(embedding, "embeddings")
+        return given if given is embedding else given.float()
     if image is not None:
         embeddings = [adapter.embed_image(one) for one in pictures_of(image)]
         if not embeddings:
