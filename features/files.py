@@ -58,6 +58,23 @@ def write_tensors(
     write_whole(path, save(whole, metadata))
 
 
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """What the safetensors file of an artifact holds.
+
+    Raises:
+        UserError: it is damaged or cut off.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    try:
+        return load(path.read_bytes())
+    except SafetensorError as error:
+        raise UserError(
+            f"{path}: damaged or cut off ({first_line(error)}); make or copy its folder again"
+        ) from None
+
+
 def jsonable(value: Any) -> Any:
     """What JSON can hold, at any depth: dataclasses as dictionaries, tuples as lists, and None for
     what is no finite number."""

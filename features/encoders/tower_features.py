@@ -15,7 +15,7 @@ from torch import Tensor
 
 from features.encoders.locked_model import LockedModel
 from features.errors import UserError
-from features.files import write_json, write_tensors
+from features.files import read_json, write_json, write_tensors
 from features.pairs.base import Pair, PairSource, Part
 
 log = logging.getLogger(__name__)
@@ -78,7 +78,7 @@ def compute_features(
     folder.mkdir(parents=True, exist_ok=True)
     digest = hashlib.sha256(settings.encode()).hexdigest()
     if (folder / SETTINGS).is_file():
-        if json.loads((folder / SETTINGS).read_text(encoding="utf-8"))["sha256"] != digest:
+        if read_json(folder / SETTINGS).get("sha256") != digest:
             raise UserError(
                 f"{folder}: features of other towers, pairs or settings; name another folder or "
                 "remove this one"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -16,7 +16,7 @@ from torch import Tensor
 from features.arrays import tensor_of
 from features.encoders.fingerprint import same_encoder
 from features.errors import UserError, first_line
-from features.files import part_within, write_json, write_tensors
+from features.files import part_within, read_json, read_tensors, write_json, write_tensors
 from features.modality import Modality
 from mms_apps.attributes.edits import EmbeddingEdit
 from mms_apps.attributes.estimators import (
@@ -150,6 +150,14 @@ class AttributeModel:
         return folder
 
 
+def model_fingerprint(model: AttributeModel) -> str:
+    """sha256 over what a model predicts by: its classes, modality and weights."""
+    digest = hashlib.sha256(repr((model.classes, model.config.modality)).encode())
+    for weights in (model.estimator.coef_, model.estimator.intercept_):
+        digest.update(np.ascontiguousarray(weights, dtype="<f8").tobytes())
+    return digest.hexdigest()
+
+
 def fit_model(
     space: FeatureSpace,
     samples: Samples | None,
@@ -224,18 +232,21 @@ def load_model(folder: str | Path, space: FeatureSpace) -> AttributeModel:
     """Load what `AttributeModel.save` wrote.
 
     Raises:
-        UserError: there is none, or it belongs to another FeatureSpace.
+        UserError: there is none, it is damaged, or it belongs to another FeatureSpace.
     """
-    from safetensors.numpy import load_file
-
     folder = Path(folder)
     if not (folder / "config.json").is_file() or not (folder / WEIGHTS).is_file():
         make = "make one with mms attributes predict"
         raise UserError(f"{folder}: no attribute model here; {part_within(folder, 'model', make)}")
-    record = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    record = read_json(folder / "config.json")
     if record.get("schema") != SCHEMA or record.get("method") not in METHODS:
         raise UserError(f"{folder}/config.json: not an attribute model of schema {SCHEMA}")
-    config = ModelConfig(**record | {"classes": tuple(record["classes"])})
+    try:
+        config = ModelConfig(**record | {"classes": tuple(record["classes"])})
+    except (KeyError, TypeError) as error:
+        raise UserError(
+            f"{folder}/config.json: damaged ({first_line(error)}); make the model again"
+        ) from None
     other = ""
     if not same_encoder(config.encoder_fingerprint, space.config.encoder_fingerprint):
         other = "encoder"
@@ -248,7 +259,14 @@ def load_model(folder: str | Path, space: FeatureSpace) -> AttributeModel:
             f"{folder}: made over another {other} than the space's; give its own space or make "
             "the model again"
         )
-    weights = load_file(folder / WEIGHTS)
+    weights = {name: held.numpy() for name, held in read_tensors(folder / WEIGHTS).items()}
+    inputs = len(space) if config.method == "sparse_probe" else space.dictionary.config.dim
+    shapes = {"coef": (len(config.classes), inputs), "intercept": (len(config.classes),)}
+    if {name: held.shape for name, held in weights.items()} != shapes:
+        raise UserError(
+            f"{folder}/{WEIGHTS}: not the weights of {len(config.classes)} classes on {inputs} "
+            "numbers that its config.json names; make or copy the model again"
+        )
     order = np.argsort(config.classes)  # zero-shot models of 0.1.0 have the prompts' order
     config = replace(config, classes=tuple(config.classes[place] for place in order))
     coef, intercept = weights["coef"][order], weights["intercept"][order]

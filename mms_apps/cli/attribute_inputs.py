@@ -229,14 +229,14 @@ def edited(
     """The model behind an edit that `debias` or `correct` left in a folder, and the edit; the model
     alone where no folder is given."""
     from mms_apps.attributes.correction.files import correction_of, is_correction
-    from mms_apps.attributes.debias.files import load_edit
+    from mms_apps.attributes.debias.files import edit_of
 
     if folder is None:
         return model, None
     if is_correction(folder):
         found = correction_of(folder, model)
         return found.model, found.edit
-    return model, load_edit(folder, model.space, model.config.modality)
+    return model, edit_of(folder, model)
 
 
 def explain_some(

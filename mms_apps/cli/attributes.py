@@ -246,7 +246,7 @@ def debias(
         seed=seed,
     )
     write_debias_tables(found, out)
-    save_edit(found.choice, found.edit, out / "edit")
+    save_edit(found.choice, found.edit, found.model, out / "edit")
     found.model.save(out / "model")
     page = write_debias_report(
         found.methods, found.choice, found.model.config, factor, unrelated, loaded,

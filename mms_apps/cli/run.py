@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from features.errors import UserError
-from features.files import write_json
+from features.files import read_json, write_json
 from features.modality import CROSS_MODAL
 from mms_apps.cli.common import quality, report_skipped, require_pairs, train_config
 from mms_apps.cli.options import (
@@ -209,7 +208,7 @@ def _scored_before(out: Path, settings: dict[str, Any]) -> FeatureSpace | None:
         if out.is_dir() and any(out.iterdir()):
             typer.echo(f"Going on with what {out} holds.")
         return None
-    earlier = json.loads((out / RUN_SETTINGS).read_text(encoding="utf-8"))
+    earlier = read_json(out / RUN_SETTINGS)
     changed = [name for name, value in settings.items() if earlier.get(name) != value]
     if changed:
         raise UserError(
@@ -219,7 +218,7 @@ def _scored_before(out: Path, settings: dict[str, Any]) -> FeatureSpace | None:
     if not (out / "space" / "config.json").is_file():
         typer.echo(f"Going on with what {out} holds.")
         return None
-    saved = json.loads((out / "space" / "config.json").read_text(encoding="utf-8"))
+    saved = read_json(out / "space" / "config.json")
     if saved.get("schema") != SCHEMA:
         typer.echo(f"{out / 'space'} was scored by another version: it is scored again.")
         return None

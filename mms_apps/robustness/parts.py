@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
-from features.files import write_tensors
+from features.files import read_tensors, write_tensors
 
 
 @dataclass(frozen=True)
@@ -45,8 +44,12 @@ class Part:
 
     @classmethod
     def load(cls, path: Path) -> Part:
-        """Read what `save` wrote."""
-        tensors = load_file(path)
+        """Read what `save` wrote.
+
+        Raises:
+            UserError: it is damaged.
+        """
+        tensors = read_tensors(path)
         return cls(
             withstood=tensors["withstood"].bool(),
             rounded=tensors["rounded"].bool(),

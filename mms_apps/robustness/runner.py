@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from features.bootstrap import Estimate
-from features.files import write_json
+from features.files import read_tensors, write_json
 from features.space.space import FeatureSpace
 from features.store.credits import credit_line
 from mms_apps.robustness.attacks.base import Attacked
@@ -112,7 +111,7 @@ class Runner:
                 {"minimal": torch.where(right, torch.minimum(found.cpu(), high), 0.0)}, path
             )
         self._finished()
-        return load_file(path)["minimal"]
+        return read_tensors(path)["minimal"]
 
     def checks(
         self,
@@ -261,7 +260,7 @@ class Runner:
         for defence, path in zip(defences, paths, strict=True):
             if not path.is_file():
                 save_tensors(self._defended(defence, images, seeing, eps), path)
-            masks = {name: mask.bool() for name, mask in load_file(path).items()}
+            masks = {name: mask.bool() for name, mask in read_tensors(path).items()}
             self._finished()
             results.append(
                 DefenceResult(

@@ -10,11 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from features.errors import UserError
-from features.files import write_tensors
+from features.files import read_tensors, write_tensors
 
 WEIGHTS = "prior.safetensors"
 
@@ -59,8 +58,8 @@ class Prior:
         """
         path = folder / WEIGHTS
         try:
-            return cls(**{name: value.float() for name, value in load_file(path).items()})
-        except Exception as error:  # safetensors raises its own
+            return cls(**{name: value.float() for name, value in read_tensors(path).items()})
+        except (OSError, UserError, TypeError) as error:
             raise UserError(
                 f"{path}: cannot be read as a prior; train the generator again"
             ) from error

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save
 
 from features.dictionary import DictionaryConfig
 from features.dictionary.identity import IdentityDictionary
@@ -15,7 +16,7 @@ from features.space.space import FeatureSpace
 from mms_apps.attributes.audit import audit, class_effects, lean, require_groups
 from mms_apps.attributes.debias.choosing import association, choose_edit
 from mms_apps.attributes.debias.debiasing import debias
-from mms_apps.attributes.debias.files import load_edit, save_edit
+from mms_apps.attributes.debias.files import edit_of, load_edit, save_edit
 from mms_apps.attributes.debias.retraining import last_layer_outcomes
 from mms_apps.attributes.debias.validation import Validation
 from mms_apps.attributes.labels import Samples, cells, split_samples
@@ -224,13 +225,35 @@ def test_an_edit_is_saved_and_loaded(axes: FeatureSpace, tmp_path: Path) -> None
     model = fit_model(axes, samples, "kind", ["cat", "dog"], "linear_probe")
     groups = cells(*(samples.columns[n].astype(str) for n in ("kind", "place")))
     choice, edit = choose_edit(model, samples, "place", groups)
-    folder = save_edit(choice, edit, tmp_path / "edit")
-    again = load_edit(folder, axes, "image")
+    folder = save_edit(choice, edit, model, tmp_path / "edit")
+    again = edit_of(folder, model)
     assert torch.allclose(again.apply(samples.embeddings), edit.apply(samples.embeddings))
     with pytest.raises(UserError, match="edits images, not texts"):
         load_edit(folder, axes, "text")
     with pytest.raises(UserError, match="no edit here"):
         load_edit(tmp_path, axes, "image")
+    other = fit_model(axes, samples, "place", ["lawn", "sofa"], "linear_probe")
+    with pytest.raises(UserError, match=r"chosen for another model .* place \(lawn, sofa; linear"):
+        edit_of(folder, other)
+    config = folder / "config.json"
+    config.write_text(config.read_text().replace('"model"', '"unknown"'))
+    edit_of(folder, other)  # of an earlier version, which did not record it
+
+
+@pytest.mark.parametrize("file", ["config.json", "edit.safetensors"])
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[]", b"\x00" * 64, save({"features": torch.tensor([10_000])})]
+)
+def test_a_damaged_edit_is_said_to_be_so(
+    axes: FeatureSpace, tmp_path: Path, file: str, content: bytes
+) -> None:
+    samples = tied(600, 0.9, 0)
+    model = fit_model(axes, samples, "kind", ["cat", "dog"], "linear_probe")
+    groups = cells(*(samples.columns[n].astype(str) for n in ("kind", "place")))
+    folder = save_edit(*choose_edit(model, samples, "place", groups), model, tmp_path / "edit")
+    (folder / file).write_bytes(content)
+    with pytest.raises(UserError, match=f"{folder}/"):
+        edit_of(folder, model)
 
 
 def test_leakage_does_not_take_the_attribute_for_the_factor() -> None:

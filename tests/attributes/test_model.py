@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -155,6 +155,34 @@ def test_a_model_of_another_space_is_refused(
         load_model(folder, other)
     with pytest.raises(UserError, match="no attribute model here"):
         load_model(tmp_path, space)
+
+
+@pytest.mark.parametrize("method", ["zero_shot", "linear_probe", "sparse_probe"])
+@pytest.mark.parametrize(
+    ("file", "change"),
+    [
+        ("config.json", lambda content: content[: len(content) // 2]),
+        ("config.json", lambda content: b""),
+        ("config.json", lambda content: content.replace(b'"classes"', b'"kinds"')),
+        ("config.json", lambda content: content.replace(b'"cat"', b'"cat", "cow"')),
+        ("attribute.safetensors", lambda content: content[: len(content) // 2]),
+        ("attribute.safetensors", lambda content: b""),
+        ("attribute.safetensors", lambda content: b"version https://git-lfs.github.com/spec/v1\n"),
+        ("attribute.safetensors", lambda content: content.replace(b'"coef"', b'"cofe"')),
+    ],
+)
+def test_a_damaged_model_is_said_to_be_so(
+    space: FeatureSpace,
+    samples: Samples,
+    tmp_path: Path,
+    method: Method,
+    file: str,
+    change: Callable[[bytes], bytes],
+) -> None:
+    folder = make(space, samples, method).save(tmp_path / "model")
+    (folder / file).write_bytes(change((folder / file).read_bytes()))
+    with pytest.raises(UserError, match=f"{folder}/"):
+        load_model(folder, space)
 
 
 def test_predictions_are_the_models_in_order(

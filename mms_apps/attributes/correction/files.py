@@ -7,7 +7,6 @@ model/             the model without the edit
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 import tempfile
 import zipfile
@@ -21,7 +20,7 @@ import torch
 
 from features.arrays import tensor_of
 from features.errors import UserError, first_line
-from features.files import jsonable, read_json, replacing, write_json, write_tensors
+from features.files import jsonable, read_json, read_tensors, replacing, write_json, write_tensors
 from features.space.space import FeatureSpace
 from mms_apps.attributes.correction.correcting import Correction, GroupCorrection
 from mms_apps.attributes.correction.proposing import (
@@ -30,7 +29,7 @@ from mms_apps.attributes.correction.proposing import (
     corrected,
     with_head,
 )
-from mms_apps.attributes.model import AttributeModel, load_model
+from mms_apps.attributes.model import AttributeModel, load_model, model_fingerprint
 
 SCHEMA = 1
 KIND = "correction"
@@ -88,14 +87,6 @@ class Accepted:
     saved: SavedEdit
     plain: Corrected
     edited: Corrected
-
-
-def model_fingerprint(model: AttributeModel) -> str:
-    """sha256 over what a model predicts by: its classes, modality and weights."""
-    digest = hashlib.sha256(repr((model.classes, model.config.modality)).encode())
-    for weights in (model.estimator.coef_, model.estimator.intercept_):
-        digest.update(np.ascontiguousarray(weights, dtype="<f8").tobytes())
-    return digest.hexdigest()
 
 
 def save_correction(
@@ -208,9 +199,6 @@ def load_correction(folder: str | Path, space: FeatureSpace) -> Accepted:
     Raises:
         UserError: there is none, it is damaged, or it belongs to another space.
     """
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
-
     folder = Path(folder)
     saved = read_saved(folder)
     if saved.dictionary_fingerprint != space.config.dictionary_fingerprint:
@@ -219,8 +207,8 @@ def load_correction(folder: str | Path, space: FeatureSpace) -> Accepted:
             "the edit again"
         )
     model = load_model(folder / MODEL, space)
+    weights = {name: held.numpy() for name, held in read_tensors(folder / WEIGHTS).items()}
     try:
-        weights = load_file(folder / WEIGHTS)
         features = weights["features"]
         if not np.array_equal(features, saved.proposal.features):
             raise ValueError("other features than config.json names")
@@ -234,7 +222,7 @@ def load_correction(folder: str | Path, space: FeatureSpace) -> Accepted:
             if coef.shape != model.estimator.coef_.shape or intercept.shape != coef.shape[:1]:
                 raise ValueError("a head of another shape than the model's")
             found = Corrected(with_head(model, coef, intercept), found.edit)
-    except (SafetensorError, KeyError, ValueError) as error:
+    except (KeyError, ValueError) as error:
         raise UserError(
             f"{folder}/{WEIGHTS}: damaged ({first_line(error)}); make the edit again"
         ) from None
