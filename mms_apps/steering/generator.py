@@ -208,7 +208,13 @@ class SteeredGenerator:
         steps: int = STEPS,
         guidance: float = GUIDANCE,
     ) -> list[Image.Image]:
-        """Pictures of raw image embeddings `[n, dim]` as they are, each from its seed's noise."""
+        """Pictures of raw image embeddings `[n, dim]` as they are, each from its seed's noise.
+
+        Raises:
+            UserError: there is not one seed for each, or one is no seed.
+        """
+        if len(seeds) != len(embeddings):
+            raise UserError(f"{len(seeds)} seeds for {len(embeddings)} embeddings; give one each")
         call = Call(prompt, guided=guidance > 1)
         inputs = self.adapter.inputs(embeddings, embeddings, call)
         generators = [torch.Generator().manual_seed(seed_of(seed)) for seed in seeds]

@@ -50,6 +50,12 @@ def test_the_same_seed_gives_the_same_picture(drawer: SteeredGenerator) -> None:
     assert not np.array_equal(pixels(first), pixels(other))
 
 
+@pytest.mark.parametrize("seeds", [[], [1], [1, 2, 3]])
+def test_each_embedding_needs_a_seed(drawer: SteeredGenerator, seeds: list[int]) -> None:
+    with pytest.raises(UserError, match=f"{len(seeds)} seeds for 2 embeddings"):
+        drawer.draw(torch.ones(2, 128), seeds)
+
+
 @pytest.mark.parametrize(
     ("steerings", "given", "message"),
     [
