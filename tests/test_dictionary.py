@@ -135,8 +135,8 @@ def test_aux_moves_the_encoder_of_dead_features_only() -> None:
     x = unit(32)
     dead = torch.zeros(48, dtype=torch.bool)
     dead[:20] = True
-    residual = x - dictionary.decode_sparse(dictionary.encode_sparse(x, "image"), "image")
-    dictionary.auxiliary_loss(x, residual, dead).backward()
+    estimate = dictionary.decode_sparse(dictionary.encode_sparse(x, "image"), "image")
+    dictionary.auxiliary_loss(x, estimate, dead).backward()
     assert dictionary.encoder.grad is not None and dictionary.decoder.grad is not None
     assert dictionary.encoder.grad[dead].abs().sum() > 0
     assert dictionary.encoder.grad[~dead].abs().sum() == 0

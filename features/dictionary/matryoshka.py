@@ -8,6 +8,7 @@ from torch import Tensor
 from features.dictionary.base import register
 from features.dictionary.batchtopk import BatchTopKDictionary
 from features.dictionary.sparse import ActivePlaces, weighted_rows
+from features.dictionary.squared_error import squared_error
 from features.dictionary.topk import TopKDictionary
 
 PREFIX_SHARES = (1 / 16, 1 / 8, 1 / 4, 1 / 2)
@@ -29,8 +30,8 @@ def nested_fvu(
     for share in PREFIX_SHARES:
         size = max(1, round(share * dictionary.config.features))
         first = torch.where(places.indices < size, values, 0.0)  # [n, k]
-        error = x - weighted_rows(first, dictionary.decoder, places)  # [n, dim]
-        losses.append(error.square().sum() / scale)
+        estimate = weighted_rows(first, dictionary.decoder, places)  # [n, dim]
+        losses.append(squared_error(estimate, x) / scale)
     return torch.stack(losses).mean()
 
 

@@ -17,6 +17,7 @@ from features.dictionary.base import (
     register,
 )
 from features.dictionary.batchtopk import at_least
+from features.dictionary.squared_error import squared_error
 from features.modality import Modality
 
 TEMPERATURE = 0.05
@@ -69,8 +70,8 @@ class NCLDictionary(Dictionary):
         pairs = torch.arange(len(image), device=image.device)
         contrast = (F.cross_entropy(logits, pairs) + F.cross_entropy(logits.T, pairs)) / 2
         x = torch.cat([image - self.mean("image"), text - self.mean("text")])  # [2n, dim]
-        residual = x - torch.cat(z).detach() @ self.decoder  # [2n, dim]
-        fvu = residual.square().sum() / x.square().sum().clamp(min=1e-12)
+        estimate = torch.cat(z).detach() @ self.decoder  # [2n, dim]
+        fvu = squared_error(estimate, x) / x.square().sum().clamp(min=1e-12)
         active = (torch.cat(z) > 0).any(0)
         return TrainingStep(contrast / math.log(max(2, len(image))) + fvu, fvu.detach(), active)
 

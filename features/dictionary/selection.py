@@ -118,10 +118,9 @@ def largest(values: Tensor, count: int) -> Tensor:
     members = chosen.unsqueeze(1).expand(-1, GROUP, -1)  # [n, GROUP, count]
     rest = keys[:, groups * GROUP :]  # [n, fewer than GROUP]
     looked_at = torch.cat([grouped.gather(2, members).flatten(1), rest], dim=1)
-    offsets = torch.arange(0, groups * GROUP, groups).unsqueeze(1)  # [GROUP, 1]
-    ends = torch.arange(groups * GROUP, features).expand(len(keys), -1)
-    places = torch.cat([(members + offsets).flatten(1), ends], dim=1)
-    return places.gather(1, _partitioned(looked_at, count))
+    found = _partitioned(looked_at, count)  # [n, count]
+    within_groups = chosen.gather(1, found % count) + found // count * groups
+    return torch.where(found < GROUP * count, within_groups, found + GROUP * (groups - count))
 
 
 def _partitioned(keys: Tensor, count: int) -> Tensor:
@@ -134,7 +133,8 @@ def _partitioned(keys: Tensor, count: int) -> Tensor:
     bits, wide = (16, torch.int32) if keys.dtype == torch.int16 else (32, torch.int64)
     if width > 1 << bits:
         return keys.topk(count, dim=1, sorted=False).indices
-    packed = (keys.to(wide) << bits) | torch.arange(width, dtype=wide)  # [n, width]
+    packed = keys.to(wide).bitwise_left_shift_(bits)  # [n, width]
+    packed |= torch.arange(width, dtype=wide)
     threads = torch.get_num_threads() if packed.numel() >= WORTH_THREADS else 1
     parts = np.array_split(packed.numpy(), threads)
     with ThreadPoolExecutor(threads) as pool:  # numpy's own work is of one thread

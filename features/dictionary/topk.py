@@ -15,6 +15,7 @@ from features.dictionary.base import (
 )
 from features.dictionary.selection import candidate_places, exact_places, largest
 from features.dictionary.sparse import ActivePlaces, active_outputs, weighted_rows
+from features.dictionary.squared_error import squared_error
 from features.modality import Modality
 
 AUX_WEIGHT = 1 / 32
@@ -65,11 +66,10 @@ class TopKDictionary(Dictionary):
         values = active_outputs(x, self.encoder, self.encoder_bias, selected.values, places)
         values = torch.where(selected.values > 0, values, 0.0)  # [2n, k]
         estimate = weighted_rows(values, self.decoder, places)  # [2n, dim]
-        fvu = F.mse_loss(estimate, x, reduction="sum") / x.square().sum().clamp(min=1e-12)
-        active = torch.zeros_like(dead)
-        active[selected.indices[selected.values > 0]] = True
+        fvu = squared_error(estimate, x) / x.square().sum().clamp(min=1e-12)
+        active = places.totals(selected.values) > 0
         loss = self.reconstruction_loss(x, values, places, fvu)
-        loss = loss + AUX_WEIGHT * self.auxiliary_loss(x, x - estimate, dead)
+        loss = loss + AUX_WEIGHT * self.auxiliary_loss(x, estimate, dead)
         return TrainingStep(loss, fvu.detach(), active)
 
     def reconstruction_loss(
@@ -85,7 +85,7 @@ class TopKDictionary(Dictionary):
         """
         return fvu
 
-    def auxiliary_loss(self, x: Tensor, residual: Tensor, dead: Tensor) -> Tensor:
+    def auxiliary_loss(self, x: Tensor, estimate: Tensor, dead: Tensor) -> Tensor:
         """How badly the dim / 2 largest dead features reconstruct the residual (their eq. 7).
 
         The residual is detached: the loss moves the dead features towards what the live ones leave
@@ -94,7 +94,7 @@ class TopKDictionary(Dictionary):
 
         Args:
             x: centred, `[n, dim]`.
-            residual: `[n, dim]`.
+            estimate: of x by the features that are selected, `[n, dim]`.
             dead: `[features]` bool.
         """
         candidates = dead.nonzero().squeeze(1)  # [dead features]
@@ -102,15 +102,15 @@ class TopKDictionary(Dictionary):
         k = min(wanted, len(candidates))
         if k == 0:
             return x.new_zeros(())
-        target = residual.detach()
+        residual = (x - estimate).detach()
         pre = x @ self.encoder[candidates].T + self.encoder_bias[candidates]  # [n, dead features]
         places = largest(pre, k)  # [n, k]
-        estimate = weighted_rows(
+        of_dead = weighted_rows(
             pre.gather(1, places).relu(),
             self.decoder[candidates],
             ActivePlaces(places, len(candidates)),
         )
-        error = (estimate - target).square().sum() / target.square().sum().clamp(min=1e-12)
+        error = squared_error(of_dead, residual) / residual.square().sum().clamp(min=1e-12)
         return error * (k / wanted)
 
     @torch.no_grad()
