@@ -130,13 +130,13 @@ NOT_KNOWN = Estimate(float("nan"), float("nan"), float("nan"))
 
 
 def mean_estimate(values: np.ndarray, *, seed: int = 0) -> Estimate:
-    """The mean of one value a sample, `[n]`, with its bootstrap interval.
-
-    Hits (bool) that are all alike leave nothing to draw from: theirs is that of `share_estimate`.
+    """The mean of one value a sample, `[n]`, with its bootstrap interval; of hits (bool) that of
+    `share_estimate`, since a bootstrap of few hits that are nearly all alike holds their share too
+    seldom.
     """
     if len(values) == 0:
         return NOT_KNOWN
-    if values.dtype == bool and len(np.unique(values)) == 1:
+    if values.dtype == bool:
         return share_estimate(values)
     low, high = bootstrap_interval(values, seed=seed)
     return Estimate(float(np.mean(values)), low, high)
@@ -147,13 +147,18 @@ def share_estimate(hits: np.ndarray, *, level: float = LEVEL) -> Estimate:
     `ratio_interval` comes to for ratios of 0 and 1: never of width 0."""
     if len(hits) == 0:
         return NOT_KNOWN
+    share = float(np.mean(hits))
+    return Estimate(share, *share_interval(share, len(hits), level=level))
+
+
+def share_interval(share: float, samples: float, *, level: float = LEVEL) -> tuple[float, float]:
+    """The Clopper-Pearson interval of a share of so many samples, which need not be whole."""
     from scipy.stats import beta
 
-    n, found = len(hits), int(np.sum(hits))
-    tail = (1 - level) / 2
-    low = float(beta.ppf(tail, found, n - found + 1)) if found else 0.0
-    high = float(beta.ppf(1 - tail, found + 1, n - found)) if found < n else 1.0
-    return Estimate(found / n, low, high)
+    hits, rest, tail = share * samples, (1 - share) * samples, (1 - level) / 2
+    low = float(beta.ppf(tail, hits, rest + 1)) if share > 0 else 0.0
+    high = float(beta.ppf(1 - tail, hits + 1, rest)) if share < 1 else 1.0
+    return low, high
 
 
 def percentile_interval(replicates: np.ndarray, *, level: float = 0.95) -> tuple[float, float]:

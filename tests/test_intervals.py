@@ -6,6 +6,7 @@ from statistics import NormalDist
 
 import numpy as np
 import pytest
+from scipy.stats import binom
 from sklearn.metrics import roc_auc_score
 
 from features.bootstrap import (
@@ -56,6 +57,16 @@ def test_hits_that_are_all_alike_are_not_certain(hit: bool, samples: int) -> Non
     bound = 0.025 ** (1 / samples)
     expected = (1.0, bound, 1.0) if hit else (0.0, 0.0, 1 - bound)
     assert (found.value, found.low, found.high) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("samples", [5, 10, 20, 50])
+def test_the_interval_of_hits_holds_every_share_at_least_95_times_in_100(samples: int) -> None:
+    found = [mean_estimate(np.arange(samples) < hits) for hits in range(samples + 1)]
+    for share in np.linspace(0.01, 0.99, 99):
+        covering = [one.low <= share <= one.high for one in found]
+        assert binom.pmf(np.arange(samples + 1), samples, share) @ covering >= 0.95
+    for bounds in ([one.low for one in found], [one.high for one in found]):
+        assert (np.diff(bounds) >= 0).all()  # one hit more is no worse
 
 
 @pytest.mark.parametrize("value", [-1.0, 0.0, 1.0])

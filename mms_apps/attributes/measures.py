@@ -18,7 +18,7 @@ from features.bootstrap import (
     Estimate,
     auroc_interval,
     percentile_interval,
-    share_estimate,
+    share_interval,
     weighted_auroc,
 )
 from features.extras import require
@@ -115,16 +115,21 @@ def estimate(values: np.ndarray) -> Estimate:
 
 
 def estimate_share(values: np.ndarray, units: int) -> Estimate:
-    """`estimate` of a share of hits. Where all or none of them are hits in every replicate, the
-    interval is that of `share_estimate`: a bootstrap's would have width 0, however few they are.
+    """`estimate` of a share of hits, whose interval also holds the Clopper-Pearson interval of as
+    many independent samples as would make it vary so (Korn and Graubard 1998). Of few hits that are
+    nearly all alike a bootstrap's alone is too narrow, and of width 0 where all are.
 
     Args:
-        units: samples, or clusters of them, that were drawn.
+        units: samples, or clusters of them, that were drawn: as many independent samples as there
+            are where no replicate differs.
     """
     found = estimate(values)
-    if units and found.low == found.high == found.value and found.value in (0.0, 1.0):
-        return share_estimate(np.full(units, found.value == 1.0))
-    return found
+    if not units or not math.isfinite(found.low):
+        return found
+    variance = float(np.nanvar(values[1:]))
+    unlike = found.value * (1 - found.value)
+    low, high = share_interval(found.value, unlike / variance if variance * unlike else units)
+    return Estimate(found.value, min(low, found.low), max(high, found.high))
 
 
 def estimate_difference(values: np.ndarray, rates: Sequence[Estimate]) -> Estimate:

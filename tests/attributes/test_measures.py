@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pytest
+from scipy.stats import binom
 from sklearn.metrics import roc_auc_score
 
 from mms_apps.attributes.audit import wilson
@@ -15,6 +16,7 @@ from mms_apps.attributes.measures import (
     estimate_share,
     group_accuracy,
     measure,
+    weighted_mean,
 )
 
 CLASSES = ("no", "yes")
@@ -184,6 +186,30 @@ def test_few_samples_near_1_hold_the_true_accuracy() -> None:
         found = estimate_share(weights @ hits / weights.sum(1), 20)
         held.append(found.low <= 0.95 <= found.high)
     assert np.mean(held) > 0.9
+
+
+@pytest.mark.parametrize("samples", [10, 20, 30])
+def test_shares_of_few_samples_are_held_near_0_and_1_and_between(samples: int) -> None:
+    weights = bootstrap_weights(samples, 300, 0)
+    found = [
+        estimate_share(weighted_mean(np.arange(samples) < hits, weights), samples)
+        for hits in range(samples + 1)
+    ]
+    assert (np.diff([one.high for one in found]) > -0.03).all()  # of the draw
+    for share in np.linspace(0.02, 0.98, 49):
+        covering = [one.low <= share <= one.high for one in found]
+        assert binom.pmf(np.arange(samples + 1), samples, share) @ covering >= 0.93
+
+
+def test_clusters_of_equal_predictions_hold_the_true_share() -> None:
+    rng = np.random.default_rng(0)
+    clusters = np.repeat(np.arange(20), 5)
+    held = []
+    for seed in range(150):
+        weights = bootstrap_weights(100, 200, seed, clusters.astype(str))
+        found = estimate_share(weighted_mean((rng.random(20) < 0.9)[clusters], weights), 20)
+        held.append(found.low <= 0.9 <= found.high)
+    assert np.mean(held) >= 0.95
 
 
 def test_wilson_is_not_certain_of_six_in_six() -> None:
