@@ -19,6 +19,7 @@ from features.bootstrap import auroc_interval
 from features.scores.active import ActivePairs
 from features.scores.agreement import AgreementStatistics
 from features.scores.dominance import DominanceStatistics
+from features.scores.naming import NamingStatistics, name_features, naming_floor
 from features.space.score import score
 from features.store.content import content_key, picture_of
 from features.store.pictures import Pictures, pictures_shown
@@ -181,3 +182,47 @@ def test_a_picture_that_is_in_every_fold_supports_nothing(tmp_path: Path) -> Non
     assert 0.35 < np.mean([support.auroc for support in supports]) < 0.65
     assert np.mean([support.high - support.low for support in supports]) > 0.25
     assert {concept.verdict for concept in found} <= {"both", "too few pairs to say"}
+
+
+def chance_pairs(per: int, seed: int) -> tuple[Pictures, torch.Tensor, np.ndarray, np.ndarray]:
+    """100 pictures of so many pairs each, in a random order: their numbers, and activations of
+    images and of texts `[pairs, 200]` that go with the picture and not with each other."""
+    rng = np.random.default_rng(seed)
+    keys = np.repeat(np.arange(100), per)
+    image, text = (np.maximum(rng.normal(size=(100, 200)) - 0.5, 0)[keys] for _ in range(2))
+    order = rng.permutation(len(keys))
+    return Pictures.of_keys(keys, np.arange(len(keys))), torch.from_numpy(order), image, text
+
+
+@pytest.mark.parametrize("per", [1, 2, 5])
+def test_images_and_texts_agree_by_chance_no_more_often_where_pictures_repeat(per: int) -> None:
+    shared = []
+    for seed in range(3):
+        pictures, order, image, text = chance_pairs(per, seed)
+        active = ActivePairs.of(torch.from_numpy(image)[order], torch.from_numpy(text)[order])
+        found = AgreementStatistics(torch.from_numpy(np.stack([image.mean(0), text.mean(0)])))
+        shown = pictures.among(order)
+        found.add(active, found.weights_of(shown.number), shown)
+        found.add_chance(active, shown)
+        shared.append(found.scores().shared)
+    assert np.mean(shared) < 0.08
+
+
+@pytest.mark.parametrize("per", [1, 2, 5])
+def test_names_come_by_chance_no_more_often_where_pictures_repeat(per: int) -> None:
+    pictures, order, image, _ = chance_pairs(per, 0)
+    rng = np.random.default_rng(1)
+    words = [" ".join(f"w{n}" for n in rng.integers(60, size=4)) for _ in range(100)]
+    samples = sample_table(
+        [str(row) for row in range(100 * per)], [[words[row // per]] for row in range(100 * per)]
+    )
+    terms = [f"w{n}" for n in range(60)]
+    activations, share = torch.from_numpy(image), np.full(200, 0.9)
+    real, chance = (NamingStatistics(200, terms) for _ in range(2))
+    real.update(activations, activations, samples)
+    chance.update(activations[order], activations[order], samples)
+    effect = pictures.design_effect(100 * per)
+    assert effect == per
+    floor = naming_floor(chance, share, effect)
+    named = [name != "" for name in name_features(real, share, ["ImgD"] * 200, floor).names]
+    assert np.mean(named) < 0.1

@@ -149,8 +149,15 @@ class AgreementStatistics:
         """
         self.add_chance(ActivePairs.of(image, text))
 
-    def add_chance(self, active: ActivePairs) -> None:
-        """Add pairs to the floor, as `update_chance`."""
+    def add_chance(self, active: ActivePairs, pictures: PicturesOfBatch | None = None) -> None:
+        """Add pairs to the floor, as `update_chance`, of each picture the first: chance varies as
+        among so many pictures, not as among so many pairs.
+
+        Args:
+            pictures: what the pairs show; None where each shows a picture of its own.
+        """
+        if pictures is not None and not pictures.new.all():
+            active = active.of_pairs(pictures.new.to(active.pair.device))
         n = active.pairs
         if n < 2:  # there is no other pair
             return

@@ -275,7 +275,7 @@ def collect_naming_chance(
         found.add(active, samples)
         if agreement is not None and weights is not None:
             agreement.add(active, weights, of_batch)
-            agreement.add_chance(active)
+            agreement.add_chance(active, of_batch)
     return _merged(found)
 
 

@@ -139,19 +139,23 @@ def name_features(
     return Names(names, np.where(named, scores[0], np.nan))
 
 
-def naming_floor(chance: NamingStatistics, image_share: np.ndarray) -> float:
+def naming_floor(
+    chance: NamingStatistics, image_share: np.ndarray, design_effect: float = 1.0
+) -> float:
     """What names get by chance: the 97.5% quantile, over the features, of the best term's
     correlation; 0 where there are no features or no terms.
 
     Args:
         chance: of the same pairs, their activations permuted over them.
         image_share: as `name_features` takes it; features of NaN are left out.
+        design_effect: of pairs that show the same picture (`Pictures.design_effect`), which
+            permuting activations over all pairs leaves out: correlations grow by its root.
     """
     known = np.isfinite(image_share)
     if not chance.terms or not known.any():
         return 0.0
     scores, _ = _best_terms(chance, image_share)
-    return max(0.0, float(np.quantile(scores[0, known], FLOOR_QUANTILE)))
+    return max(0.0, float(np.quantile(scores[0, known], FLOOR_QUANTILE))) * design_effect**0.5
 
 
 def _best_terms(

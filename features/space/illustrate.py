@@ -80,7 +80,7 @@ def illustrate(
 
     def finish() -> tuple[pa.Table, pa.Table, float]:
         share = found.dominance.scores(space.config.min_pairs).mds
-        floor = naming_floor(chance, share)
+        floor = naming_floor(chance, share, pictures.design_effect(len(store)))
         names = name_features(found.naming, share, space.features["class"].to_pylist(), floor)
         table = space.features
         for column, values in (("name", names.names), ("name_score", names.scores)):

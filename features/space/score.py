@@ -113,7 +113,7 @@ def score(
         tops_by_m = {m: top_scores(found.best, judge, m, seed) for m in sizes}
         relative = classes["relative"].names
         agreement = agreeing.scores(min_pairs)
-        name_floor = naming_floor(chance_names, scores.mds)
+        name_floor = naming_floor(chance_names, scores.mds, pictures.design_effect(len(store)))
         names = name_features(found.naming, scores.mds, relative.tolist(), name_floor)
         config = SpaceConfig(
             encoder=store.config.encoder,

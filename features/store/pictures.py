@@ -85,6 +85,12 @@ class Pictures:
         repeats = _firsts(whole[pairs])[0] < np.arange(len(pairs))
         return cls(pairs, pairs[first], count, repeats)
 
+    def design_effect(self, pairs: int) -> float:
+        """How many times as much means over so many pairs, all of the data set's, vary if those of
+        the same picture are alike as if each showed its own (Kish 1965); 1 where each does."""
+        alone = pairs - len(self.pairs)
+        return (alone + int(self.count.sum())) / pairs if pairs else 1.0
+
     def among(self, numbers: Tensor | np.ndarray) -> PicturesOfBatch:
         """Those of some pairs, by their numbers `[n]`."""
         numbers = np.asarray(numbers, dtype=np.int64)
