@@ -77,15 +77,16 @@ def random_in_ball(clean: Tensor, eps: Tensor, norm: Norm, generator: torch.Gene
     return (clean + eps * move).clamp(0, 1)
 
 
-def read_eps(given: str | float, norm: Norm) -> float:
-    """An eps as a user gives it: a number, or text such as 4/255 or 0.5.
+def read_eps(given: str | float | Tensor, norm: Norm) -> float:
+    """An eps as a user gives it: a number, a tensor of one, or text such as 4/255 or 0.5.
 
     Raises:
         UserError: it is no positive number, or more than the pixels' whole range in L-inf; or the
             norm is unknown.
     """
     norm = read_norm(norm)
-    upper, _, lower = str(given).partition("/")
+    one = given.item() if isinstance(given, Tensor) and given.numel() == 1 else given
+    upper, _, lower = str(one).partition("/")
     try:
         value = float(upper) / float(lower or 1)
     except (ValueError, ZeroDivisionError):

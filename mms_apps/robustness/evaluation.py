@@ -22,12 +22,18 @@ from torch import nn
 from features.errors import UserError
 from features.files import jsonable, read_json, write_json
 from features.space.space import FeatureSpace
-from mms_apps.robustness.attacks.registry import ATTACKS, require_offered
+from mms_apps.robustness.attacks.registry import (
+    ATTACKS,
+    require_offered,
+    require_size,
+    single_attacks,
+)
 from mms_apps.robustness.checks import of_controls
 from mms_apps.robustness.groups import Defence, most_moved
 from mms_apps.robustness.models import (
     ZeroShot,
     correct,
+    correct_clean,
     require_float32,
     require_gradients,
     require_labelled,
@@ -79,7 +85,10 @@ def evaluate(
     config = config or EvaluationConfig()
     for one in (model, *([] if surrogate is None else [surrogate])):
         _require_fitting(one, task, config)
-    require_offered(list(config.attacks), len(task.classes), config.attack.norm)
+    norm, classes = config.attack.norm, len(task.classes)
+    require_offered(list(config.attacks), classes, norm)
+    ran = [*config.attacks, *(["square"] if config.defences else [])]
+    require_size(single_attacks(ran, classes), norm, task.pixels)
     defences = [Defence.parse(spec) for spec in config.defences]
     if defences and not isinstance(model, ZeroShot):
         raise UserError("defences act on a zero-shot model")
@@ -155,13 +164,14 @@ def evaluate(
 
 def _require_fitting(model: nn.Module, task: Task, config: EvaluationConfig) -> None:
     """Raise UserError where a model cannot be attacked on a task: it is no module in float32 that
-    gives logits of the task's classes, with gradients, or the task has no images."""
+    gives finite logits of the task's classes, with gradients, or the task has no images."""
     if len(task) == 0:
         raise UserError(f"task {task.label}: has no images; load it from other pairs")
     require_float32(model, task.pixels)
     with undisturbed(model, config.attack.seed):
         classes = require_labelled(model, task.pixels, task.labels)
         require_gradients(model, task.pixels)
+        correct_clean(model, task.pixels, task.labels)
     if classes != len(task.classes):
         raise UserError(
             f"the model gives {classes} logits an image, but the task {task.label} has "

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from features.encoders.encoder import Encoder, pictures_of
 from features.errors import UserError, first_line
@@ -253,6 +254,11 @@ def require_labelled(model: nn.Module, pixels: Tensor, labels: Tensor) -> int:
             "[n, classes]"
         )
     classes = logits.shape[1]
+    if classes < 2:
+        raise UserError(
+            f"the model gives {classes} logits an image; give one for each class, of a binary "
+            "model's z torch.cat([-z, z], dim=1)"
+        )
     if len(labels) and not (labels.min() >= 0 and labels.max() < classes):
         raise UserError(
             f"labels reach from {int(labels.min())} to {int(labels.max())}, but the model has "
@@ -314,8 +320,18 @@ def undisturbed(model: nn.Module, seed: int) -> Iterator[None]:
 def batched(
     function: Callable[[Tensor], Tensor], pixels: Tensor, batch_size: int = BATCH
 ) -> Tensor:
-    """A function of pixels, batch by batch, without gradients."""
-    return torch.cat([function(part) for part in pixels.split(batch_size)])
+    """A function of pixels, batch by batch, without gradients; a model in training mode keeps its
+    running statistics as they are."""
+    modules = function.modules() if isinstance(function, nn.Module) else ()
+    norms = (module for module in modules if isinstance(module, _NormBase))
+    tracking = [norm for norm in norms if norm.track_running_stats]
+    for norm in tracking:
+        norm.track_running_stats = False
+    try:
+        return torch.cat([function(part) for part in pixels.split(batch_size)])
+    finally:
+        for norm in tracking:
+            norm.track_running_stats = True
 
 
 def correct(model: nn.Module, pixels: Tensor, labels: Tensor) -> Tensor:
@@ -325,6 +341,24 @@ def correct(model: nn.Module, pixels: Tensor, labels: Tensor) -> Tensor:
     of them.
     """
     return right_class(model, batched(model, pixels), labels)
+
+
+def correct_clean(
+    model: nn.Module, pixels: Tensor, labels: Tensor, batch_size: int = BATCH
+) -> Tensor:
+    """`correct` of clean images.
+
+    Raises:
+        UserError: logits of some of them are not finite.
+    """
+    logits = batched(model, pixels, batch_size)
+    broken = int((~logits.isfinite()).any(1).sum())
+    if broken:
+        raise UserError(
+            f"the model's logits are not finite for {broken} of {len(pixels)} images, so that no "
+            "loss can be followed; mend them, and leave out classes by -1e4, not by -inf"
+        )
+    return right_class(model, logits, labels)
 
 
 def right_class(model: nn.Module, logits: Tensor, labels: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from mms_apps.robustness.losses import margin
 from mms_apps.robustness.models import (
     BATCH,
     Progress,
-    correct,
+    correct_clean,
     require_float32,
     require_gradients,
     require_labelled,
@@ -51,7 +51,7 @@ def minimal_eps(
 
     Raises:
         UserError: something is not float32, the pixels are not in [0, 1], the labels no classes,
-            the norm is unknown, or the model gives no gradients.
+            the norm is unknown, or the model gives no gradients or logits that are not finite.
     """
     norm = read_norm(norm)
     require_float32(model, pixels)
@@ -63,7 +63,7 @@ def minimal_eps(
     with undisturbed(model, seed):
         require_labelled(model, pixels, labels)
         require_gradients(model, pixels)
-        right = correct(model, pixels, labels)
+        right = correct_clean(model, pixels, labels, batch_size)
         found[~right] = 0
         todo = (right & highs.isfinite()).nonzero().squeeze(1)
         batches = todo.split(batch_size) if len(todo) else ()

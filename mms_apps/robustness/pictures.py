@@ -23,7 +23,7 @@ def change_drawn(clean: Tensor, attacked: Tensor) -> tuple[Tensor, float]:
     full where it changed by the largest change of all.
 
     Args:
-        clean, attacked: pixels in [0, 1], `[n, 3, height, width]`.
+        clean, attacked: pixels in [0, 1], `[n, channels, height, width]`.
     """
     change = attacked - clean
     most = change.gather(1, change.abs().argmax(1, keepdim=True))  # [n, 1, height, width]
@@ -42,7 +42,10 @@ def readable_change(change: float) -> str:
 
 
 def picture(pixels: Tensor, side: int = PICTURE_SIDE) -> Image.Image:
-    """Pixels `[3, height, width]` in [0, 1] as an image whose longer side is at least `side`."""
+    """Pixels `[channels, height, width]` in [0, 1] as an image whose longer side is at least
+    `side`: of three channels in colour, of another number their mean."""
+    if len(pixels) != 3:
+        pixels = pixels.mean(0, keepdim=True).expand(3, -1, -1)
     eight_bit = (pixels.permute(1, 2, 0).cpu() * 255).round().to(torch.uint8)
     image = Image.fromarray(np.ascontiguousarray(eight_bit.numpy()))
     factor = max(1, math.ceil(side / max(image.size)))

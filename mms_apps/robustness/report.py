@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from features.bootstrap import Estimate
 from features.evidence.reading import where
 from features.files import write_whole
 from features.reports import layers
@@ -67,18 +68,22 @@ def write_robustness_report(evaluation: Evaluation, out: str | Path) -> Path:
     return out
 
 
-def defence_words(defence: DefenceResult) -> str:
-    """What a defence's figures say, in a sentence: its worst case counts."""
+def defence_words(defence: DefenceResult, clean: Estimate) -> str:
+    """What a defence's figures say, in a sentence: its worst case counts.
+
+    Args:
+        clean: accuracy of the undefended model on clean images.
+    """
     held, without = defence.worst, defence.undefended
     if held.low > without.high:
         verdict = "holds: in the worst case it stays above the undefended model"
     elif held.high < without.low:
         verdict = "does harm: in the worst case it falls below the undefended model"
     else:
-        verdict = "does not hold: in the worst case it is no better than no defence"
+        verdict = "is not shown to hold: in the worst case it may be no better than no defence"
     if defence.nonadaptive.low > held.high:
         verdict += ", although it looks better where the attack does not know it"
-    cost = "; it costs accuracy on clean images" if defence.clean.high < 0.9 else ""
+    cost = "; it costs accuracy on clean images" if defence.clean.high < clean.low else ""
     return f"{defence.defence} {verdict}{cost}."
 
 

@@ -53,6 +53,8 @@ class Task:
 
     def __post_init__(self) -> None:
         """Raise UserError where there is not one of everything for each image, or class."""
+        if isinstance(self.pixels, Tensor):
+            object.__setattr__(self, "pixels", self.pixels.detach())
         for name in ("pixels", "ids", "captions", "attributes"):
             if len(getattr(self, name)) != len(self.labels):
                 raise UserError(

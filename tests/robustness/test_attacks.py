@@ -411,15 +411,34 @@ class Wrapped(nn.Module):
     [
         (Wrapped(lambda pixels: {"logits": pixels.flatten(1)}), "gives dict; wrap it"),
         (Wrapped(lambda pixels: pixels), r"gives \[1, 3, 4, 4\]; wrap it"),
+        (Wrapped(lambda pixels: pixels[:, :1, 0, 0]), "gives 1 logits an image; give one for each"),
+        (Wrapped(lambda pixels: pixels[:, :0, 0, 0]), "gives 0 logits an image"),
+        (Wrapped(lambda p: p[:, :2, 0, 0] / torch.tensor([[0.0, 1.0]])), "not finite for 2 of 2"),
+        (Wrapped(lambda p: p[:, :2, 0, 0].masked_fill(p[:, :1, 0, 0] < 0.5, torch.nan)), "of 2"),
         (lambda pixels: pixels.flatten(1), "the model is a function; give a torch.nn.Module"),
     ],
 )
 def test_models_that_give_no_logits_are_told_of(model: Any, message: str) -> None:
-    pixels, labels = torch.rand(2, 3, 4, 4), torch.tensor([0, 1])
-    with pytest.raises(UserError, match=message):
-        run_attack(model, pixels, labels, "fgsm", 4 / 255, AttackConfig())
+    pixels, labels = torch.full((2, 3, 4, 4), 0.25), torch.tensor([0, 1])
+    pixels[1] += 0.5
+    for name in ("fgsm", "autoattack", "noise"):
+        with pytest.raises(UserError, match=message):
+            run_attack(model, pixels, labels, name, 4 / 255, AttackConfig())
     with pytest.raises(UserError, match=message):
         minimal_eps(model, pixels, labels)
+
+
+@pytest.mark.parametrize(("height", "width"), [(8, 12), (12, 8), (4, 4), (1, 1)])
+def test_sizes_that_square_does_not_take_in_l2_are_said(height: int, width: int) -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(3 * height * width, 3)).eval()
+    pixels = torch.rand(3, 3, height, width)
+    labels = model(pixels).argmax(1)
+    for name in ("square", "autoattack"):
+        with pytest.raises(UserError, match=f"these have {height} x {width}; leave it out"):
+            run_attack(model, pixels, labels, name, 0.1, AttackConfig(norm="L2"))
+    for name in ("fgsm", "pgd", "apgd", "fab", "cw"):
+        run_attack(model, pixels, labels, name, 0.1, AttackConfig(**SHORT, norm="L2"))
+    run_attack(model, pixels, labels, "square", 0.1, AttackConfig(**SHORT))
 
 
 class Hidden(nn.Module):

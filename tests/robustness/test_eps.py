@@ -117,6 +117,7 @@ def test_what_is_none_is_refused(given, norm: str) -> None:
 def test_eps_as_a_user_gives_it() -> None:
     assert read_eps("4/255", "Linf") == read_eps(4 / 255, "Linf") == 4 / 255
     assert read_eps(" 4 / 255 ", "Linf") == 4 / 255
+    assert read_eps(torch.tensor(0.25), "Linf") == read_eps(torch.tensor([0.25]), "Linf") == 0.25
     assert read_eps("0.5", "L2") == read_eps(np.float64(0.5), "L2") == 0.5
     assert EvaluationConfig(eps=("8/255", "2/255", 2 / 255)).eps == (2 / 255, 8 / 255)
     assert readable_eps(4 / 255) == "4/255"

@@ -8,10 +8,12 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from features.bootstrap import Estimate, share_estimate
 from features.encoders.load import load_encoder
 from features.errors import UserError
 from features.space.space import FeatureSpace
@@ -25,7 +27,7 @@ from mms_apps.robustness.groups import Defence, controls, keep_only, shares
 from mms_apps.robustness.models import Squeezed, ZeroShot, correct, pixels_of
 from mms_apps.robustness.parts import Part
 from mms_apps.robustness.report import defence_words, write_robustness_report
-from mms_apps.robustness.results import EvaluationConfig, worst_case
+from mms_apps.robustness.results import DefenceResult, EvaluationConfig, worst_case
 from mms_apps.robustness.tasks import Task, load_task
 from tests.robustness.conftest import SmallNet, small_case
 
@@ -139,9 +141,49 @@ def small_task(classes: int = 2, **changed: Any) -> tuple[SmallNet, Task]:
     return net, dataclasses.replace(task, **changed)
 
 
+TINY = EvaluationConfig(
+    attacks=("fgsm",), eps=(0.05,), attack=AttackConfig(pgd_steps=2, queries=5), check_images=2
+)
+
+
+def test_running_statistics_stay_as_they_are_and_the_evaluation_goes_on(tmp_path: Path) -> None:
+    net, task = small_task()
+    model = nn.Sequential(nn.BatchNorm2d(3), net).train()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    first = evaluate(model, task, tmp_path, TINY)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert model.training and model[0].training and model[0].track_running_stats
+    assert evaluate(model, task, tmp_path, TINY).accuracy == first.accuracy
+
+
+@pytest.mark.parametrize("shape", [(1, 6, 6), (4, 5, 9)])
+def test_images_of_any_channels_and_shape_come_into_the_report(
+    shape: tuple[int, int, int], tmp_path: Path
+) -> None:
+    _, task = small_task()
+    pixels = torch.rand(4, *shape, generator=torch.Generator().manual_seed(0))
+    model = nn.Sequential(nn.Flatten(), nn.Linear(pixels[0].numel(), 2)).eval()
+    labels = model(pixels).argmax(1)
+    task = dataclasses.replace(task, pixels=pixels.requires_grad_(), labels=labels)
+    found = evaluate(model, task, tmp_path, dataclasses.replace(TINY, eps=(0.9,)))
+    assert len(found.shown["clean"])
+    write_robustness_report(found, tmp_path / "report.html")
+
+
 class Constant(nn.Module):
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         return torch.tensor([[1.0, 0.0]]).expand(len(pixels), -1)
+
+
+class LastIs(nn.Module):
+    """Logits of which the last is a constant."""
+
+    def __init__(self, value: float) -> None:
+        super().__init__()
+        self.value = value
+
+    def forward(self, logits: torch.Tensor) -> torch.Tensor:
+        return torch.cat([logits[:, :-1], torch.full_like(logits[:, -1:], self.value)], dim=1)
 
 
 @pytest.mark.parametrize(
@@ -154,6 +196,7 @@ class Constant(nn.Module):
         (SmallNet(5), "the model gives 5 logits an image, but the task kind has 2"),
         (nn.Sequential(nn.Flatten(), nn.Linear(192, 1)), "the model gives 1 logits an image"),
         (nn.Identity(), r"the model gives \[1, 3, 8, 8\]; wrap it"),
+        (nn.Sequential(SmallNet(2), LastIs(-torch.inf)), "not finite for 4 of 4 images"),
         (Constant(), "no gradient of the model's logits reaches its images"),
     ],
 )
@@ -176,6 +219,11 @@ def test_a_task_that_does_not_fit_is_refused_before_anything_runs(tmp_path: Path
     ):
         with pytest.raises(UserError, match=message):
             evaluate(net, dataclasses.replace(task, **changed), tmp_path / "out", CONFIG)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(3 * 7 * 8, 2))
+    wide = dataclasses.replace(task, pixels=task.pixels[:, :, 1:])
+    in_l2 = dataclasses.replace(CONFIG, attack=dataclasses.replace(SHORT, norm="L2"), defences=())
+    with pytest.raises(UserError, match="square: in L2 it takes square images of 5 pixels"):
+        evaluate(net, wide, tmp_path / "out", in_l2)
     with pytest.raises(UserError, match="task kind: has no images"):
         evaluate(net, task.first(0), tmp_path / "out", CONFIG)
     assert not (tmp_path / "out").exists()
@@ -348,7 +396,24 @@ def test_defences_are_read(space: FeatureSpace) -> None:
 def test_words_of_a_defence(finished) -> None:
     found, _ = finished
     for defence in found.defences:
-        assert any(word in defence_words(defence) for word in ("holds", "does not hold", "harm"))
+        words = defence_words(defence, found.clean)
+        assert any(word in words for word in ("holds", "not shown to hold", "harm"))
+
+
+@pytest.mark.parametrize(
+    ("without", "with_it", "costs"),
+    [(0.6, 0.6, False), (0.6, 0.5, False), (1.0, 0.95, False), (1.0, 0.85, True), (0.6, 0.3, True)],
+)
+def test_a_defence_costs_what_the_undefended_model_has(
+    without: float, with_it: float, costs: bool
+) -> None:
+    def share(of: float) -> Estimate:
+        return share_estimate(np.arange(100) < 100 * of)
+
+    rest = [share(0.2)] * 5
+    words = defence_words(DefenceResult("squeeze:3", share(with_it), *rest), share(without))
+    assert ("costs accuracy on clean images" in words) is costs
+    assert "is not shown to hold" in words
 
 
 def test_the_tasks(space: FeatureSpace) -> None:

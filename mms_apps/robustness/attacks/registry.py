@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from torch import Tensor
+
 from features.errors import UserError
 from mms_apps.robustness.attacks.adaptive import adaptive_passes
 from mms_apps.robustness.attacks.apgd import apgd, apgd_targeted
@@ -28,6 +30,8 @@ ATTACKS: dict[str, AttackKind] = {
     "square": AttackKind(square, lambda c: c.queries * c.restarts, gradients=False),
 }
 """Every single attack by its name."""
+SQUARE_SIDE = 5
+"""Of the smallest images that Square takes in L2."""
 AUTOATTACK = "autoattack"
 AUTOATTACK_QUERIES = 5000
 
@@ -67,3 +71,14 @@ def require_offered(names: list[str], classes: int, norm: Norm) -> None:
                 f"{name}: cannot be run on {classes} classes with norm {norm}; use "
                 f"{', '.join(possible)}"
             )
+
+
+def require_size(names: Sequence[str], norm: Norm, pixels: Tensor) -> None:
+    """Raise UserError where single attacks by name don't take the size of images
+    `[n, channels, height, width]`: Square's windows in L2 are made for square ones."""
+    height, width = pixels.shape[2:]
+    if "square" in names and norm == "L2" and not height == width >= SQUARE_SIDE:
+        raise UserError(
+            f"square: in L2 it takes square images of {SQUARE_SIDE} pixels a side or more, these "
+            f"have {height} x {width}; leave it out"
+        )

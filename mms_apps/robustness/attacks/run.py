@@ -20,11 +20,13 @@ from mms_apps.robustness.attacks.registry import (
     AUTOATTACK_QUERIES,
     parts,
     require_offered,
+    require_size,
 )
 from mms_apps.robustness.distances import read_eps, within
 from mms_apps.robustness.models import (
     Progress,
     correct,
+    correct_clean,
     require_float32,
     require_gradients,
     require_labelled,
@@ -53,27 +55,32 @@ def run_attack(
 
     Raises:
         UserError: the attack cannot be run on so many classes, eps is none (`read_eps`), or
-            something is not float32, the pixels are not in [0, 1], the labels no classes, or the
-            attack needs gradients and the model gives none.
+            something is not float32, the pixels are not in [0, 1] or of a size that the attack does
+            not take, the labels no classes, logits not finite, or the attack needs gradients and
+            the model gives none.
     """
     require("robustness")
     if not isinstance(config, AttackConfig):
         raise UserError(f"config {config!r}: give an AttackConfig")
     eps = read_eps(eps, config.norm)
     require_float32(model, pixels)
-    found = pixels.detach().clone()
+    pixels = pixels.detach()
+    found = pixels.clone()
     fooled = torch.zeros(len(pixels), dtype=torch.bool, device=pixels.device)
     history: list[float] = []
     with undisturbed(model, config.seed):
         classes = require_labelled(model, pixels, labels)
         require_offered([name], classes, config.norm)
+        require_size(parts(name, classes), config.norm, pixels)
         if any(ATTACKS[part].gradients for part in parts(name, classes)):
             require_gradients(model, pixels)
+        clean_right = correct_clean(model, pixels, labels, config.batch_size)
         starts = range(0, len(pixels), config.batch_size)
         steps = [(start, part) for start in starts for part in parts(name, classes)]
         for number, (start, part) in enumerate(steps):
             rows = slice(start, start + config.batch_size)
-            right = correct(model, found[rows], labels[rows])
+            first = part == parts(name, classes)[0]
+            right = clean_right[rows] if first else correct(model, found[rows], labels[rows])
             todo = start + right.nonzero().squeeze(1)  # [still right]
             if len(todo):
                 own = config
