@@ -227,9 +227,11 @@ def class_effects(
 
 def lean(model: AttributeModel, samples: Samples, role: str) -> list[Lean]:
     """The shares of each class among the predictions of samples, overall and by role, with Wilson
-    intervals; roles of fewer than MIN_LEAN samples count only in "all"."""
+    intervals; of samples of one id the first, and roles of fewer than MIN_LEAN count only in
+    "all"."""
     if len(samples) == 0:
         return []
+    samples = samples.take(np.sort(np.unique(samples.ids.astype(str), return_index=True)[1]))
     predicted = model.predictions(samples.embeddings)
     roles = samples.columns[role]
     given = [value for value in roles if value]

@@ -13,6 +13,7 @@ from mms_apps.attributes.measures import (
     REPLICATES,
     bootstrap_weights,
     estimate_share,
+    units_of,
     weighted_mean,
 )
 
@@ -36,25 +37,24 @@ def group_leakage(
     samples: Samples, groups: np.ndarray, *, seed: int = 0, replicates: int = REPLICATES
 ) -> tuple[Estimate, float]:
     """Accuracy of a cross-validated probe for the groups on embeddings, and the share of the
-    largest group. Groups of one sample are left out; undefined where fewer than two are left, or
-    all samples have one id."""
+    largest group. Groups whose samples have one id are left out, since no probe could be fitted on
+    some and tried on others; undefined where fewer than two are left."""
     from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
 
-    names, sizes = np.unique(groups, return_counts=True)
-    kept = np.isin(groups, names[sizes >= 2])
-    if len(names[sizes >= 2]) < 2:
+    units = {name: units_of(samples.ids, groups == name) for name in np.unique(groups)}
+    names = [name for name, count in units.items() if count >= 2]
+    if len(names) < 2:
         return NOT_KNOWN, float("nan")
+    kept = np.isin(groups, names)
     left = groups[kept]
     names_of_ids, ids = np.unique(samples.ids[kept].astype(str), return_inverse=True)
-    count = min(FOLDS, int(sizes[sizes >= 2].min()), len(names_of_ids))
-    if count < 2:
-        return NOT_KNOWN, float("nan")
+    count = min(FOLDS, *(units[name] for name in names))
     folds = StratifiedGroupKFold(count, shuffle=True, random_state=seed)
     x = samples.embeddings.numpy()[kept]
     hits = cross_val_predict(_probe(), x, left, groups=ids, cv=folds) == left
     weights = bootstrap_weights(len(hits), replicates, seed, samples.ids[kept])
     accuracy = estimate_share(weighted_mean(hits, weights), len(names_of_ids))
-    return accuracy, float(sizes[sizes >= 2].max() / len(left))
+    return accuracy, float(np.unique(left, return_counts=True)[1].max() / len(left))
 
 
 def leakage_hits(

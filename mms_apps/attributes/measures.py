@@ -47,7 +47,8 @@ class GroupRow:
     group: str
     samples: int
     counted: bool
-    """Whether it has SMALL_GROUP samples and so counts in the gaps and differences."""
+    """Whether it has SMALL_GROUP samples of different clusters, pictures say, and so counts in the
+    gaps and differences."""
     accuracy: Estimate
     auroc: Estimate
     """Of two classes; of more, the mean over one-vs-rest."""
@@ -65,7 +66,7 @@ class Measures:
 
     gap: accuracy less that of the worst group.
     difference: between the groups with the most and the least, the greatest over the classes.
-    Samples of groups of fewer than SMALL_GROUP are in neither; undefined where fewer than two
+    Samples of groups of fewer than SMALL_GROUP clusters are in neither; undefined where fewer than two
     groups are larger.
     """
 
@@ -221,7 +222,7 @@ def measure(
     frame = MetricFrame(metrics=metrics, y_true=truth, y_pred=predicted, sensitive_features=groups)
     labels = [str(group) for group in frame.by_group.index]
     sizes = frame.by_group["count"].to_numpy().astype(int)
-    counted = sizes >= SMALL_GROUP
+    counted = np.array([units_of(clusters, groups == label) for label in labels]) >= SMALL_GROUP
     weights = bootstrap_weights(len(truth), replicates, seed, clusters)
     accuracy = group_accuracy(truth == predicted, groups, weights)
     rates = _rates(truth, predicted, groups, names, weights)

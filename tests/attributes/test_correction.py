@@ -128,6 +128,19 @@ def test_counts_are_those_of_a_loop(pairs: list[tuple[bool, bool]]) -> None:
         assert each.low <= each.value <= each.high
 
 
+@pytest.mark.parametrize("captions", [1, 2, 5])
+def test_the_p_of_an_edit_counts_a_picture_once(captions: int) -> None:
+    before, after = np.arange(40) < 30, np.arange(40) < 34
+    after[:1] = False
+    once = count(before, after)
+    rows = np.repeat(np.arange(40), captions)
+    found = count(before[rows], after[rows], np.arange(40)[rows])
+    assert (found.mended, found.broken) == (4 * captions, captions)
+    assert found.p == once.p == mcnemar(4, 1)
+    mixed = np.array([True, False, False, False])  # a picture with as many mended as broken
+    assert count(mixed, ~mixed, np.array(["a", "a", "b", "c"])).p == mcnemar(2, 0)
+
+
 def judged_of(seed: int, classes: int = 3) -> Judged:
     rng = np.random.default_rng(seed)
     activations = np.maximum(rng.normal(size=(60, 9)), 0) * (rng.random((60, 9)) < 0.6)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -168,6 +169,20 @@ def test_few_ids_are_enough_for_as_many_folds(count: int, axes: FeatureSpace) ->
     assert [strength for strength, _ in outcomes] == ([0.1, 1.0] if count > 1 else [])
     leakage, chance = group_leakage(few, few.columns["place"].astype(str))
     assert (leakage.value > 0.9) == (chance < 1) == (count > 1)
+
+
+@pytest.mark.parametrize("known", [("dark", "light"), ("light",)])
+def test_a_group_of_one_picture_is_left_out_of_the_leakage(known: tuple[str, ...]) -> None:
+    """Five captions of one picture beside pictures of their own."""
+    embeddings = torch.randn(45, 6, generator=torch.Generator().manual_seed(0))
+    groups = np.array([*np.resize(known, 40), *["grey"] * 5])
+    ids = np.array([*map(str, range(40)), *["one"] * 5], dtype=object)
+    leakage, chance = group_leakage(Samples(embeddings, ids, {}), groups)
+    assert math.isfinite(leakage.value) == math.isfinite(chance) == (len(known) > 1)
+    ids[-1] = "another"
+    leakage, chance = group_leakage(Samples(embeddings, ids, {}), groups)
+    assert math.isfinite(leakage.value)
+    assert chance == np.unique(groups, return_counts=True)[1].max() / 45
 
 
 def test_rare_values_of_the_unrelated_attribute_are_left_out(axes: FeatureSpace) -> None:
@@ -357,3 +372,10 @@ def test_lean_without_samples_is_empty(axes: FeatureSpace) -> None:
     samples = tied(100, 0.5, 0)
     model = fit_model(axes, samples, "kind", ["cat", "dog"], "linear_probe")
     assert lean(model, samples.take(np.array([], dtype=int)), "place") == []
+
+
+def test_lean_counts_a_picture_once(axes: FeatureSpace) -> None:
+    samples = tied(100, 0.5, 0)
+    model = fit_model(axes, samples, "kind", ["cat", "dog"], "linear_probe")
+    rows = np.repeat(np.arange(10), 5)
+    assert lean(model, samples.take(rows), "place") == lean(model, samples.take(rows[::5]), "place")

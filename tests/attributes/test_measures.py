@@ -123,6 +123,16 @@ def test_a_group_of_one_is_listed_but_counts_in_no_gap() -> None:
     assert math.isnan(row.auroc.value)
 
 
+def test_a_group_of_few_pictures_counts_in_no_gap_however_many_captions_they_have() -> None:
+    truth, probabilities, _ = predictions(120)
+    groups, each = np.repeat(["a", "b", "c"], 40), np.arange(120)
+    pictures = np.where(groups == "c", each // 5, each)
+    found = measure(truth, probabilities, groups, CLASSES, clusters=pictures, permutations=9)
+    assert [row.counted for row in found.groups] == [True, True, False]
+    few = measure(truth, probabilities, groups, CLASSES, clusters=each // 5, permutations=9)
+    assert few.worst_group == "" and math.isnan(few.gap.value)
+
+
 def test_one_group_has_no_gap() -> None:
     truth, probabilities, _ = predictions()
     found = measure(truth, probabilities, np.repeat("a", len(truth)), CLASSES, replicates=20)

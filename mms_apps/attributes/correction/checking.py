@@ -29,7 +29,8 @@ class Counts:
     """Predictions before and after an edit.
 
     mended: wrong before, right after; broken: the other way round.
-    p: of McNemar's exact test (`mcnemar`).
+    p: of McNemar's exact test (`mcnemar`), in which samples of one id, a picture's say, are one:
+        mended where more of them are mended than broken.
     """
 
     samples: int
@@ -74,7 +75,7 @@ class Counts:
 class GroupCounts:
     """The counts of one protected group.
 
-    counted: whether it has SMALL_GROUP samples, and so may be the worst one.
+    counted: whether it has SMALL_GROUP samples of different ids, and so may be the worst one.
     """
 
     group: str
@@ -124,10 +125,19 @@ def mcnemar(mended: int, broken: int) -> float:
     return float(binomtest(mended, changed, 0.5).pvalue) if changed else 1.0
 
 
-def count(before: np.ndarray, after: np.ndarray) -> Counts:
-    """Counts of predictions that are right before, `[n]` bool, and after, `[n]` bool."""
+def count(before: np.ndarray, after: np.ndarray, ids: np.ndarray | None = None) -> Counts:
+    """Counts of predictions that are right before, `[n]` bool, and after, `[n]` bool.
+
+    Args:
+        ids: of the samples, `[n]`; None where each is its own.
+    """
     mended, broken = mended_and_broken(before, after)
-    return Counts(len(before), int(before.sum()), mended, broken, mcnemar(mended, broken))
+    places = np.arange(len(before))
+    if ids is not None:
+        places = np.unique(ids.astype(str), return_inverse=True)[1]
+    changes = np.bincount(places, after.astype(float) - before.astype(float))
+    p = mcnemar(int((changes > 0).sum()), int((changes < 0).sum()))
+    return Counts(len(before), int(before.sum()), mended, broken, p)
 
 
 def check(plain: Corrected, edited: Corrected, samples: Samples, group: str, seed: int) -> Check:
@@ -144,9 +154,10 @@ def check(plain: Corrected, edited: Corrected, samples: Samples, group: str, see
     rows = []
     for name in sorted({str(value) for value in values if value}):
         inside = values == name
-        counted = int(inside.sum()) >= SMALL_GROUP
-        rows.append(GroupCounts(name, counted, count(before[inside], after[inside])))
-    return Check(count(before, after), estimate(gain), tuple(rows))
+        ids = samples.ids[inside]
+        counted = len(np.unique(ids.astype(str))) >= SMALL_GROUP
+        rows.append(GroupCounts(name, counted, count(before[inside], after[inside], ids)))
+    return Check(count(before, after, samples.ids), estimate(gain), tuple(rows))
 
 
 def advise(checks: dict[str, Check]) -> Advice:

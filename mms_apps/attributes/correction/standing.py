@@ -81,7 +81,7 @@ def standing(accepted: Accepted, samples: Samples, *, seed: int = 0) -> Standing
             f"{attribute}: none of the pairs has one of the labels "
             f"{', '.join(plain.model.classes)}; give pairs that are labelled"
         )
-    now = count(plain.right(labelled), edited.right(labelled))
+    now = count(plain.right(labelled), edited.right(labelled), labelled.ids)
     return compared(accepted.saved, now, seed=seed)
 
 
