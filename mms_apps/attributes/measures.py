@@ -66,8 +66,8 @@ class Measures:
 
     gap: accuracy less that of the worst group.
     difference: between the groups with the most and the least, the greatest over the classes.
-    Samples of groups of fewer than SMALL_GROUP clusters are in neither; undefined where fewer than two
-    groups are larger.
+    Samples of groups of fewer than SMALL_GROUP clusters are in neither; undefined where fewer than
+    two groups are larger.
     """
 
     samples: int

@@ -235,7 +235,9 @@ def _bars(explanation: Explanation) -> list[dict[str, Any]]:
     return parts
 
 
-TOO_SMALL = f"fewer than two groups have {SMALL_GROUP} samples of different pictures, too few to compare"
+TOO_SMALL = (
+    f"fewer than two groups have {SMALL_GROUP} samples of different pictures, too few to compare"
+)
 
 
 def summary_of(audit: Audit) -> str:
