@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +17,8 @@ PHILOX_FACTORS = (0xD2E7470EE14C6C93, 0xCA5A826395121157)
 PHILOX_STEPS = (0x9E3779B97F4A7C15, 0xBB67AE8584CAA73B)
 DRAWN_AT_ONCE = 1 << 17
 """Samples that a bootstrap of a mean draws at once."""
+FEW = 10
+"""Of fewer values, a bootstrap's replicates vary too little; intervals are then Student's."""
 LEVEL = 0.95
 """Coverage of the intervals."""
 FLOOR_QUANTILE = 0.975
@@ -171,18 +174,18 @@ def percentile_interval(replicates: np.ndarray, *, level: float = 0.95) -> tuple
 def bootstrap_interval(
     values: np.ndarray, *, seed: int = 0, replicates: int = 1000, level: float = 0.95
 ) -> tuple[float, float]:
-    """Percentile bootstrap interval of the mean.
+    """Percentile bootstrap interval of the mean; of FEW values Student's.
 
     Args:
         values: one value a sample, `[n]`.
         level: coverage, in (0, 1).
 
     Returns:
-        The lower and the upper bound; NaN for no samples.
+        The lower and the upper bound; NaN for fewer than two samples.
     """
     values = np.asarray(values, dtype=float)
-    if len(values) == 0:
-        return float("nan"), float("nan")
+    if len(values) < FEW:
+        return _student_interval([values], float(np.sum(values)) / max(1, len(values)), level)
     means = _resampled_means(values, np.random.default_rng(seed), replicates)
     return percentile_interval(means, level=level)
 
@@ -204,7 +207,8 @@ def difference_interval(
     replicates: int = 1000,
     level: float = 0.95,
 ) -> tuple[float, float]:
-    """Percentile bootstrap interval of mean(second) - mean(first), of independent samples.
+    """Percentile bootstrap interval of mean(second) - mean(first), of independent samples; where
+    either has FEW, Welch's.
 
     Args:
         first: `[n]`.
@@ -212,14 +216,46 @@ def difference_interval(
         level: coverage, in (0, 1).
 
     Returns:
-        The lower and the upper bound; NaN where either has no samples.
+        The lower and the upper bound; NaN where either has fewer than two samples.
     """
     first, second = (np.asarray(values, dtype=float) for values in (first, second))
+    if 0 < min(len(first), len(second)) < FEW:
+        return _student_interval([first, second], float(second.mean() - first.mean()), level)
     if len(first) == 0 or len(second) == 0:
         return float("nan"), float("nan")
     rng = np.random.default_rng(seed)
     means = [_resampled_means(values, rng, replicates) for values in (first, second)]
     return percentile_interval(means[1] - means[0], level=level)
+
+
+def share_difference_interval(first: np.ndarray, second: np.ndarray) -> tuple[float, float]:
+    """95% interval of mean(second) - mean(first) of hits, `[n]` and `[m]` of 0 and 1, from the
+    intervals of both shares (Newcombe 1998); NaN where either has no samples."""
+    one, two = share_estimate(first), share_estimate(second)
+    difference = two.value - one.value
+    return (
+        difference - math.hypot(two.value - two.low, one.high - one.value),
+        difference + math.hypot(two.high - two.value, one.value - one.low),
+    )
+
+
+def _student_interval(
+    samples: Sequence[np.ndarray], value: float, level: float
+) -> tuple[float, float]:
+    """Student's interval of the mean of one sample, Welch's of the difference of two; NaN where one
+    has fewer than two values."""
+    if min(map(len, samples)) < 2:
+        return float("nan"), float("nan")
+    from scipy.stats import t
+
+    errors = [float(np.var(values, ddof=1)) / len(values) for values in samples]
+    total = sum(errors)
+    if total == 0:
+        return value, value
+    parts = zip(errors, samples, strict=True)
+    freedom = total**2 / sum(error**2 / (len(values) - 1) for error, values in parts)
+    half = float(t.ppf((1 + level) / 2, freedom)) * math.sqrt(total)
+    return value - half, value + half
 
 
 def auroc_interval(

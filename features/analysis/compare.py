@@ -23,6 +23,7 @@ from features.bootstrap import (
     Estimate,
     difference_interval,
     mean_estimate,
+    share_difference_interval,
     share_estimate,
 )
 from features.errors import UserError
@@ -186,9 +187,11 @@ def compare(
 
 
 def cell(estimate: Estimate, percent: bool) -> str:
-    """A figure with its interval."""
-    if not math.isfinite(estimate.low):
+    """A figure with its interval, alone where that is not known."""
+    if not math.isfinite(estimate.value):
         return "-"
+    if not math.isfinite(estimate.low):
+        return f"{estimate.value:.0%}" if percent else f"{estimate.value:.2f}"
     if percent:
         return f"{estimate.value:.0%} ({estimate.low:.0%} to {estimate.high:.0%})"
     digits = 1 if estimate.value >= 10 else 3 if estimate.value < 0.1 else 2
@@ -319,7 +322,11 @@ def _differences(
             a, b = first_values[figure.key], other_values[figure.key]
             if len(a) == 0 or len(b) == 0:
                 continue
-            low, high = difference_interval(a, b, seed=seed)
+            low, high = (
+                share_difference_interval(a, b)
+                if figure.percent
+                else difference_interval(a, b, seed=seed)
+            )
             differs = low > 0 or high < 0
             amount = _amount(float(b.mean() - a.mean()), low, high, figure.percent)
         else:
