@@ -5,7 +5,6 @@ python -m demos.robustness
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from PIL import Image
@@ -22,6 +21,7 @@ from demos.common import (
     picture_input,
     run_in_words,
 )
+from features.percent import percent
 from features.reports.page import CLASS_NAMES
 from features.space.space import FeatureSpace
 from mms_apps.robustness.distances import EPS, NORMS, Norm, readable_eps
@@ -216,9 +216,6 @@ def moved_rows(found: PictureAttacked) -> list[list[str]]:
 
 def drift_rows(found: PictureAttacked) -> list[list[str]]:
     """What moved, by class."""
-
-    def percent(value: float) -> str:
-        return f"{value:.0%}" if math.isfinite(value) else "n/a"
 
     return [
         [CLASS_NAMES[group], percent(share), " to ".join(map(percent, found.control[group]))]

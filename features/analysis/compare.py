@@ -28,6 +28,7 @@ from features.bootstrap import (
 )
 from features.errors import UserError
 from features.modality import CROSS_MODAL, IMAGE_DOMINANT, TEXT_DOMINANT, UNSCORED
+from features.percent import percent
 from features.space.space import FeatureSpace
 
 SCHEMA = 2
@@ -186,17 +187,16 @@ def compare(
     )
 
 
-def cell(estimate: Estimate, percent: bool) -> str:
+def cell(estimate: Estimate, is_share: bool) -> str:
     """A figure with its interval, alone where that is not known."""
     if not math.isfinite(estimate.value):
         return "-"
-    if not math.isfinite(estimate.low):
-        return f"{estimate.value:.0%}" if percent else f"{estimate.value:.2f}"
-    if percent:
-        return f"{estimate.value:.0%} ({estimate.low:.0%} to {estimate.high:.0%})"
     digits = 1 if estimate.value >= 10 else 3 if estimate.value < 0.1 else 2
-    value, low, high = (f"{x:.{digits}f}" for x in (estimate.value, estimate.low, estimate.high))
-    return f"{value} ({low} to {high})"
+    value, low, high = (
+        percent(x) if is_share else f"{x:.{digits}f}"
+        for x in (estimate.value, estimate.low, estimate.high)
+    )
+    return f"{value} ({low} to {high})" if math.isfinite(estimate.low) else value
 
 
 def _feature_values(space: FeatureSpace) -> dict[str, np.ndarray]:
@@ -301,10 +301,12 @@ def _differences_over_seeds(
             more, less = (other, first) if found.low > 0 else (first, other)
             amount = _amount(found.value, found.low, found.high, figure.percent)
             sentences.append(f"{more.label} {figure.more} than {less.label}: {amount}.")
-    if not sentences:
-        sentences.append(f"No figure of {other.label} differs from {first.label}'s beyond chance.")
     seeds = f"{first.seeds} and {other.seeds}" if first.seeds != other.seeds else f"{first.seeds}"
-    return [*sentences, f"Over {seeds} training seeds each; the intervals hold their variation."]
+    held = f"Over {seeds} training seeds each; the intervals hold their variation"
+    if not sentences:
+        none = f"No figure of {other.label} differs from {first.label}'s beyond chance."
+        return [none, f"{held}."]
+    return [*sentences, f"{held}, but of {len(FIGURES)} figures chance alone may single one out."]
 
 
 def _differences(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from features.modality import CROSS_MODAL, IMAGE_DOMINANT, TEXT_DOMINANT, UNSCORED
+from features.percent import percent
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -68,7 +69,7 @@ def templates(package: str = CORE) -> Environment:
         lstrip_blocks=True,
     )
     environment.filters["figure"] = figure
-    environment.filters["percent"] = _percent
+    environment.filters["percent"] = percent
     return environment
 
 
@@ -122,7 +123,3 @@ def picture_url(thumbnail: bytes) -> str:
 def figure(value: float | None, digits: int = 2) -> str:
     """A number in words: n/a where it is undefined."""
     return f"{value:.{digits}f}" if value is not None and math.isfinite(value) else "n/a"
-
-
-def _percent(value: float | None) -> str:
-    return f"{value:.0%}" if value is not None and math.isfinite(value) else "n/a"

@@ -13,6 +13,7 @@ from features.analysis.search import exemplars
 from features.errors import UserError
 from features.evidence.pictures import picture_evidence
 from features.files import write_whole
+from features.percent import percent
 from features.reports.layers import CSS, Layer, Marked, layer_of, marked_captions, switch
 from features.reports.page import CLASS_NAMES, picture_url, templates
 from features.space.space import FeatureSpace
@@ -265,5 +266,4 @@ def _p_value(value: float) -> str:
 
 
 def _share(value: float | None, digits: int = 1) -> str:
-    known = value is not None and math.isfinite(value)
-    return f"{100 * value:.{digits}f}%" if value is not None and known else "n/a"
+    return percent(value, digits)

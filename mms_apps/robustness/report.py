@@ -14,6 +14,7 @@ from torch import Tensor
 from features.bootstrap import Estimate
 from features.evidence.reading import where
 from features.files import write_whole
+from features.percent import percent
 from features.reports import layers
 from features.reports.page import CLASS_NAMES, templates
 from mms_apps.robustness.checks.of_controls import CONTROL_KINDS
@@ -212,5 +213,5 @@ def _spread(values: list[float]) -> str:
     known = [value for value in values if math.isfinite(value)]
     if not known:
         return "n/a"
-    low, high = f"{min(known):.0%}", f"{max(known):.0%}"
+    low, high = percent(min(known)), percent(max(known))
     return low if low == high else f"{low} to {high}"
