@@ -245,11 +245,11 @@ def summary_of(audit: Audit) -> str:
     """An audit in a line of plain text."""
     m = audit.measures
     why = "" if m.worst_group else f"; {TOO_SMALL}"
+    worst = f"{m.worst_group} {_share(m.worst_accuracy.value)}" if m.worst_group else "n/a"
     return (
-        f"accuracy {m.accuracy.value:.1%}; worst group {m.worst_group or 'n/a'} "
-        f"{_share(m.worst_accuracy.value)}; gap {against_chance(m.gap)}; TPR difference "
-        f"{against_chance(m.tpr_difference)}; smallest group {m.smallest_group} "
-        f"({m.smallest_samples} samples){why}"
+        f"accuracy {_share(m.accuracy.value)}; worst group {worst}; gap {against_chance(m.gap)}; "
+        f"TPR difference {against_chance(m.tpr_difference)}; smallest group {m.smallest_group} "
+        f"({m.smallest_samples} sample{'s' if m.smallest_samples != 1 else ''}){why}"
     )
 
 

@@ -65,8 +65,9 @@ def test_predict_audit_and_edit(
     )
     assert code == 0
     assert "without --train it is not known which pairs the model was fitted on" in err
-    assert "smallest group alone (1 samples)" in out.replace("\n", " ")
-    assert "fewer than two groups have 30 samples" in out.replace("\n", " ")
+    said = " ".join(out.split())
+    assert "worst group n/a; gap n/a" in said and "smallest group alone (1 sample)" in said
+    assert "fewer than two groups have 30 samples" in said
     record = json.loads((tmp_path / "a" / "audit.json").read_text())
     assert record["measures"]["smallest_group"] == "alone"
     assert {g["group"] for g in record["measures"]["groups"]} == {"alone", "x", "y"}
