@@ -6,6 +6,7 @@ import hashlib
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 
@@ -27,8 +28,8 @@ UNREAD = (".heic", ".heif", ".jxl")
 
 
 class FolderPairs(PairSource):
-    """The images below a folder: `label/a.png` or `split/label/a.png`, and with `a.txt` beside
-    `a.png` its caption.
+    """The images below a folder: `label/a.png` or `split/label/a.png`, in whatever folders that
+    stand around them all, and with `a.txt` beside `a.png` its caption.
 
     Raises:
         UserError: there are no images, or no captions where they are needed.
@@ -41,11 +42,12 @@ class FolderPairs(PairSource):
         self.files = [name for name in files if name.lower().endswith((*EXTENSIONS, *UNREAD))]
         if not any(name.lower().endswith(EXTENSIONS) for name in self.files):
             raise UserError(f"{folder}: {_nothing_in(files)}")
-        self.splits = _splits(self.files)
+        self._places = _Places.of(self.files)
         self._texts = _texts(files)
         described = any(_stem(name) in self._texts for name in self.files)
-        names = [CAPTION] * described + [LABEL] * any("/" in name for name in self.files)
-        names += [SPLIT] * bool(self.splits)
+        labelled = any(LABEL in self._places.attributes(name) for name in self.files)
+        names = [CAPTION] * described + [LABEL] * labelled
+        names += [SPLIT] * bool(self._places.splits)
         wanted = wanted or Wanted()
         if wanted.captions_needed and wanted.caption is None and not described:
             raise UserError(
@@ -86,12 +88,7 @@ class FolderPairs(PairSource):
         return digest.hexdigest()
 
     def _record(self, location: str) -> Record:
-        folders = location.split("/")[:-1]
-        record: Record = {}
-        if folders and folders[0] in self.splits:
-            record[SPLIT] = folders.pop(0)
-        if folders:
-            record[LABEL] = folders[0]
+        record = self._places.attributes(location)
         text = self._text(location)
         if text is not None:
             record[CAPTION] = decode_text(text)
@@ -176,11 +173,61 @@ def _texts(files: Iterable[str]) -> dict[str, str]:
     return texts
 
 
-def _splits(files: Iterable[str]) -> frozenset[str]:
+@dataclass(frozen=True)
+class _Places:
+    """What the folders that pictures lie in say of them.
+
+    above: how many folders stand around all pictures (`data/cat/a.png`, `data/dog/b.png`).
+    splits: the folders below these that are splits.
+    within: how many stand around all pictures below the splits.
+    """
+
+    above: int
+    splits: frozenset[str]
+    within: int
+
+    @classmethod
+    def of(cls, files: Iterable[str]) -> _Places:
+        placed = [folders for name in files if (folders := name.split("/")[:-1])]
+        above = _around_all(placed)
+        below = [folders[above:] for folders in placed]
+        splits = _splits(below)
+        labels = [folders[folders[0] in splits :] for folders in below if folders]
+        return cls(above, splits, _around_all(labels))
+
+    def attributes(self, name: str) -> Record:
+        """A picture's split and label, as far as it has them."""
+        folders = name.split("/")[:-1][self.above :]
+        found: Record = {}
+        if folders and folders[0] in self.splits:
+            found[SPLIT] = folders.pop(0)
+        folders = folders[self.within :]
+        return found | ({LABEL: folders[0]} if folders else {})
+
+
+def _around_all(placed: list[list[str]]) -> int:
+    """How many folders in front all pictures share, so that they are no labels; not splits, nor
+    those in which half of the pictures lie themselves.
+
+    Args:
+        placed: the folders of each picture that lies in any.
+    """
+    count = 0
+    placed = [folders for folders in placed if folders]
+    while placed:
+        shared = {folders[count] for folders in placed if len(folders) > count}
+        deeper = sum(len(folders) > count + 1 for folders in placed)
+        if len(shared) > 1 or shared.pop().lower() in SPLITS or 2 * deeper <= len(placed):
+            break
+        count += 1
+    return count
+
+
+def _splits(placed: Iterable[list[str]]) -> frozenset[str]:
     """The folders that are splits: all of the first ones where all are called so, else those called
     so that hold folders of images themselves."""
-    placed = [name.split("/") for name in files if "/" in name]
-    named = {parts[0] for parts in placed if parts[0].lower() in SPLITS}
-    if named == {parts[0] for parts in placed}:
+    placed = [folders for folders in placed if folders]
+    named = {folders[0] for folders in placed if folders[0].lower() in SPLITS}
+    if named == {folders[0] for folders in placed}:
         return frozenset(named)
-    return frozenset(parts[0] for parts in placed if len(parts) > 2 and parts[0] in named)
+    return frozenset(folders[0] for folders in placed if len(folders) > 1 and folders[0] in named)

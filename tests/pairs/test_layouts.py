@@ -255,6 +255,37 @@ def test_a_class_may_be_called_as_a_split(tmp_path: Path) -> None:
     assert captions(open_pairs(str(tmp_path), caption_column="label")) == ["exam", "test"]
 
 
+@pytest.mark.parametrize(
+    ("names", "labels"),
+    [
+        (["images/cat/1.png", "images/dog/1.png"], ["cat", "dog"]),
+        (["a/images/cat/1.png", "a/images/dog/x/1.png"], ["cat", "dog"]),
+        (["images/cat/1.png", "images/dog/1.png", "images/all.png"], [None, "cat", "dog"]),
+        (["images/cat/1.png", "images/dog/1.png", "logo.png"], ["cat", "dog", None]),
+        (["photos2018/birds/30/1.png", "photos2018/fungi/2/1.png"], ["birds", "fungi"]),
+        (["images/cat/1.png"], ["cat"]),
+        (["cat/1.png"], ["cat"]),
+        (["cat/1.png", "cat/2.png", "cat/young/3.png"], ["cat", "cat", "cat"]),
+        (["train/cat/1.png", "train/dog/2.png"], ["train: cat", "train: dog"]),
+        (["x/x/test/cat/3.png", "x/x/train/dog/1.png"], ["test: cat", "train: dog"]),
+        (["x/train/cat/1.png"], ["train: cat"]),
+        (["train/images/cat/1.png", "val/images/dog/1.png"], ["train: cat", "val: dog"]),
+        (["images/train/1.png", "images/val/2.png"], ["train: None", "val: None"]),
+    ],
+)
+def test_folders_around_all_pictures_are_no_labels(
+    tmp_path: Path, names: list[str], labels: list[str | None]
+) -> None:
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(png())
+    found = [pair.attributes for pair in pairs(open_pairs(str(tmp_path), captions_needed=False))]
+    assert [
+        f"{one['split']}: {one.get('label')}" if "split" in one else one.get("label")
+        for one in found
+    ] == labels
+
+
 def test_links_to_folders_are_followed_and_loops_are_not(tmp_path: Path) -> None:
     for name in ("all/cat/1.png", "all/dog/1.png"):
         (tmp_path / name).parent.mkdir(parents=True)
