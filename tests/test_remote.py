@@ -101,6 +101,15 @@ def test_no_signature_is_shown(shards: Path) -> None:
     assert f"{address}/gone.tar: " in str(raised.value) and "secret" not in str(raised.value)
 
 
+def test_urls_that_their_queries_tell_apart_are_all_read(shards: Path) -> None:
+    with serving(shards / "bucket") as (url, handler):
+        source = open_pairs(url + "/pairs-0.tar?part={0..2}&signature=secret")
+        found = [pair for part in source.parts() for pair in source.read(part)]
+        assert [name for name, _ in source.images([found[-1].location])] == [found[-1].location]
+    assert len({pair.location for pair in found}) == 12
+    assert not any("secret" in pair.location for pair in found)
+
+
 def test_s3(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("boto3")
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):

@@ -8,7 +8,7 @@ import json
 import os
 import tarfile
 import tempfile
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -94,7 +94,12 @@ class TarPairs(PairSource):
         self.wanted = wanted or Wanted()
         paths = {file: path_of(file) for file in files}
         parent = os.path.commonpath([path.parent for path in paths.values()])
-        self.files = {path.relative_to(parent).as_posix(): file for file, path in paths.items()}
+        self.files: dict[str, str] = {}
+        alike: Counter[str] = Counter()
+        for file, path in paths.items():
+            name = path.relative_to(parent).as_posix()
+            alike[name] += 1  # URLs that their queries or ports tell apart
+            self.files[name if alike[name] == 1 else f"{name}.{alike[name]}"] = file
 
     def parts(self) -> list[Part]:
         return [Part(name, 0, -1) for name in self.files]
