@@ -25,6 +25,8 @@ TEXTS = ("txt", "caption", "text")
 LABEL, CAPTION = "label", "caption"
 UNREAD = (".heic", ".heif", ".jxl")
 """Endings of photographs that cannot be decoded: each is listed as skipped."""
+LEFTOVERS = ("__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume", "lost+found")
+"""How folders begin in which systems keep what is theirs, such as small and deleted pictures."""
 
 
 class FolderPairs(PairSource):
@@ -104,17 +106,20 @@ class FolderPairs(PairSource):
 
 
 def walk(folder: Path, depth: int | None = None) -> list[str]:
-    """Paths of all files below a folder, relative to it, sorted; without hidden ones and those of
-    models, stores and FeatureSpaces, which may lie among the data. Links to folders are followed,
-    unless they lead back to where they are.
+    """Paths of all files below a folder, relative to it, sorted; without hidden ones, what systems
+    leave, and those of models, stores and FeatureSpaces, which may lie among the data. Links to
+    folders are followed, unless they lead back to where they are.
 
     Args:
         depth: folders that may lie between; None for any number.
+
+    Raises:
+        OSError: a folder cannot be listed.
     """
     found = []
-    for where, folders, files in os.walk(folder, followlinks=True):
+    for where, folders, files in os.walk(folder, onerror=_raise, followlinks=True):
         inside = Path(where).relative_to(folder)
-        if inside.parts and _holds_weights(files):
+        if inside.parts and _is_an_artifact(files):
             folders.clear()
             continue
         if depth is not None and len(inside.parts) >= depth:
@@ -122,15 +127,21 @@ def walk(folder: Path, depth: int | None = None) -> list[str]:
         folders[:] = sorted(
             name
             for name in folders
-            if not name.startswith((".", "__MACOSX")) and not _leads_back(where, name)
+            if not name.startswith((".", *LEFTOVERS)) and not _leads_back(where, name)
         )
         found += [(inside / name).as_posix() for name in files if not name.startswith(".")]
     return sorted(found)
 
 
-def _holds_weights(files: Iterable[str]) -> bool:
-    """Whether a folder with these files is a model, a store, a dictionary or a FeatureSpace."""
-    return "config.json" in files and any(name.endswith(".safetensors") for name in files)
+def _raise(error: OSError) -> None:
+    raise error
+
+
+def _is_an_artifact(files: Iterable[str]) -> bool:
+    """Whether a folder with these files is a model, a dictionary, a FeatureSpace, or a store, be it
+    finished or not."""
+    holds_weights = any(name.endswith(".safetensors") for name in files)
+    return ("config.json" in files and holds_weights) or "extraction.json" in files
 
 
 def _leads_back(where: str, name: str) -> bool:

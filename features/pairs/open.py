@@ -100,9 +100,12 @@ def open_pairs(
             return _folder(path, spec, wanted)
         if path.is_file():
             return _file(path, wanted)
+        if path.exists():
+            raise UserError(f"{spec}: a pipe or a device; give a folder or a file")
         files = _expand(spec)
     except OSError as error:
-        raise UserError(f"{spec}: cannot be read ({error.strerror}); check the path") from None
+        where = error.filename or spec
+        raise UserError(f"{where}: cannot be read ({error.strerror}); check the path") from None
     return _shards(files, path.name, wanted)
 
 
@@ -210,9 +213,11 @@ def _split_of(place: str) -> str | None:
 
 
 def _files_below(folder: Path) -> list[Path]:
-    """Tables and archives at most DEPTH folders deep, relative to the folder, sorted."""
-    found = walk(folder, DEPTH)
-    return sorted(Path(name) for name in found if name.lower().endswith((*TABLES, *ENDINGS)))
+    """Tables and archives at most DEPTH folders deep, relative to the folder, sorted; without pipes
+    and devices, which may never end."""
+    found = [name for name in walk(folder, DEPTH) if name.lower().endswith((*TABLES, *ENDINGS))]
+    files = (Path(name) for name in found)
+    return sorted(f for f in files if (folder / f).is_file() or not (folder / f).exists())
 
 
 def _expand(pattern: str) -> list[str]:

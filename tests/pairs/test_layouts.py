@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -329,6 +331,54 @@ def test_what_was_written_among_the_data_is_no_data(tmp_path: Path, where: str) 
     (store / "b.png").write_bytes(png())
     assert captions(tmp_path) == ["a dog"]
     assert open_pairs(str(tmp_path)).fingerprint() == before
+
+
+def test_a_store_that_is_not_finished_is_no_data(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(png())
+    (tmp_path / "a.txt").write_text("a dog")
+    before = open_pairs(str(tmp_path)).fingerprint()
+    begun = tmp_path / "run" / "store"
+    begun.mkdir(parents=True)
+    (begun / "extraction.json").write_text("{}")
+    pq.write_table(pa.table({"image": ["a.png"], "caption": ["x"]}), begun / "part-00000.parquet")
+    assert open_pairs(str(tmp_path)).fingerprint() == before
+
+
+@pytest.mark.parametrize("left", ["@eaDir/a.png/THUMB.jpg", "$RECYCLE.BIN/S-1/$R1.png"])
+def test_what_systems_leave_is_no_data(tmp_path: Path, left: str) -> None:
+    for name in ("cat/a.png", f"cat/{left}", left):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(png())
+    assert captions(open_pairs(str(tmp_path), caption_column="label")) == ["cat"]
+
+
+@pytest.mark.parametrize("closed", ["", "b", "a/c"])
+def test_a_folder_that_cannot_be_listed_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, closed: str
+) -> None:
+    for name in ("a/c/1.png", "b/2.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(png())
+    scandir = os.scandir
+
+    def guarded(path: str) -> object:
+        if Path(path) == tmp_path / closed:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr("os.scandir", guarded)
+    with pytest.raises(UserError, match=rf"{closed}: cannot be read \(Permission denied\)"):
+        open_pairs(str(tmp_path), captions_needed=False)
+
+
+@pytest.mark.parametrize("name", ["metadata.csv", "0.tar", "0.parquet", "t.jsonl"])
+def test_pipes_among_the_data_are_not_waited_for(tmp_path: Path, name: str) -> None:
+    (tmp_path / "a.png").write_bytes(png())
+    (tmp_path / "a.txt").write_text("a dog")
+    os.mkfifo(tmp_path / name)
+    assert captions(tmp_path) == ["a dog"]
+    with pytest.raises(UserError, match="a pipe or a device"):
+        open_pairs(str(tmp_path / name))
 
 
 def test_what_a_folder_has_instead_is_said(tmp_path: Path) -> None:
