@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import glob
 import json
 import math
 import os
@@ -22,6 +23,16 @@ def part_within(folder: Path, part: str, otherwise: str) -> str:
     is the folder of a run."""
     inside = folder / part
     return f"give {inside}" if (inside / "config.json").is_file() else otherwise
+
+
+def globbed(pattern: str) -> list[str]:
+    """The files and folders that a glob stands for, sorted. Folders in front that are there are
+    called as it says, whatever brackets they have (`photos [2024]/*.tar`)."""
+    path = Path(pattern)
+    there = next((folder for folder in path.parents if folder.is_dir()), None)
+    if there is not None and there.parts:
+        pattern = os.path.join(glob.escape(str(there)), path.relative_to(there))
+    return sorted(glob.glob(pattern, recursive=True))
 
 
 @contextmanager

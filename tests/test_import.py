@@ -458,6 +458,17 @@ def test_files_of_other_numbers_are_not_paired(
         open_embeddings(images=one, texts=one, text_key="other", metadata=tables)
 
 
+@pytest.mark.parametrize("layout", ["clip_retrieval", "datacomp", "arrays_apart", "parquets_apart"])
+def test_folders_are_called_as_people_do(root: Path, layout: str) -> None:
+    parts = len(open_embeddings(**LAYOUTS[layout](root)).parts)
+    odd = root.rename(root.parent / "others [v1] 100%")
+    for folder in (odd, odd / "img_emb", odd / "text_emb"):
+        if folder.is_dir():
+            (folder / "._img_emb_7.npy").write_bytes(b"what macOS leaves")
+    source = LAYOUTS[layout](odd) if layout.endswith("apart") else {"source": odd}
+    assert len(open_embeddings(**source).parts) == parts
+
+
 def test_files_of_one_number_are_not_paired(root: Path) -> None:
     one, two = files_apart(root, "im", "1.npy 01.npy"), files_apart(root, "tx", "1.npy 2.npy")
     with pytest.raises(UserError, match="tx: no file of the number"):

@@ -102,7 +102,7 @@ def test_no_signature_is_shown(shards: Path) -> None:
 
 
 def test_urls_that_their_queries_tell_apart_are_all_read(shards: Path) -> None:
-    with serving(shards / "bucket") as (url, handler):
+    with serving(shards / "bucket") as (url, _):
         source = open_pairs(url + "/pairs-0.tar?part={0..2}&signature=secret")
         found = [pair for part in source.parts() for pair in source.read(part)]
         assert [name for name, _ in source.images([found[-1].location])] == [found[-1].location]

@@ -16,13 +16,13 @@ the names.
 
 from __future__ import annotations
 
-import glob
 import math
 import os
 import re
 from pathlib import Path
 
 from features.errors import UserError
+from features.files import globbed
 from features.pairs.base import NoRecords, PairSource, UnreadableFile
 from features.pairs.folders import FolderPairs, walk
 from features.pairs.packed import unpacked_name
@@ -228,7 +228,7 @@ def _expand(pattern: str) -> list[str]:
     """
     files: list[str] = []
     for piece in _braces(pattern):
-        found = [piece] if os.path.isfile(piece) else sorted(glob.glob(piece, recursive=True))
+        found = [piece] if os.path.isfile(piece) else globbed(piece)
         if not found:
             raise UserError(f"{piece}: no such file or folder; check the path or the pattern")
         files += [file for file in found if os.path.isfile(file)]

@@ -10,7 +10,6 @@ images.npy with texts.npy            files apart, with or without a table
 
 from __future__ import annotations
 
-import glob
 import hashlib
 import re
 from collections.abc import Sequence
@@ -21,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from features.errors import UserError, first_line
+from features.files import globbed
 from features.pairs.base import sampled
 from features.pairs.parquet import is_read
 from features.store.embedding_files import ENDINGS, EmbeddingRows, open_rows
@@ -183,7 +183,7 @@ def _numbered(root: Path) -> list[tuple[Path, Path, Path | None]]:
     numbers = {
         name: {
             str(int(DIGITS.split(path.stem)[-2])): path
-            for path in sorted(folder.glob(f"*{ends[name]}"))
+            for path in map(Path, globbed(f"{folder}/*{ends[name]}"))
             if DIGITS.search(path.stem)
         }
         for name, folder in folders.items()
@@ -271,7 +271,7 @@ def _listed(path: Path, endings: Sequence[str]) -> list[Path]:
     if path.is_file():
         return [path]
     pattern = path / "*" if path.is_dir() else path
-    found = [Path(name) for name in glob.glob(str(pattern)) if name.endswith(tuple(endings))]
+    found = [Path(name) for name in globbed(str(pattern)) if name.endswith(tuple(endings))]
     if not found:
         raise UserError(f"{path}: no {', '.join(endings)} here; name a file, a folder or a glob")
     return sorted(found, key=_by_number)

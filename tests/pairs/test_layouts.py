@@ -120,6 +120,23 @@ def test_sharded_parquet(tmp_path: Path, pattern: str) -> None:
     assert [images[place].getpixel((0, 0))[0] for place in wanted] == [11, 2, 10, 3]
 
 
+@pytest.mark.parametrize(
+    "pattern",
+    ["*.parquet", "x-?.parquet", "x-[01].parquet", "../*/x-*.parquet", "x-{0..1}.parquet"],
+)
+def test_patterns_in_a_folder_with_brackets(tmp_path: Path, pattern: str) -> None:
+    for index in range(2):
+        shard(tmp_path / "photos [2024] *" / f"x-{index}.parquet", 6 * index)
+    assert len(pairs(f"{tmp_path}/photos [2024] */{pattern}")) == 12
+
+
+def test_a_folder_with_brackets_is_no_pattern_of_others(tmp_path: Path) -> None:
+    shard(tmp_path / "a1" / "x.parquet", 0)
+    shard(tmp_path / "a[1]" / "x.parquet", 6)
+    assert captions(f"{tmp_path}/a[1]/*.parquet")[0] == "number 6"
+    assert captions(f"{tmp_path}/a[12]/*.parquet")[0] == "number 0"
+
+
 def test_no_row_group_is_decoded_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shard(tmp_path / "x.parquet", 0, 200, group=50)
     monkeypatch.setattr("features.pairs.parquet.PART_RECORDS", 40)
