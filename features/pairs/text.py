@@ -20,7 +20,16 @@ WESTERN = "cp1252"
 LONE = re.compile(rb"(?<![\x80-\xff])[\x80-\xff](?![\x80-\xff])")
 HIGH = re.compile(rb"[\x80-\xff]")
 NOT_WESTERN = re.compile(rb"[\x81\x8d\x8f\x90\x9d]")
-MOSTLY = 0.75
+AMIDST = re.compile(
+    rb"(?<=[A-Za-z])[\x80\x82-\x84\x86-\x8c\x8e\x95\x98\x9b\x9f\xa1-\xa9\xab\xac\xaf\xb1-\xb3\xb6\xb8"
+    rb"\xb9\xbb-\xde\xf7](?=[a-z])"
+)
+"""In Windows-1252, capitals and signs within words, where they don't belong."""
+AT_THE_END = re.compile(
+    rb"(?<=[a-z])[\x82-\x84\x87\x88\x8a\x8c\x8e\x9f\xa1\xbf-\xd6\xd8-\xde](?![A-Za-z\x80-\xff])"
+)
+"""Those that end no word in small letters."""
+MOSTLY, SOMETIMES = 0.75, 0.25
 
 
 class UnknownEncoding(UserError):
@@ -30,7 +39,8 @@ class UnknownEncoding(UserError):
 def encoding_of(lines: Iterable[bytes]) -> str:
     """The encoding of a text: by its byte order mark; UTF-16 by the zeros of its first line; UTF-8
     where most lines beyond ASCII are valid; Windows-1252 (which holds Latin-1) where single
-    accented letters stand among ASCII.
+    accented letters stand among ASCII, and few signs and capitals where small letters belong, as
+    in texts of Central Europe, of DOS and of old Macs.
 
     Args:
         lines: the text, cut behind each byte 10.
@@ -38,7 +48,7 @@ def encoding_of(lines: Iterable[bytes]) -> str:
     Raises:
         UnknownEncoding: none of these.
     """
-    valid = high = lone = 0
+    valid = high = lone = odd = 0
     wrong: list[tuple[int, int]] = []  # line and byte
     western = True
     for number, line in enumerate(lines, start=1):
@@ -54,9 +64,10 @@ def encoding_of(lines: Iterable[bytes]) -> str:
             western = western and NOT_WESTERN.search(line) is None
         high += len(HIGH.findall(line))
         lone += len(LONE.findall(line))
+        odd += len(AMIDST.findall(line)) + len(AT_THE_END.findall(line))
     if len(wrong) <= valid:
         return "utf-8"
-    if western and lone >= MOSTLY * high:
+    if western and lone >= MOSTLY * high and odd <= SOMETIMES * high:
         return WESTERN
     number, byte = wrong[0]
     raise UnknownEncoding(

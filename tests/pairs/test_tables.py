@@ -119,6 +119,39 @@ def test_an_encoding_that_cannot_be_told_is_refused(folder: Path, encoding: str)
         open_pairs(str(path))
 
 
+@pytest.mark.parametrize(
+    ("encoding", "text"),
+    [
+        *(("mac-roman", text) for text in ("café", "un niño más", "fünf Bären", "voilà")),
+        *(("cp437", text) for text in ("café", "un señor")),
+        *(("cp850", text) for text in ("niño", "Bären")),
+        *(("cp1250", text) for text in ("złoty kot", "też pies", "mała książka")),
+        ("iso8859-2", "złoty kot"),
+        ("mac-latin2", "złoty kot"),
+    ],
+)
+def test_signs_amidst_words_are_no_windows_1252(folder: Path, encoding: str, text: str) -> None:
+    path = table(folder, f"image,caption\na.png,{text}\n".encode(encoding))
+    with pytest.raises(UserError, match="the encoding cannot be told"):
+        open_pairs(str(path))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "it\u2019s 5 m\xb2 or 10 \u20ac \u201cso\u201d",
+        "schön \u2013 ÄRGER",
+        "n° 1ª l·l½",
+        "a®b\u2122 don\xb4t x…y Œuvre",
+        "¿qué?",
+        "Šaroška",
+    ],
+)
+def test_signs_of_windows_1252_are_kept(folder: Path, text: str) -> None:
+    path = table(folder, f"image,caption\na.png,x {text}\n".encode("cp1252"))
+    assert captions(path) == [f"x {text}"]
+
+
 def test_one_line_in_another_encoding_is_skipped(folder: Path) -> None:
     lines = [f"a.png,été {i}".encode() for i in range(5)] + ["b.png,café".encode("latin-1")]
     path = table(folder, b"image,caption\n" + b"\n".join(lines))
