@@ -25,6 +25,8 @@ TEXTS = ("txt", "caption", "text")
 LABEL, CAPTION = "label", "caption"
 UNREAD = (".heic", ".heif", ".jxl")
 """Endings of photographs that cannot be decoded: each is listed as skipped."""
+MOST_TABLES = 5
+"""That a message names."""
 LEFTOVERS = ("__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume", "lost+found")
 """How folders begin in which systems keep what is theirs, such as small and deleted pictures."""
 
@@ -56,6 +58,7 @@ class FolderPairs(PairSource):
                 f"{folder}: {len(self.files)} images, and no captions; list them in "
                 "metadata.jsonl or metadata.csv, put a .txt beside each image"
                 + (", or take the folders' names with --caption-column label" * (LABEL in names))
+                + _tables_there(files)
             )
         self.columns = wanted.columns(names, str(folder), image_beside=True)
 
@@ -167,6 +170,20 @@ def _nothing_in(files: Iterable[str]) -> str:
         f"(files: {there or 'none'}); images end in {', '.join(EXTENSIONS)}"
         + "".join(f"; {words}" for ending, words in advice.items() if ending in endings)
     )
+
+
+def _tables_there(files: Iterable[str]) -> str:
+    """What to do where files, which are read where they are named alone, may list the images."""
+    endings = (".json", ".txt", ".csv", ".tsv", ".jsonl")
+    about = ("readme", "license", "licence")
+    tables = [
+        name
+        for name in files
+        if name.lower().endswith(endings) and not name.rpartition("/")[2].lower().startswith(about)
+    ]
+    if not 0 < len(tables) <= MOST_TABLES:
+        return ""
+    return f"; or name the table that lists them ({', '.join(tables)})"
 
 
 def _stem(name: str) -> str:

@@ -25,6 +25,7 @@ from features.errors import UserError
 from features.files import globbed
 from features.pairs.base import NoRecords, PairSource, UnreadableFile
 from features.pairs.folders import FolderPairs, walk
+from features.pairs.images import EXTENSIONS
 from features.pairs.packed import unpacked_name
 from features.pairs.parquet import ParquetPairs
 from features.pairs.records import Wanted
@@ -127,8 +128,10 @@ def _file(path: Path, wanted: Wanted) -> PairSource:
 def _folder(folder: Path, spec: str, wanted: Wanted) -> PairSource:
     """The pairs in a folder, by the first of the layouts that fits."""
     name = folder.resolve().name
-    # img2dataset writes what it downloaded in 00000/ beside a table of it, 00000.parquet
-    files = [f for f in _files_below(folder) if not (folder / f).with_suffix("").is_dir()]
+    names = walk(folder, DEPTH)
+    # img2dataset writes what it downloaded in 00000/ beside a table of it, 00000.parquet; archives
+    # stay beside what was unpacked
+    files = [f for f in _files(folder, names) if not (folder / _without_ending(f)).is_dir()]
     for depth in range(1, DEPTH + 2):
         described = [f for f in files if len(f.parts) <= depth and _is_metadata(f)]
         if described:
@@ -136,6 +139,8 @@ def _folder(folder: Path, spec: str, wanted: Wanted) -> PairSource:
     for endings in (ENDINGS, (PARQUET,)):
         found = [f for f in files if f.name.lower().endswith(endings)]
         if found:
+            if endings == ENDINGS:
+                _require_no_pictures_beside(folder, found, names)
             return _shards([str(folder / file) for file in found], name, wanted)
     tables = [f for f in files if len(f.parts) == 1 and f.name.lower().endswith(TABLES)]
     if len(tables) == 1:
@@ -212,12 +217,28 @@ def _split_of(place: str) -> str | None:
     return first if first in SPLITS else None
 
 
-def _files_below(folder: Path) -> list[Path]:
-    """Tables and archives at most DEPTH folders deep, relative to the folder, sorted; without pipes
-    and devices, which may never end."""
-    found = [name for name in walk(folder, DEPTH) if name.lower().endswith((*TABLES, *ENDINGS))]
-    files = (Path(name) for name in found)
+def _files(folder: Path, names: list[str]) -> list[Path]:
+    """Tables and archives among files, relative to the folder, sorted; without pipes and devices,
+    which may never end."""
+    files = (Path(name) for name in names if name.lower().endswith((*TABLES, *ENDINGS)))
     return sorted(f for f in files if (folder / f).is_file() or not (folder / f).exists())
+
+
+def _without_ending(file: Path) -> Path:
+    """A table's or an archive's path without its ending, which may have a dot (`.tar.gz`)."""
+    ending = next((end for end in ENDINGS if file.name.lower().endswith(end)), file.suffix)
+    return file.with_name(file.name[: -len(ending)])
+
+
+def _require_no_pictures_beside(folder: Path, archives: list[Path], names: list[str]) -> None:
+    """Raise a UserError where a folder of archives is one of pictures as well, and more so."""
+    pictures = sum(name.lower().endswith(EXTENSIONS) for name in names)
+    if pictures > len(archives):
+        raise UserError(
+            f"{folder}: {pictures} pictures and {len(archives)} archives "
+            f"({', '.join(map(str, archives[:3]))}); name the archives (as {folder}/*.tar), the "
+            "table of the pictures, or the pictures' own folder without archives"
+        )
 
 
 def _expand(pattern: str) -> list[str]:

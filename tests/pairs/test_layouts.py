@@ -350,6 +350,47 @@ def test_what_was_written_among_the_data_is_no_data(tmp_path: Path, where: str) 
     assert open_pairs(str(tmp_path)).fingerprint() == before
 
 
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ("captions.txt", r"name the table .*\(captions.txt\)"),
+        ("annotations/captions.json", r"name the table .*\(annotations/captions.json\)"),
+        ("README.txt", "and no captions; list them in .*beside each image$"),
+    ],
+)
+def test_tables_that_a_folder_does_not_take_are_named(
+    tmp_path: Path, table: str, message: str
+) -> None:
+    for name, content in (("a.png", png()), (table, b"x")):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        open_pairs(str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["images.tar", "images.tar.gz", "images.TGZ", "images.parquet"])
+def test_what_lies_unpacked_beside_itself_is_not_read_twice(tmp_path: Path, name: str) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "a.png").write_bytes(png())
+    (tmp_path / "list.csv").write_text("image,caption\na.png,x\n")
+    write_tar(tmp_path / name, [("images/a.png", png())])
+    assert captions(tmp_path) == ["x"]
+
+
+def test_archives_among_pictures_are_asked_about(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.png").write_bytes(png())
+        (tmp_path / f"{name}.txt").write_text("now")
+    archive = write_tar(tmp_path / "backup.tar", [("a.png", png()), ("a.txt", b"then")])
+    with pytest.raises(UserError, match=r"2 pictures and 1 archives \(backup.tar\); name"):
+        open_pairs(str(tmp_path))
+    assert captions(tmp_path / "*.tar") == ["then"]
+    (tmp_path / "b.png").unlink()
+    assert captions(tmp_path) == ["then"], "a stray picture beside archives"
+    archive.unlink()
+    assert captions(tmp_path) == ["now"]
+
+
 def test_a_store_that_is_not_finished_is_no_data(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(png())
     (tmp_path / "a.txt").write_text("a dog")
