@@ -13,6 +13,7 @@ import json
 import os
 import re
 import shutil
+import string
 import sys
 import tempfile
 from abc import ABC, abstractmethod
@@ -42,6 +43,8 @@ MISSING = frozenset(
     ("nan", "NaN", "NaT", "null", "NULL", "None", "<NA>", "NA", "N/A", "n/a", "#N/A", "#NA", "?")
 )
 """What programs write where a cell has no value."""
+UNSEEN = string.whitespace + "\u00a0\u200b\ufeff"
+"""Around the names of columns: blanks, and marks that programs put before a text twice."""
 OPEN = "open"
 """The outcome of parsing text that ends within quotes."""
 TRANSCODED = ("utf-16", "utf-16-le", "utf-16-be", "utf-32")
@@ -80,6 +83,8 @@ class TextRecords(ABC):
                 packing = packing_of(file)
             if packing is not None:
                 self._utf8 = _unpacked(path, packing)
+            if (instead := stand_in_at(self._utf8)) is not None:
+                raise UnreadableFile(path, instead)
             with self._utf8.open("rb") as file:
                 self.encoding = encoding_of(file)
                 file.seek(0)
@@ -89,8 +94,6 @@ class TextRecords(ABC):
         except OSError as error:
             reason = f"cannot be read ({error.strerror}); check the file"
             raise UnreadableFile(path, reason) from None
-        if (instead := stand_in_at(self._utf8)) is not None:
-            raise UnreadableFile(path, instead)
         if self.encoding in TRANSCODED or old_mac:
             self._utf8, self.encoding = _in_utf8(self._utf8, self.encoding), "utf-8"
 
@@ -273,7 +276,7 @@ class Delimited(TextRecords):
                     self.delimiter = self._best_delimiter(text, known)
                 row = self._parsed(text, self.delimiter)
                 cells = row if isinstance(row, list) else self._literal(text)
-                self.header = unique_names([cell.strip() for cell in cells])
+                self.header = unique_names([cell.strip(UNSEEN) for cell in cells])
                 break
 
     def names(self) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gzip
 import json
 import os
 from pathlib import Path
@@ -481,6 +482,30 @@ def test_pointers_and_pages_are_told(tmp_path: Path, name: str, content: bytes, 
     else:
         with pytest.raises(UserError, match=f"{name}: .*{told}"):
             open_pairs(str(tmp_path / name))
+
+
+@pytest.mark.parametrize("name", ["t.csv", "t.json", "t.jsonl", "t.tsv", "t.parquet", "t.csv.gz"])
+@pytest.mark.parametrize(
+    ("begin", "told"),
+    [
+        (b"PK\x03\x04", "a zip file, as .xlsx"),
+        (b"ARROW1", "Arrow"),
+        (b"SQLite format 3\0", "SQLite"),
+    ],
+)
+def test_files_of_other_formats_are_told(
+    tmp_path: Path, name: str, begin: bytes, told: str
+) -> None:
+    content = begin + bytes(range(256)) * 4
+    (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith("gz") else content)
+    with pytest.raises(UserError, match=f"{name}: .*{told}"):
+        open_pairs(str(tmp_path / name))
+
+
+def test_a_parquet_file_called_otherwise_is_told(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"image": ["a.png"], "caption": ["x"]}), tmp_path / "t.csv")
+    with pytest.raises(UserError, match=r"t\.csv: a parquet file; let its name end in"):
+        open_pairs(str(tmp_path / "t.csv"))
 
 
 @pytest.mark.parametrize(("content", "told"), PAGES)

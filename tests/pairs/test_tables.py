@@ -629,6 +629,12 @@ def test_names_that_are_no_urls(folder: Path, name: str) -> None:
     assert reason.startswith(f"missing image file: {name}")
 
 
+@pytest.mark.parametrize("unseen", ["\ufeff", "\ufeff\ufeff", "\u200b", "\xa0 "])
+def test_marks_that_are_not_seen_are_no_part_of_a_name(folder: Path, unseen: str) -> None:
+    path = table(folder, f"{unseen}image,{unseen}caption{unseen}\na.png,x\n")
+    assert captions(path) == ["x"]
+
+
 def test_columns_of_one_name_are_told_apart(folder: Path) -> None:
     header = "image,caption,x,caption,x,,x.1,\n"
     (pair,) = pairs(table(folder, header + "a.png,first,1,second,2,?,3,\n"))
