@@ -180,9 +180,9 @@ def _finished(out: Path, config: StoreConfig) -> bool:
         for key in ("schema", "pairs_fingerprint", "encoder_fingerprint", "precision", "dim"):
             if record.get(key) != getattr(config, key):
                 what = key.removesuffix("_fingerprint")
-                addable = what == "pairs" and name == "config.json"
-                more = ", or add to it (mms extract --add)" if addable else ""
                 before, now = record.get(what), getattr(config, what)
+                addable = what == "pairs" and name == "config.json" and before != now
+                more = ", or add to it (mms extract --add)" if addable else ""
                 changed = f"{before}, now {now}" if before != now else f"{now}, which has changed"
                 raise UserError(
                     f"{out}: made with another {what} ({changed}); name another folder or remove "
