@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import random
 import shutil
+import string
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,8 +24,10 @@ from features.reports.report import write_report
 from features.scores.terms import pair_terms, vocabulary
 from features.space.score import score
 from features.space.space import FeatureSpace
+from features.store.batches import Batches
 from features.store.extract import extract
 from features.store.store import ActivationStore
+from tests.pairs.reading import png
 
 SIMPLE = SimpleTokenizer()
 
@@ -95,6 +99,27 @@ def _ending_in(end: str, hf: HFTokenizer) -> object:
     return processors.TemplateProcessing(
         single=f"<start> $A {end}", special_tokens=list(ids.items())
     )
+
+
+@pytest.mark.parametrize("start", ["", "a dog "])
+def test_words_without_end_are_not_tokenized_whole(tmp_path: Path, start: str) -> None:
+    text = start + "".join(random.Random(0).choices(string.ascii_letters, k=100_000))
+    (tmp_path / "a.png").write_bytes(png())
+    (tmp_path / "a.txt").write_text(text)
+    source = open_pairs(str(tmp_path))
+    encoder = load_encoder("embedded")
+    lengths = []
+
+    def tokenizer(texts: list[str], **options: int) -> torch.Tensor:
+        lengths.extend(map(len, texts))
+        return encoder.tokenizer(texts, **options)
+
+    tokenizer.context_length = encoder.tokenizer.context_length  # type: ignore[attr-defined]
+    todo = [(0, source.parts()[0])]
+    (batch,) = Batches(source, todo, encoder.preprocessing, tokenizer, 8)
+    assert batch.captions_cut == 1 and batch.samples[0].captions[0].startswith(start)
+    assert max(lengths) < 10_000
+    assert torch.equal(batch.tokens, encoder.tokenizer([text]))
 
 
 def test_others_are_taken_to_cut_nothing() -> None:

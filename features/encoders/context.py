@@ -17,6 +17,8 @@ LONG_WORD = 24
 """Characters from which a "word" is taken for a script that writes no spaces."""
 TAIL = 3
 """Places at the end of a row where a tokenizer puts its special tokens."""
+LONGEST_TOKEN = 64
+"""Characters of a text that one token stands for at most."""
 FILLER = -1
 MORE = "a"
 """A word that is put beside others to see where their tokens end."""
@@ -39,6 +41,11 @@ class Context:
             self.empty: Tensor | None = self._row("", self.length)  # [length]
         except TypeError:
             self.empty = None
+
+    def within_reach(self, text: str) -> str:
+        """A text without what no context could reach: tokenizers take minutes for a word of 100,000
+        letters, as a file written out in a caption's place is."""
+        return text if self.empty is None else text[: LONGEST_TOKEN * self.length]
 
     def as_seen(self, texts: Sequence[str], tokens: Tensor) -> tuple[list[str], int]:
         """The texts as far as the encoder sees them, and how many of them are cut.

@@ -119,7 +119,8 @@ class Batches(IterableDataset[Batch]):
     ) -> Batch:
         if not samples:
             return Batch(part, skipped, last=last)
-        captions = [caption for sample in samples for caption in sample.captions]
+        whole = (caption for sample in samples for caption in sample.captions)
+        captions = [self.context.within_reach(caption) for caption in whole]
         owners = [i for i, sample in enumerate(samples) for _ in sample.captions]
         tokens, cut = None, 0
         if captions:
