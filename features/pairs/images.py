@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 
 from features.errors import UserError
 from features.pairs.stand_ins import stand_in
@@ -63,6 +63,9 @@ SPARE = 2
 still averages over pixels."""
 EIGHT_BIT, SIXTEEN_BIT, THIRTY_TWO_BIT = 255, 65_535, 2**31 - 1
 WIDE_RANGES = (EIGHT_BIT, SIXTEEN_BIT, THIRTY_TWO_BIT)
+PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY
+"""Bytes of a PNG's texts and colour profile: PIL's own limit, 1 MiB for each, refuses pictures in
+which editing programs keep their history."""
 TIFF = (b"II*\0", b"MM\0*")
 PHOTOMETRIC, WHITE_IS_ZERO = 262, 0
 """TIFF's tag, and its value where zero is white."""

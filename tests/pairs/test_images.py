@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from features.errors import UserError
 from features.pairs.images import UnreadableImage, decode_image, file_content, read_image, rgb
@@ -106,6 +106,17 @@ def test_the_first_frame_of_an_animation() -> None:
     frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
     content = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
     assert decode_image(content).getpixel((0, 0)) == (255, 0, 0)
+
+
+def test_large_metadata_is_no_matter() -> None:
+    image = Image.new("RGB", (8, 8), "red")
+    texts = PngImagePlugin.PngInfo()
+    texts.add_itxt("XML:com.adobe.xmp", "history " * 400_000, zip=True)
+    for content in (
+        encoded(image, "PNG", pnginfo=texts),
+        encoded(image, "PNG", icc_profile=bytes(3_000_000)),
+    ):
+        assert decode_image(content).getpixel((0, 0)) == (255, 0, 0)
 
 
 def tiff(bits: int, bands: int, floats: bool) -> bytes:
