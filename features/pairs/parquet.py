@@ -81,6 +81,7 @@ class ParquetPairs(PairSource):
         always = {self._image, *self.columns.captions}
         self._read_columns = [f.name for f in schema if f.name in always or is_read(f)]
         self._class_names = _class_names(schema)
+        self._maps = [f.name for f in schema if f.name in always and pa.types.is_map(f.type)]
         self._cached: tuple[int, pa.Table] | None = None
 
     def parts(self) -> list[Part]:
@@ -107,6 +108,8 @@ class ParquetPairs(PairSource):
                 continue
             for column, names in self._class_names.items():
                 record[column] = _named(record.get(column), names)
+            for column in self._maps:  # which pyarrow gives as lists of keys and values
+                record[column] = dict(record[column] or ())
             value = record[self._image]
             path = _path_of(value)
             name = None if path is None or is_picture(path) else path

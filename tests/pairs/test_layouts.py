@@ -620,6 +620,18 @@ def test_captions_that_are_records_in_parquet(tmp_path: Path) -> None:
     assert captions(source) == ["a dog", "one dog"]
 
 
+@pytest.mark.parametrize(
+    ("caption", "expected"), [({"text": "a dog", "lang": "en"}, ["a dog"]), ({"en": "a dog"}, [])]
+)
+def test_names_in_a_map_are_no_captions(
+    tmp_path: Path, caption: dict[str, str], expected: list[str]
+) -> None:
+    column = pa.array([list(caption.items()), None], pa.map_(pa.string(), pa.string()))
+    pq.write_table(pa.table({"image": [png()] * 2, "caption": column}), tmp_path / "t.parquet")
+    assert captions(tmp_path / "t.parquet") == expected
+    assert set(reasons(tmp_path / "t.parquet")) == {"missing caption"}
+
+
 def test_what_was_expected_is_named(tmp_path: Path) -> None:
     def refused(where: str, match: str) -> None:
         with pytest.raises(UserError, match=match):
