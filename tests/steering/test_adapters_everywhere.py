@@ -22,7 +22,7 @@ from torch import Tensor
 from features.errors import UserError
 from features.space.space import FeatureSpace
 from mms_apps.steering import Edit, Steering
-from mms_apps.steering.adapters.base import StepCounter
+from mms_apps.steering.adapters.base import StepCounter, names_of
 from mms_apps.steering.adapters.choose import adapter_for
 from mms_apps.steering.adapters.one_a_picture import OneAPicture
 from tests.steering import pipelines
@@ -425,6 +425,101 @@ def test_a_call_that_was_broken_off_does_not_count_for_the_next(
             call(pipe, "sd-ip", inputs, 1, steps=4, strength=1.0, **more)
         call(pipe, "sd-ip", inputs, 1, steps=4, strength=0.5, image=PICTURE)
     assert edited(calls, inputs, pipelines.DIM) == [True, True, True, False]
+
+
+class InViews(diffusers.StableDiffusionPipeline):
+    """Goes on with a copy of the scheduler's state in each step, as panoramas do for each view."""
+
+    def progress_bar(self, *positional: Any, **named: Any) -> Any:
+        state = [copy.deepcopy(self.scheduler.__dict__)]
+        step = self.scheduler.step
+
+        def from_a_copy(*given: Any, **more: Any) -> Any:
+            found = step(*given, **more)
+            state[0] = copy.deepcopy(self.scheduler.__dict__ | {"step": None})
+            self.scheduler.__dict__.update(state[0] | {"step": from_a_copy})
+            return found
+
+        self.scheduler.__dict__.update(state[0] | {"step": from_a_copy})
+        return super().progress_bar(*positional, **named)
+
+
+@pytest.mark.parametrize("kind", [InViews, diffusers.StableDiffusionPanoramaPipeline])
+@pytest.mark.parametrize(("begin", "which"), [(0.5, {2, 3}), (0.0, {0, 1})])
+def test_copies_of_the_timesteps_are_counted_on(
+    kind: Any,
+    begin: float,
+    which: set[int],
+    pipes: dict[str, Any],
+    space: FeatureSpace,
+) -> None:
+    parts = pipes["sd-ip"].components | {"scheduler": diffusers.DDIMScheduler()}
+    pipe = kind(**parts, requires_safety_checker=False)
+    pipe.set_progress_bar_config(disable=True)
+    steering = Steering(EDITS, begin=begin, end=begin + 0.5)
+    assert steps_edited(pipe, "sd-ip", space, steering, steps=4) == which
+    assert steps_edited(pipe, "sd-ip", space, steering, steps=4) == which
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_denoiser_may_be_given_its_arguments_by_their_places(
+    count: int, pipes: dict[str, Any], space: FeatureSpace
+) -> None:
+    pipe, steering = pipes["sdxl-pooled"], Steering(EDITS, begin=0.5)
+    inputs = steering.inputs(space, pipe, prompt="a cat")
+    pipe.scheduler.set_timesteps(4)
+    found = []
+    with steering.scheduled(space, pipe, prompt="a cat"):
+        handle = pipe.unet.register_forward_pre_hook(
+            lambda module, positional, named: found.append((positional, named)), with_kwargs=True
+        )
+        for timestep in pipe.scheduler.timesteps:
+            given = {
+                "sample": torch.zeros(1, 4, 8, 8),
+                "timestep": timestep,
+                "encoder_hidden_states": inputs["prompt_embeds"],
+                "added_cond_kwargs": {
+                    "text_embeds": inputs["pooled_prompt_embeds"],
+                    "time_ids": torch.zeros(1, 6),
+                },
+            }
+            first = [given.pop(name) for name in list(given)[:count]]
+            pipe.unet(*first, **given)
+        handle.remove()
+    names = ["sample", "timestep", "encoder_hidden_states"][:count]
+    states = []
+    for positional, named in found:
+        assert len(positional) == count and not set(names) & set(named)
+        by_name = dict(zip(names, positional, strict=True)) | named
+        states.append(torch.equal(by_name["encoder_hidden_states"], inputs["prompt_embeds"]))
+    assert states == [False, False, True, True]
+
+
+def test_a_compiled_denoiser_names_its_arguments_too(pipes: dict[str, Any]) -> None:
+    unet = pipes["sd-ip"].unet
+    names = ["sample", "timestep", "encoder_hidden_states"]
+    for module in (unet, torch.compile(unet, backend="eager")):
+        assert names_of(module, (0, 0, 0)) == names
+
+
+@pytest.mark.parametrize("name", ["unclip", "flux-ip"])
+def test_a_schedule_within_which_nothing_or_a_copy_was_called_is_refused(
+    name: str, pipes: dict[str, Any], space: FeatureSpace
+) -> None:
+    pipe, given = pipes[name], source(name, slice(0, 1))
+    other = copy.deepcopy(pipe)
+    steering = Steering(EDITS, begin=0.5)
+    inputs = steering.inputs(space, pipe, **given)
+    for called in ([], [other]):
+        with (
+            pytest.raises(UserError, match="was not called within its schedule"),
+            steering.scheduled(space, pipe, **given),
+        ):
+            for each in called:
+                call(each, name, inputs, 1)
+    with Steering(EDITS).scheduled(space, pipe, **given):  # nothing is to be undone
+        call(other, name, inputs, 1)
 
 
 THREE = torch.randn(3, pipelines.DIM, generator=torch.Generator().manual_seed(4))

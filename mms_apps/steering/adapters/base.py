@@ -207,11 +207,9 @@ class Adapter(ABC):
         pairs = list(zip(given, other, strict=True))
         missing = torch.stack([(new != old).any(1).cpu() for new, old in pairs]).any(0)  # [n]
         counter = StepCounter(self.pipe)
-        tried = False
+        called = outside = False
 
         def replace(rows: Tensor) -> Tensor:
-            nonlocal tried
-            tried = True
             flat = rows.flatten(1)
             fitting = [pair for pair in pairs if pair[0].shape[1] == flat.shape[1]]
             new, old = (fitting or pairs)[0]
@@ -220,10 +218,17 @@ class Adapter(ABC):
             return self.rows(flat, distance, new, old).view_as(rows)
 
         def hook(module: nn.Module, positional: tuple, named: dict[str, Any]) -> Any:
-            now = named["timestep"] if "timestep" in named else positional[1]
+            nonlocal called, outside
+            called = True
+            names = names_of(module, positional)
+            inputs = dict(zip(names, positional, strict=False)) | named
+            now = inputs["timestep"] if "timestep" in inputs else positional[1]
             if begin <= counter.share(self.timestep(now)) < end:
                 return None
-            return positional, self.replaced(named, replace)
+            outside = True
+            inputs = self.replaced(inputs, replace)
+            first = tuple(inputs.pop(name) for name in names)
+            return first + positional[len(names) :], inputs
 
         modules = [self.denoiser, *controlnets(self.pipe)]
         handles = [module.register_forward_pre_hook(hook, with_kwargs=True) for module in modules]
@@ -232,7 +237,14 @@ class Adapter(ABC):
         finally:
             for handle in handles:
                 handle.remove()
-        if tried and missing.any():
+        if not missing.any():
+            return
+        if not called and (begin > 0 or end < 1):
+            raise UserError(
+                "the pipeline was not called within its schedule; call the very one that the "
+                "schedule was made for, with the denoiser that it had, and no copy of it"
+            )
+        if outside:
             raise UserError(
                 "the pipeline was called with other embeddings than the schedule was made for; "
                 "give both the same image, embedding and prompt"
@@ -310,19 +322,21 @@ class StepCounter:
     """Where a call of a pipeline stands, by the denoiser's timesteps.
 
     Pipelines that start from a picture run the last of the scheduler's steps alone, and some stop
-    before the last.
+    before the last. Each call of a pipeline sets the scheduler's timesteps anew; those that are
+    being counted are marked, as some pipelines go on with copies of them.
     """
 
     def __init__(self, pipe: Any) -> None:
         self.pipe = pipe
-        self.timesteps: Tensor | None = None
+        self.mark = f"_counted_by_{id(self)}"
         self.first: int | None = None
 
     def share(self, timestep: Any) -> float:
         """The share of the steps that run which lies before a timestep, in [0, 1)."""
         scheduler = self.pipe.scheduler
-        if scheduler.timesteps is not self.timesteps:  # each call of a pipeline sets them anew
-            self.timesteps, self.first = scheduler.timesteps, None
+        if not hasattr(scheduler.timesteps, self.mark):
+            setattr(scheduler.timesteps, self.mark, True)
+            self.first = None
         place = self._place(scheduler, timestep)
         if self.first is None or place < self.first:
             self.first = place
@@ -363,6 +377,15 @@ def near(given: Tensor, other: Tensor) -> Tensor:
 
 
 EXACT = "donot_use_mm_for_euclid_dist"
+
+
+def names_of(module: nn.Module, positional: tuple) -> list[str]:
+    """The names of arguments that a module is given by their places, as far as it names them."""
+    from diffusers.utils.torch_utils import unwrap_module
+
+    parameters = inspect.signature(unwrap_module(module).forward).parameters.values()
+    names = [one.name for one in parameters if one.kind is one.POSITIONAL_OR_KEYWORD]
+    return names[: len(positional)]
 
 
 def denoiser_of(pipe: Any) -> Any:
