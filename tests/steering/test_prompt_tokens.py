@@ -112,6 +112,77 @@ def test_another_text_encoder_and_images_get_words(pipe: Any, embedded: FeatureS
         Steering(EDITS).inputs(embedded, small, prompt="cat")
 
 
+def test_a_pipeline_that_never_guides_takes_prompts_too(embedded: FeatureSpace) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        parts = pipelines.stable_diffusion_of_prompts().components
+        width = parts["text_encoder"].config.hidden_size
+        unet = pipelines.unet(cross_attention_dim=width, time_cond_proj_dim=8)
+    parts |= {"unet": unet, "scheduler": diffusers.LCMScheduler()}
+    pipe = diffusers.LatentConsistencyModelPipeline(**parts, requires_safety_checker=False)
+    pipe.set_progress_bar_config(disable=True)
+    none, some = (Steering(edits).inputs(embedded, pipe, prompt=PROMPTS) for edits in ((), EDITS))
+    own = draw(pipe, {"prompt": PROMPTS}, 2)
+    np.testing.assert_allclose(draw(pipe, none, 2), own, atol=1e-4)
+    assert np.abs(draw(pipe, some, 2) - own).max() > 1e-4
+
+
+def of_class(name: str, **parts: Any) -> Any:
+    """A pipeline of a class of diffusers that has these parts alone."""
+    pipe = object.__new__(getattr(diffusers, name))
+    vars(pipe).update(parts)
+    return pipe
+
+
+@pytest.mark.parametrize(
+    ("name", "more"),
+    [
+        ("StableUnCLIPPipeline", {"prior": object()}),  # draws from embeddings of its own
+        ("I2VGenXLPipeline", {}),  # reads the states before the last
+        ("StableDiffusionLatentUpscalePipeline", {}),  # likewise, and has one encoder
+        ("CycleDiffusionPipeline", {}),
+        ("KandinskyPipeline", {}),
+    ],
+)
+def test_pipelines_that_read_a_prompt_otherwise_are_refused(
+    name: str, more: dict[str, Any], pipe: Any, embedded: FeatureSpace
+) -> None:
+    other = of_class(name, unet=pipe.unet, text_encoder=pipe.text_encoder, **more)
+    with pytest.raises(UserError, match=f"{name}: no image or text embedding of a CLIP enters it"):
+        Steering(EDITS).inputs(embedded, other, prompt="a woman")
+
+
+def test_encoders_beside_others_are_not_taken_for_stable_diffusion_3s(
+    pipes: dict[str, Any], space: FeatureSpace
+) -> None:
+    parts = pipes["sd3-pooled"].components
+    pipe = of_class("HiDreamImagePipeline", **parts, text_encoder_4=object())
+    with pytest.raises(UserError, match="no image or text embedding of a CLIP enters it"):
+        Steering(EDITS).inputs(space, pipe, prompt="a cat")
+
+
+class AsksForAPrompt(diffusers.StableDiffusionPipeline):
+    def __call__(self, prompt: Any, **named: Any) -> Any:
+        return super().__call__(prompt, **named)
+
+
+class AsksForAPromptXL(diffusers.StableDiffusionXLPipeline):
+    def __call__(self, prompt: Any, **named: Any) -> Any:
+        return super().__call__(prompt, **named)
+
+
+def test_calls_that_ask_for_a_prompt_are_given_none(
+    pipe: Any, pipes: dict[str, Any], embedded: FeatureSpace, space: FeatureSpace
+) -> None:
+    own = AsksForAPrompt(**pipe.components, requires_safety_checker=False)
+    own_xl = AsksForAPromptXL(**pipes["sdxl-pooled"].components)
+    for one, its in ((own, embedded), (own_xl, space)):
+        one.set_progress_bar_config(disable=True)
+        inputs = Steering().inputs(its, one, prompt="a woman")
+        ours = draw(one, inputs, 1)
+        np.testing.assert_allclose(ours, draw(one, {"prompt": "a woman"}, 1), atol=1e-4)
+
+
 @pytest.mark.parametrize("prompt", [None, [], [None]])
 def test_no_prompt_to_edit_is_said(prompt: Any, pipe: Any, embedded: FeatureSpace) -> None:
     with pytest.raises(UserError, match="give the text to edit"):

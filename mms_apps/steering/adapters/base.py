@@ -296,6 +296,12 @@ def some_prompts(prompt: str | list[str] | None) -> list[str]:
     return prompts
 
 
+def no_words(pipe: Any) -> dict[str, Any]:
+    """What calls are given beside embeddings of a prompt: None for the prompt, where they ask for
+    it."""
+    return {"prompt": None} if default(pipe, "prompt") is inspect.Parameter.empty else {}
+
+
 def token_ids(pipe: Any, tokenizer: Any, prompts: list[str], length: int) -> Tensor:
     """Tokens `[n, length]` of prompts as the pipeline reads them: those of textual inversions that
     are several vectors stand for each of these."""
@@ -427,11 +433,23 @@ def project_exactly(projection: Any) -> None:
 
 def takes(pipe: Any, *names: str) -> bool:
     """Whether calls of a pipeline, or of a class that it comes from, take arguments."""
-    known: set[str] = set()
-    for cls in type(pipe).__mro__:
+    return _parameters(pipe).keys() >= set(names)
+
+
+def default(pipe: Any, name: str) -> Any:
+    """What a pipeline's calls take for an argument that is left out; None where they don't know
+    it."""
+    known = _parameters(pipe)
+    return known[name].default if name in known else None
+
+
+def _parameters(pipe: Any) -> dict[str, inspect.Parameter]:
+    """What calls of a pipeline and of the classes that it comes from take, its own first."""
+    found: dict[str, inspect.Parameter] = {}
+    for cls in reversed(type(pipe).__mro__):
         if "__call__" in vars(cls):
-            known |= set(inspect.signature(vars(cls)["__call__"]).parameters)
-    return known.issuperset(names)
+            found |= inspect.signature(vars(cls)["__call__"]).parameters
+    return found
 
 
 def _one_each(prompt: str | list[str], count: int, what: str) -> list[str]:

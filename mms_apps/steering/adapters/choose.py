@@ -61,9 +61,9 @@ def adapter_for(pipe: Any, space: FeatureSpace) -> Adapter:
         if issubclass(kind, TextAdapter) and kind.takes_prompts(pipe):
             _check_text_encoders(pipe, kind)
     raise UserError(
-        f"{type(pipe).__name__}: no image or text embedding of a CLIP enters it; use Stable "
-        "unCLIP, Kandinsky 2.2, Stable Diffusion (with or without an IP-Adapter), SDXL, or FLUX "
-        "with an IP-Adapter"
+        f"{type(pipe).__name__}: no image or text embedding of a CLIP enters it where steering "
+        "knows to edit it; use Stable unCLIP's image variations, Kandinsky 2.2, Stable Diffusion "
+        "(with or without an IP-Adapter), SDXL, Stable Diffusion 3, or FLUX with an IP-Adapter"
     )
 
 

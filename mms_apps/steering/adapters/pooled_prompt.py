@@ -14,6 +14,7 @@ from mms_apps.steering.adapters.base import (
     Call,
     TextAdapter,
     controlnets,
+    no_words,
     refuse_negative,
     some_prompts,
     takes,
@@ -52,6 +53,7 @@ class PooledPrompt(TextAdapter):
         refuse_negative(self, call)
         states, negative, whole, negative_whole = self.encoded(call, len(steered))
         return {
+            **no_words(self.pipe),
             "prompt_embeds": states,
             "negative_prompt_embeds": negative,
             "pooled_prompt_embeds": self.put(self.ready(steered), self.ready(whole)),
@@ -76,7 +78,11 @@ class SDXLPrompt(PooledPrompt):
 
     @classmethod
     def takes_prompts(cls, pipe: Any) -> bool:
-        return takes(pipe, "pooled_prompt_embeds") and getattr(pipe, "unet", None) is not None
+        return (
+            takes(pipe, "prompt_embeds", "pooled_prompt_embeds")
+            and getattr(pipe, "unet", None) is not None
+            and hasattr(pipe, "text_encoder_2")
+        )
 
     @property
     def dim(self) -> int:
@@ -136,7 +142,7 @@ class SD3PooledPrompt(PooledPrompt):
     @classmethod
     def takes_prompts(cls, pipe: Any) -> bool:
         return (
-            takes(pipe, "pooled_prompt_embeds")
+            takes(pipe, "prompt_embeds", "pooled_prompt_embeds")
             and getattr(pipe, "transformer", None) is not None
             and hasattr(pipe, "text_encoder_3")
         )

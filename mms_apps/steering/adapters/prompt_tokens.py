@@ -14,6 +14,8 @@ from mms_apps.steering.adapters.base import (
     TextAdapter,
     compute_device,
     compute_dtype,
+    default,
+    no_words,
     refuse_negative,
     some_prompts,
     takes,
@@ -35,10 +37,13 @@ class PromptTokens(TextAdapter):
     @classmethod
     def takes_prompts(cls, pipe: Any) -> bool:
         return (
-            takes(pipe, "prompt_embeds", "negative_prompt_embeds")
+            takes(pipe, "prompt_embeds")
             and not takes(pipe, "pooled_prompt_embeds")
             and not takes(pipe, "image_embeds")
+            and not takes(pipe, "source_prompt")  # cycles, which count prompts and no embeddings
+            and default(pipe, "clip_skip") is None  # else it reads the states before the last
             and getattr(pipe, "unet", None) is not None
+            and not hasattr(pipe, "prior")  # which would be left with the prompt as it was
         )
 
     @classmethod
@@ -88,6 +93,7 @@ class PromptTokens(TextAdapter):
         refuse_negative(self, call)
         words = call.words(len(steered))
         return {
+            **no_words(self.pipe),
             "prompt_embeds": self._states(steered, plain, words["prompt"]),
             **{key: value for key, value in words.items() if key != "prompt"},
         }
