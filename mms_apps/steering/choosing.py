@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,18 +15,27 @@ from features.errors import UserError
 from features.modality import CROSS_MODAL
 from features.space.space import FeatureSpace
 from mms_apps.steering.edits import Edit
-from mms_apps.steering.values import number, whole
+from mms_apps.steering.values import number, several, whole
 
 TEMPLATES = ("{}", "a picture of {}", "an image of {}")
 TAKEN = 3
 """Features a word, at most."""
 SHARE = 0.3
 """A further feature is taken where it answers to the word at least so much as the first."""
-LESS = ("less", "fewer", "no", "without", "-", "\N{MINUS SIGN}")
-WHICH = r"(?:(?:more|less|fewer|no|without)(?=\s|$)|[-+\N{MINUS SIGN}])"
-WISH = re.compile(rf"(?P<which>{WHICH})?\s*(?P<word>.*)", re.IGNORECASE)
-BETWEEN = re.compile(rf"[,;\n\r]|\band\s+(?={WHICH})", re.IGNORECASE)
+DASHES = "-\N{MINUS SIGN}\N{EN DASH}\N{EM DASH}\N{FULLWIDTH HYPHEN-MINUS}"
+LESS = ("less", "fewer", "no", "not", "without", *DASHES)
+WHICH = rf"(?:(?:more|less|fewer|no|not|without)(?=[\s:]|$)|[{DASHES}+\N{{FULLWIDTH PLUS SIGN}}])"
+WISH = re.compile(rf"(?P<which>{WHICH})?[\s:]*(?P<word>.*)", re.IGNORECASE)
+BETWEEN = re.compile(
+    r"[,;\n\r\N{FULLWIDTH COMMA}\N{FULLWIDTH SEMICOLON}\N{IDEOGRAPHIC COMMA}]"
+    rf"|(?:\b(?:and|but)|&)\s+(?={WHICH})",
+    re.IGNORECASE,
+)
 """What stands between wishes."""
+AROUND = " \t.!?\"'\u201c\u201d\u201e\u2018\u2019\u00ab\u00bb\N{IDEOGRAPHIC FULL STOP}"
+"""Signs around wishes and words that say nothing: quotation marks and the ends of sentences."""
+SECOND = re.compile(rf"\b(?:more|less|fewer)\s|\s[{DASHES}+]", re.IGNORECASE)
+"""What begins a wish and has none before it."""
 
 
 @dataclass(frozen=True)
@@ -84,16 +93,23 @@ def _wishes(wishes: str | Sequence[str]) -> Iterator[tuple[bool, str]]:
     given = [wishes] if isinstance(wishes, str) else wishes
     if not isinstance(given, list | tuple) or not all(isinstance(one, str) for one in given):
         raise UserError(f"wishes {wishes!r}: give texts, for example: more woman, less moustache")
-    for wish in (part.strip() for one in given for part in BETWEEN.split(one)):
+    for part in (part for one in given for part in BETWEEN.split(one)):
+        wish = " ".join(part.split()).strip(AROUND)
         if not wish:
             continue
         match = WISH.fullmatch(wish)
         assert match is not None  # its word may be anything
-        if not match["word"]:
+        word = match["word"].strip(AROUND)
+        if not word:
             raise UserError(
                 f"{wish}: lacks its word; write for example: more woman, less moustache"
             )
-        yield (match["which"] or "").lower() in LESS, match["word"]
+        if SECOND.search(word):
+            raise UserError(
+                f"{wish}: more, less, + and - stand at the beginning of a wish; write commas "
+                "between wishes, for example: more woman, less moustache"
+            )
+        yield (match["which"] or "").lower() in LESS, word
 
 
 def features_of(space: FeatureSpace, word: str) -> list[tuple[int, str]]:
@@ -172,6 +188,11 @@ def between(
     )
 
 
-def as_edits(choices: list[Choice]) -> tuple[Edit, ...]:
-    """One edit a choice."""
-    return tuple(Edit(choice.feature, choice.strength) for choice in choices)
+def as_edits(choices: Iterable[Choice]) -> tuple[Edit, ...]:
+    """One edit a choice.
+
+    Raises:
+        UserError: they are no choices.
+    """
+    found = several("choices", choices, Choice, "what choose(space, words) gives")
+    return tuple(Edit(choice.feature, choice.strength) for choice in found)

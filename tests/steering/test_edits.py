@@ -529,6 +529,20 @@ def test_words_choose_features_that_answer_to_them(embedded: FeatureSpace) -> No
         (["more man", "less woman"], "more man, less woman"),
         (("man", "no woman; no cat"), "man, less woman, less cat"),
         ("man", "more man"),
+        ("not man", "less man"),
+        ("more man but less woman", "more man, less woman"),
+        ("more man & less woman", "more man, less woman"),
+        ("More: man, less: woman", "more man, less woman"),
+        ("\N{EN DASH}man", "less man"),
+        (
+            "\N{FULLWIDTH PLUS SIGN}man\N{FULLWIDTH COMMA}\N{FULLWIDTH HYPHEN-MINUS}woman",
+            "man, -woman",
+        ),
+        ("more man\N{IDEOGRAPHIC COMMA}less woman\N{IDEOGRAPHIC FULL STOP}", "man, -woman"),
+        ("More man, less woman.", "more man, less woman"),
+        ('"more man", \u201cless woman\u201d', "more man, less woman"),
+        ("more 'man'!", "more man"),
+        ("more  dark \t skin\u00a0tone", "more dark skin tone"),
     ],
 )
 def test_wishes_may_be_written_otherwise(
@@ -537,8 +551,26 @@ def test_wishes_may_be_written_otherwise(
     assert choose(embedded, written) == choose(embedded, meant)
 
 
+@pytest.mark.parametrize(
+    "written",
+    ["more man less woman", "man - woman", "man +woman", "a bit less man", "more man. Less woman."],
+)
+def test_a_wish_within_a_wish_is_refused(embedded: FeatureSpace, written: str) -> None:
+    with pytest.raises(UserError, match="write commas between wishes"):
+        choose(embedded, written)
+
+
+@pytest.mark.parametrize("choices", ["more man", Edit(2, 1.0), [2], None])
+def test_edits_are_made_of_choices(embedded: FeatureSpace, choices: Any) -> None:
+    with pytest.raises(UserError, match=r"give a tuple of what choose\(space, words\) gives"):
+        as_edits(choices)
+    assert as_edits(choice for choice in choose(embedded, "man")) == as_edits(
+        choose(embedded, "man")
+    )
+
+
 def test_words_that_look_like_wishes_are_words(embedded: FeatureSpace) -> None:
-    for word in ("nose", "moreover", "salt and pepper", "t-shirt"):
+    for word in ("nose", "moreover", "salt and pepper", "t-shirt", "notebook", "Q&A"):
         [found, *_] = choose(embedded, f"less {word}")
         assert found.word == word and found.strength < 0
         assert choose(embedded, word)[0].word == word
