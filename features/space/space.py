@@ -205,11 +205,15 @@ class FeatureSpace:
             values: a tensor, or whatever numpy takes for an array of numbers.
 
         Raises:
-            UserError: they are no numbers, of another size than the space's, or not finite.
+            UserError: they are no real numbers, of another size than the space's, or not finite.
         """
         given, dim = tensor_of(values, "embeddings"), self.dictionary.config.dim
         if given.ndim != 2 or given.shape[1] != dim:
             raise UserError(f"embeddings {list(given.shape)}: the FeatureSpace takes [n, {dim}]")
+        if given.is_complex():
+            raise UserError("embeddings of complex numbers have no features; give real ones")
+        if not given.is_floating_point() or given.element_size() == 1:  # integers and float8
+            given = given.float()
         if not given.isfinite().all():
             raise UserError("embeddings that are not finite (NaN or infinite) have no features")
         return given

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import pickle
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -216,6 +217,13 @@ def test_a_copy_of_another_kind_takes_inputs_too(
         np.testing.assert_allclose(both[row], alone[0], atol=2e-3)
 
 
+def saved(rows: Tensor) -> io.BytesIO:
+    file = io.BytesIO()
+    torch.save(rows, file)
+    file.seek(0)
+    return file
+
+
 @pytest.mark.parametrize("negative", [None, torch.full((2, 1, 3), -1.0)])
 @pytest.mark.parametrize(
     "moved",
@@ -223,6 +231,7 @@ def test_a_copy_of_another_kind_takes_inputs_too(
         copy.deepcopy,
         lambda rows: pickle.loads(pickle.dumps(rows)),
         lambda rows: rows.double().cpu(),
+        lambda rows: torch.load(saved(rows)),
     ],
 )
 def test_embeddings_stay_apart_when_they_are_moved(

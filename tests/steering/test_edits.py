@@ -487,6 +487,15 @@ def test_embeddings_that_are_not_finite_are_refused(space: FeatureSpace, bad: fl
         Steering((Edit(1),)).apply(space, embedding)
 
 
+@pytest.mark.parametrize("dtype", [torch.long, torch.uint8, torch.float8_e4m3fn, torch.bfloat16])
+def test_embeddings_of_any_real_numbers_are_edited(space: FeatureSpace, dtype: torch.dtype) -> None:
+    steering, whole = Steering((Edit(2, 3.0),)), torch.arange(16.0)[None] % 5
+    found, wanted = (steering.apply(space, each) for each in (whole.to(dtype), whole))
+    torch.testing.assert_close(found.embedding.float(), wanted.embedding, atol=0.05, rtol=0.01)
+    with pytest.raises(UserError, match="complex numbers have no features"):
+        steering.apply(space, whole.to(torch.complex64))
+
+
 def test_words_choose_features_that_answer_to_them(embedded: FeatureSpace) -> None:
     choices = choose(embedded, "more woman, less dark skin tone", strength=2.0)
     assert [choice.word for choice in choices] == sorted(

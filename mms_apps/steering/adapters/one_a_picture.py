@@ -67,6 +67,10 @@ class OneAPicture(Tensor):
         return found
 
 
+torch.serialization.add_safe_globals([OneAPicture])
+"""So that torch.load reads what torch.save made of a pipeline's inputs."""
+
+
 def _counted(rows: Tensor, count: int) -> OneAPicture:
     found = rows.as_subclass(OneAPicture)
     found.count = count
