@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import diffusers
@@ -12,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from features.encoders.transformers import DualEncoder
 from features.errors import UserError
 from features.space.space import FeatureSpace
 from mms_apps.steering import Edit, Steering
@@ -53,6 +55,29 @@ def test_a_prompts_embedding_is_the_encoders(pipe: Any, embedded: FeatureSpace) 
     assert isinstance(adapter, PromptTokens)
     found = F.normalize(adapter.embed_prompt(PROMPTS), dim=1)
     torch.testing.assert_close(found, embedded.encoder.encode_texts(PROMPTS).clone())
+
+
+HOLDERS = {
+    "open_clip": lambda linear: SimpleNamespace(text_projection=linear.weight.T),
+    "open_clip, linear": lambda linear: SimpleNamespace(text_projection=linear),
+    "open_clip, its tower apart": lambda linear: SimpleNamespace(
+        text=SimpleNamespace(text_projection=linear.weight.T)
+    ),
+    "transformers": lambda linear: DualEncoder(torch.nn.ModuleDict({"text_projection": linear}), 0),
+}
+
+
+@pytest.mark.parametrize("library", HOLDERS)
+def test_the_projection_is_found_in_any_librarys_encoder(
+    library: str, pipe: Any, embedded: FeatureSpace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = Steering(EDITS).inputs(embedded, pipe, prompt=PROMPTS)["prompt_embeds"]
+    model = embedded.encoder.model
+    linear = torch.nn.Linear(*model.text_projection.shape, bias=False)
+    linear.weight.data = model.text_projection.data.T.clone()
+    monkeypatch.setattr(embedded.encoder, "model", HOLDERS[library](linear))
+    found = Steering(EDITS).inputs(embedded, pipe, prompt=PROMPTS)["prompt_embeds"]
+    torch.testing.assert_close(found, wanted)
 
 
 def test_without_edits_it_is_what_the_pipeline_makes_of_the_prompt(

@@ -68,7 +68,7 @@ class PromptTokens(TextAdapter):
         """
         name = type(self.pipe).__name__
         try:
-            found = getattr(self.space.encoder.model, "text_projection", None)
+            found = _projection_within(self.space.encoder.model)
         except UserError as error:
             raise UserError(
                 f"{name} without an IP-Adapter is steered by its prompt, for which the "
@@ -118,3 +118,11 @@ class PromptTokens(TextAdapter):
         moved = (torch.arange(ids.shape[1]) >= end).to(states.device)  # [n, tokens]
         states = states + moved[..., None] * step[:, None]
         return states.to(compute_dtype(self.denoiser))
+
+
+def _projection_within(model: Any) -> Any:
+    """The projection of texts of a model of open_clip, whose text tower may stand apart, or of
+    transformers; None where it has none."""
+    parts = (model, getattr(model, "text", None), getattr(model, "model", None))
+    found = (getattr(part, "text_projection", None) for part in parts)
+    return next((projection for projection in found if projection is not None), None)
