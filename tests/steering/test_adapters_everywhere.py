@@ -505,6 +505,18 @@ def test_a_denoiser_may_be_given_its_arguments_by_their_places(
     assert states == [False, False, True, True]
 
 
+def test_a_copy_made_within_a_schedule_is_free_of_it_afterwards(
+    pipes: dict[str, Any], space: FeatureSpace
+) -> None:
+    pipe, steering, given = pipes["unclip"], Steering(EDITS, begin=0.5), source("unclip")
+    inputs = steering.inputs(space, pipe, **given)
+    wanted = call(pipe, "unclip", inputs, 2)
+    with steering.scheduled(space, pipe, **given):
+        other = copy.deepcopy(pipe)
+        call(pipe, "unclip", inputs, 2)
+    assert np.array_equal(call(other, "unclip", inputs, 2), wanted)
+
+
 def test_a_compiled_denoiser_names_its_arguments_too(pipes: dict[str, Any]) -> None:
     unet = pipes["sd-ip"].unet
     names = ["sample", "timestep", "encoder_hidden_states"]

@@ -207,7 +207,7 @@ class Adapter(ABC):
         pairs = list(zip(given, other, strict=True))
         missing = torch.stack([(new != old).any(1).cpu() for new, old in pairs]).any(0)  # [n]
         counter = StepCounter(self.pipe)
-        called = outside = False
+        called = outside = over = False
 
         def replace(rows: Tensor) -> Tensor:
             flat = rows.flatten(1)
@@ -219,6 +219,8 @@ class Adapter(ABC):
 
         def hook(module: nn.Module, positional: tuple, named: dict[str, Any]) -> Any:
             nonlocal called, outside
+            if over:  # in a copy of the denoiser that was made meanwhile
+                return None
             called = True
             names = names_of(module, positional)
             inputs = dict(zip(names, positional, strict=False)) | named
@@ -235,6 +237,7 @@ class Adapter(ABC):
         try:
             yield
         finally:
+            over = True
             for handle in handles:
                 handle.remove()
         if not missing.any():
