@@ -153,7 +153,33 @@ def test_images_come_in_any_form(pipes: dict[str, Any], space: FeatureSpace) -> 
     Steering(EDITS).inputs(space, pipe, embedding=array)
 
 
-@pytest.mark.parametrize("prompt", [None, [], [None]])
+def test_prompts_are_texts_in_any_sequence(pipes: dict[str, Any], space: FeatureSpace) -> None:
+    two = torch.randn(2, 16, generator=torch.Generator().manual_seed(3))
+    for name in ("sd-ip", "sdxl-pooled"):
+        given = {"embedding": two} if name == "sd-ip" else {}
+        for form in (("a", "b"), np.array(["a", "b"])):
+            inputs = Steering(EDITS).inputs(
+                space, pipes[name], **given, prompt=form, negative_prompt=form
+            )
+            if name == "sd-ip":
+                assert inputs["prompt"] == inputs["negative_prompt"] == ["a", "b"]
+    for wrong in (3, {"a": 1}, [None, "a"], [["a", "b"]]):
+        with pytest.raises(UserError, match=r"prompts .*: give a text, or a list of texts"):
+            Steering(EDITS).inputs(space, pipes["sd-ip"], embedding=two, prompt=wrong)
+        with pytest.raises(UserError, match=r"negative prompts .*: give a text"):
+            Steering(EDITS).inputs(space, pipes["sd-ip"], embedding=two, negative_prompt=wrong)
+
+
+@pytest.mark.parametrize("name", ["sd-ip", "flux-ip", "kandinsky"])
+def test_negative_embeddings_are_one_or_one_for_each(
+    name: str, pipes: dict[str, Any], space: FeatureSpace
+) -> None:
+    two, three = torch.ones(2, 16), torch.ones(3, 16)
+    with pytest.raises(UserError, match="3 negative embeddings for 2 embeddings; give one, or"):
+        Steering(EDITS).inputs(space, pipes[name], embedding=two, negative_embedding=three)
+
+
+@pytest.mark.parametrize("prompt", [None, [], [None], 3, {"a": 1}])
 @pytest.mark.parametrize("name", ["sdxl-pooled", "sd3-pooled"])
 def test_no_prompt_to_edit_is_said(
     name: str, prompt: Any, pipes: dict[str, Any], space: FeatureSpace

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
@@ -44,9 +44,9 @@ class Call:
         """The prompts as arguments, one an embedding.
 
         Raises:
-            UserError: several prompts, but not one for each.
+            UserError: several prompts, but not one for each, or something else than texts.
         """
-        given: dict[str, Any] = {"prompt": _one_each(self.prompt or "", count, "prompts")}
+        given: dict[str, Any] = {"prompt": _one_each(self.prompt, count, "prompts")}
         if self.negative_prompt is not None:
             given["negative_prompt"] = _one_each(self.negative_prompt, count, "negative prompts")
         return given
@@ -123,7 +123,13 @@ class Adapter(ABC):
             UserError: there are none, they are of another size, or the pipeline takes no such call.
         """
         if call.negative is not None:
-            call = replace(call, negative=self._some(call.negative))
+            negative = self._some(call.negative)
+            if len(negative) not in (1, len(steered)):
+                raise UserError(
+                    f"{len(negative)} negative embeddings for {len(steered)} embeddings; give one, "
+                    "or one for each"
+                )
+            call = replace(call, negative=negative)
         return self.arguments(self._some(steered), self._some(plain), call)
 
     @abstractmethod
@@ -293,10 +299,20 @@ def some_prompts(prompt: str | list[str] | None) -> list[str]:
     Raises:
         UserError: there are none, or they are no texts.
     """
-    prompts = [prompt] if isinstance(prompt, str) else list(prompt or ())
-    if not prompts or not all(isinstance(one, str) for one in prompts):
+    prompts = _texts(prompt)
+    if not prompts:
         raise UserError(f"prompt {prompt!r}: give the text to edit, or a list of texts")
     return prompts
+
+
+def _texts(given: Any) -> list[str] | None:
+    """One text or several as a list; None where they are no texts."""
+    if isinstance(given, str):
+        return [given]
+    if isinstance(given, Mapping) or not isinstance(given, Iterable):
+        return None
+    texts = list(given)
+    return texts if all(isinstance(one, str) for one in texts) else None
 
 
 def no_words(pipe: Any) -> dict[str, Any]:
@@ -455,8 +471,12 @@ def _parameters(pipe: Any) -> dict[str, inspect.Parameter]:
     return found
 
 
-def _one_each(prompt: str | list[str], count: int, what: str) -> list[str]:
-    prompts = [prompt] * count if isinstance(prompt, str) else list(prompt)
+def _one_each(given: Any, count: int, what: str) -> list[str]:
+    prompts = [] if given is None else _texts(given)
+    if prompts is None:
+        raise UserError(f"{what} {given!r}: give a text, or a list of texts")
+    if isinstance(given, str) or not prompts:
+        return (prompts or [""]) * count
     if len(prompts) != count:
         raise UserError(f"{len(prompts)} {what} for {count} embeddings; give one, or one for each")
     return prompts
