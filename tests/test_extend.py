@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from features.encoders.encoder import Encoder
 from features.encoders.load import load_encoder
@@ -20,6 +21,7 @@ from features.pairs.open import open_pairs
 from features.store.extend import ADDING, extend
 from features.store.extract import extract
 from features.store.store import ActivationStore
+from features.store.write import write_store
 from tests.conftest import draw_imagefolder, save_tiny_clip
 
 
@@ -82,6 +84,59 @@ def test_what_was_added_is_not_added_again(
     assert add(more, encoder, tmp_path / "a").config == whole.config
     with pytest.raises(UserError, match="another pairs"):
         first(imagefolder, encoder, tmp_path / "a")
+
+
+def grown(pairs: Path, folder: Path) -> Path:
+    """The same pairs, one of them with another caption, two of them twice, and one new."""
+    shutil.copytree(pairs, folder)
+    lines = (folder / "metadata.jsonl").read_text().splitlines()
+    other = json.loads(lines[3]) | {"text": "another caption"}
+    new = Image.new("RGB", (20, 20), "teal")
+    new.save(folder / "images" / "new.png")
+    added = {"file_name": "images/new.png", "text": "new"}
+    lines = [*lines[:3], json.dumps(other), *lines[4:], json.dumps(added), lines[8], lines[9]]
+    (folder / "metadata.jsonl").write_text("\n".join(lines))
+    return folder
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_of_pairs_that_have_grown_the_new_ones_are_added(
+    imagefolder: Path, encoder: Encoder, tmp_path: Path, workers: int
+) -> None:
+    one = first(imagefolder, encoder, tmp_path / "a")
+    pairs = open_pairs(str(grown(imagefolder, tmp_path / "grown")))
+    both = extend(pairs, encoder, tmp_path / "a", workers=workers, strict=True, progress=False)
+    assert both.samples()["caption"].to_pylist()[len(one) :] == ["another caption", "new"]
+    for side in (0, 1):
+        assert torch.equal(both.rows(range(len(one)))[side], one.rows(range(len(one)))[side])
+    assert both.config.skipped == 0
+    again = extend(pairs, encoder, tmp_path / "a", workers=workers, progress=False)
+    assert again.config == both.config
+
+
+def test_nothing_is_added_where_all_is_known(
+    imagefolder: Path, encoder: Encoder, tmp_path: Path
+) -> None:
+    one = first(imagefolder, encoder, tmp_path / "a")
+    moved = tmp_path / "moved"
+    shutil.copytree(imagefolder, moved)
+    lines = (moved / "metadata.jsonl").read_text().splitlines()
+    (moved / "metadata.jsonl").write_text("\n".join(lines[5:]))
+    both = add(moved, encoder, tmp_path / "a")
+    assert len(both) == len(one) and torch.equal(both.rows([7])[0], one.rows([7])[0])
+
+
+def test_of_imported_embeddings_no_content_is_known(
+    imagefolder: Path, encoder: Encoder, tmp_path: Path
+) -> None:
+    one = first(imagefolder, encoder, tmp_path / "a")
+    samples = one.samples().drop_columns(["content"])
+    write_store(tmp_path / "b", *one.rows(range(len(one))), samples, one.config)
+    assert len(add(imagefolder, encoder, tmp_path / "b")) == len(one)  # by its source
+    more = grown(imagefolder, tmp_path / "grown")
+    both = add(more, encoder, tmp_path / "b")
+    assert len(both) == 2 * len(one) + 3
+    assert len(add(imagefolder, encoder, tmp_path / "b")) == len(both)
 
 
 class Killed(BaseException):

@@ -277,14 +277,6 @@ def test_other_settings_are_refused(source, encoder, tmp_path) -> None:
         extract(pairs, encoder, out, workers=0, progress=False)
 
 
-def test_pairs_that_changed_are_not_to_be_added_to_themselves(encoder, tmp_path) -> None:
-    folder = draw_imagefolder(tmp_path / "few", 3)
-    extract(open_pairs(str(folder)), encoder, tmp_path / "s", workers=0, progress=False)
-    (folder / "images/0000.png").unlink()
-    with pytest.raises(UserError, match=r"has changed\); name another folder or remove this one$"):
-        extract(open_pairs(str(folder)), encoder, tmp_path / "s", workers=0, progress=False)
-
-
 def test_a_folder_of_something_else_is_left_alone(source, encoder, tmp_path) -> None:
     (tmp_path / "letter.txt").write_text("dear")
     with pytest.raises(UserError, match="no activation store"):

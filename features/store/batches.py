@@ -19,7 +19,7 @@ from features.encoders.context import Context
 from features.encoders.encoder import Preprocessing
 from features.errors import UserError
 from features.pairs.base import PairSource, Part, Skipped
-from features.store.content import content_key
+from features.store.content import KnownContents, content_key
 
 Made = TypeVar("Made")
 
@@ -51,6 +51,8 @@ class Batch:
     samples: list[Sample] = field(default_factory=list)
     """Of the n pairs."""
     captions_cut: int = 0
+    known: int = 0
+    """Pairs that were left out since the batch before, as they are known."""
     last: bool = False
     """Whether the part is complete."""
     failure: str = ""
@@ -75,12 +77,18 @@ class Batches(IterableDataset[Batch]):
         preprocessing: Preprocessing,
         tokenizer: Callable[[list[str]], Tensor],
         batch_size: int,
+        known: KnownContents,
     ) -> None:
+        """
+        Args:
+            known: pairs that are left out.
+        """
         self.source = source
         self.todo = todo
         self.preprocessing = preprocessing
         self.context = Context(tokenizer)
         self.batch_size = batch_size
+        self.known = known
 
     def __iter__(self) -> Iterator[Batch]:
         worker = get_worker_info()
@@ -95,19 +103,23 @@ class Batches(IterableDataset[Batch]):
         samples: list[Sample] = []
         pixels: list[Tensor] = []  # crops, since whole photographs would fill the memory
         skipped: list[Skipped] = []
+        known = 0
         for record in self.source.read(part, self.preprocessing.short_side):
             if isinstance(record, Skipped):
                 skipped.append(record)
                 continue
-            if len(samples) == self.batch_size:
-                yield self._batch(index, samples, pixels, skipped)
-                samples, pixels, skipped = [], [], []
-            pixels.append(self.preprocessing.pixels_of(record.image))
             content = content_key(record.image, record.captions, record.file)
+            if content in self.known:
+                known += 1
+                continue
+            if len(samples) == self.batch_size:
+                yield self._batch(index, samples, pixels, skipped, known)
+                samples, pixels, skipped, known = [], [], [], 0
+            pixels.append(self.preprocessing.pixels_of(record.image))
             samples.append(
                 Sample(record.id, record.captions, record.location, record.attributes, content)
             )
-        yield self._batch(index, samples, pixels, skipped, last=True)
+        yield self._batch(index, samples, pixels, skipped, known, last=True)
 
     def _batch(
         self,
@@ -115,10 +127,11 @@ class Batches(IterableDataset[Batch]):
         samples: list[Sample],
         pixels: list[Tensor],
         skipped: list[Skipped],
+        known: int,
         last: bool = False,
     ) -> Batch:
         if not samples:
-            return Batch(part, skipped, last=last)
+            return Batch(part, skipped, known=known, last=last)
         whole = (caption for sample in samples for caption in sample.captions)
         captions = [self.context.within_reach(caption) for caption in whole]
         owners = [i for i, sample in enumerate(samples) for _ in sample.captions]
@@ -129,7 +142,15 @@ class Batches(IterableDataset[Batch]):
             left = iter(seen)
             samples = [s._replace(captions=tuple(islice(left, len(s.captions)))) for s in samples]
         return Batch(
-            part, skipped, torch.stack(pixels), tokens, torch.tensor(owners), samples, cut, last
+            part,
+            skipped,
+            torch.stack(pixels),
+            tokens,
+            torch.tensor(owners),
+            samples,
+            cut,
+            known,
+            last,
         )
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import io
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
+import numpy as np
 from PIL import ExifTags, Image
 
 KEY_LENGTH = 32
@@ -45,6 +46,27 @@ def content_key(image: Image.Image, captions: Sequence[str], file: bytes | None 
 def picture_of(key: str) -> str:
     """What a pair's key says of its picture; a key that was made otherwise is one of its own."""
     return key[:PICTURE_LENGTH] if len(key) == KEY_LENGTH else key
+
+
+class KnownContents:
+    """The keys of many pairs, eight bytes each.
+
+    Args:
+        keys: as `content_key` makes them, some at a time.
+    """
+
+    def __init__(self, keys: Iterable[Sequence[str]] = ()) -> None:
+        parts = [np.array([_number(key) for key in some], dtype=np.uint64) for some in keys]
+        self._numbers = np.unique(np.concatenate([np.empty(0, np.uint64), *parts]))
+
+    def __contains__(self, key: str) -> bool:
+        number = np.uint64(_number(key))
+        place = int(np.searchsorted(self._numbers, number))
+        return place < len(self._numbers) and self._numbers[place] == number
+
+
+def _number(key: str) -> int:
+    return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "little")
 
 
 def _jpeg_digest(file: bytes) -> hashlib._Hash:

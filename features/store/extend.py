@@ -7,6 +7,7 @@ import hashlib
 import os
 import shutil
 from collections import Counter
+from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from features.encoders.fingerprint import same_encoder
 from features.errors import UserError
 from features.files import replacing, write_json, write_whole
 from features.pairs.base import PairSource
+from features.store.content import KnownContents
 from features.store.extract import extract, resolve_precision
 from features.store.store import ActivationStore, StoreConfig, shard_name
 from features.store.write import SKIPPED, with_columns
@@ -40,8 +42,8 @@ def extend(
 ) -> ActivationStore:
     """Encode pairs and add them to the finished store at `out`, after those that it holds.
 
-    Killed half way, the store is as it was, and the same call goes on. Pairs that were added before
-    (`StoreConfig.sources`) are not added again.
+    Killed half way, the store is as it was, and the same call goes on. Pairs that it holds, with
+    the same picture and captions, are not added again, wherever they come from.
 
     Args:
         options: as `extract` takes them.
@@ -57,9 +59,17 @@ def extend(
         return store
     _require_same(store, encoder, resolve_precision(precision, encoder.device))
     from_main_process(lambda: _take_back(store))
-    extract(source, encoder, out / ADDING, precision=precision, **options)
+    known = KnownContents(_contents(store))
+    extract(source, encoder, out / ADDING, precision=precision, known=known, **options)
     from_main_process(lambda: _merge(store, name))
     return ActivationStore.open(out)
+
+
+def _contents(store: ActivationStore) -> Iterator[list[str]]:
+    """The contents of a store's pairs, some at a time; none of imported embeddings."""
+    if store.has_content:
+        for samples in store.sample_batches(ROWS, columns=["content"]):
+            yield samples["content"].drop_null().to_pylist()
 
 
 def _added(store: ActivationStore, name: str) -> bool:

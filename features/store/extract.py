@@ -24,6 +24,7 @@ from features.encoders.encoder import Encoder
 from features.errors import UserError
 from features.pairs.base import PairSource, Part, Skipped
 from features.store.batches import Batch, Batches, Sample, one_ahead, prepare_worker
+from features.store.content import KnownContents
 from features.store.store import ActivationStore, StoreConfig
 from features.store.write import (
     finish_store,
@@ -49,6 +50,7 @@ def extract(
     precision: str = "auto",
     strict: bool = False,
     progress: bool = True,
+    known: KnownContents | None = None,
 ) -> ActivationStore:
     """Encode all pairs into the store at `out`, going on from where an earlier run was cut off.
 
@@ -61,6 +63,7 @@ def extract(
         precision: the encoder's arithmetic: fp32, bf16, fp16, or auto, which is bf16 (or fp16
             where the GPU has no bf16 of its own) on a GPU and fp32 elsewhere.
         strict: stop at the first pair that cannot be read.
+        known: pairs that are left out, as another store holds them; None for none.
 
     Raises:
         UserError: `out` was made from other pairs, another encoder or precision; `strict` and a
@@ -99,6 +102,7 @@ def extract(
         precision=config.precision,
         strict=strict,
         progress=progress and state.is_local_main_process,
+        known=known or KnownContents(),
     )
     state.wait_for_everyone()
 
@@ -155,6 +159,7 @@ def _extract_parts(
     precision: str,
     strict: bool,
     progress: bool,
+    known: KnownContents,
 ) -> None:
     """Write the shards of the parts `todo`."""
     from rich.console import Console
@@ -171,7 +176,7 @@ def _extract_parts(
     total = sum(sizes) if len(sizes) == len(todo) else None
     workers = min(workers, len(todo))
     loader: DataLoader[Batch] = DataLoader(
-        Batches(source, todo, encoder.preprocessing, encoder.tokenizer, batch_size),
+        Batches(source, todo, encoder.preprocessing, encoder.tokenizer, batch_size, known),
         batch_size=None,
         num_workers=workers,
         prefetch_factor=PREFETCH if workers else None,
@@ -205,7 +210,7 @@ def _extract_parts(
             if batch.last:
                 _write(out, batch.part, waiting.pop(batch.part, []), skipped, encoder.dim)
                 skipped.pop(batch.part)
-            bar.advance(task, len(batch.samples) + len(batch.skipped))
+            bar.advance(task, len(batch.samples) + len(batch.skipped) + batch.known)
 
 
 def _encode(

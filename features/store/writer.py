@@ -181,8 +181,8 @@ def _finished(out: Path, config: StoreConfig) -> bool:
             if record.get(key) != getattr(config, key):
                 what = key.removesuffix("_fingerprint")
                 before, now = record.get(what), getattr(config, what)
-                addable = what == "pairs" and name == "config.json" and before != now
-                more = ", or add to it (mms extract --add)" if addable else ""
+                addable = what == "pairs" and name == "config.json"
+                more = ", or add what is new to it (mms extract --add)" if addable else ""
                 changed = f"{before}, now {now}" if before != now else f"{now}, which has changed"
                 raise UserError(
                     f"{out}: made with another {what} ({changed}); name another folder or remove "

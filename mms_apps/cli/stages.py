@@ -47,7 +47,7 @@ def extract(
     workers: Workers = None,
     strict: Strict = False,
     add: Annotated[
-        bool, typer.Option("--add", help="Add these pairs to the store that is there.")
+        bool, typer.Option("--add", help="Add those pairs that the store does not hold yet.")
     ] = False,
     image_column: ImageColumn = None,
     caption_column: CaptionColumn = None,
@@ -57,13 +57,16 @@ def extract(
     from features.pairs.open import open_pairs
     from features.store.extend import extend
     from features.store.extract import extract as extract_pairs
+    from features.store.store import ActivationStore
 
     source = open_pairs(pairs, image_column=image_column, caption_column=caption_column)
     model = load_encoder(encoder, device=device)
+    before = len(ActivationStore.open(out)) if add else 0
     encode = extend if add else extract_pairs
     store = encode(source, model, out, batch_size=batch_size, workers=workers, strict=strict)
     require_pairs(store)
-    typer.echo(f"{len(store)} pairs of {store.dim} dimensions -> {out}")
+    added = f", {len(store) - before} of them new" if add else ""
+    typer.echo(f"{len(store)} pairs of {store.dim} dimensions{added} -> {out}")
     report_skipped(store)
 
 
