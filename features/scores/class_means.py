@@ -120,7 +120,7 @@ def class_means(
 
     Returns:
         Records of measure, modality, m, class, n (features of the class with a defined value),
-        mean, ci_low and ci_high (95% percentile interval), floor; None where undefined.
+        mean, ci_low and ci_high (95% interval), floor; None where undefined.
     """
     records = []
     for measure in measures:
