@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
 
 from features.encoders.encoder import Encoder, pictures_of
 from features.errors import UserError, first_line
@@ -321,17 +320,15 @@ def batched(
     function: Callable[[Tensor], Tensor], pixels: Tensor, batch_size: int = BATCH
 ) -> Tensor:
     """A function of pixels, batch by batch, without gradients; a model in training mode keeps its
-    running statistics as they are."""
+    running statistics, as all its buffers, as they are."""
     modules = function.modules() if isinstance(function, nn.Module) else ()
-    norms = (module for module in modules if isinstance(module, _NormBase))
-    tracking = [norm for norm in norms if norm.track_running_stats]
-    for norm in tracking:
-        norm.track_running_stats = False
+    buffers = [b for module in modules if module.training for b in module.buffers(recurse=False)]
+    before = [buffer.clone() for buffer in buffers]
     try:
         return torch.cat([function(part) for part in pixels.split(batch_size)])
     finally:
-        for norm in tracking:
-            norm.track_running_stats = True
+        for buffer, kept in zip(buffers, before, strict=True):
+            buffer.copy_(kept)
 
 
 def correct(model: nn.Module, pixels: Tensor, labels: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from mms_apps.robustness.attacks.run import run_attack
 from mms_apps.robustness.distances import NORMS, within
 from mms_apps.robustness.evaluation import evaluate
 from mms_apps.robustness.groups import Defence, controls, keep_only, shares
-from mms_apps.robustness.models import Squeezed, ZeroShot, correct, pixels_of
+from mms_apps.robustness.models import Squeezed, ZeroShot, batched, correct, pixels_of
 from mms_apps.robustness.parts import Part
 from mms_apps.robustness.report import defence_words, write_robustness_report
 from mms_apps.robustness.results import DefenceResult, EvaluationConfig, worst_case
@@ -154,6 +155,21 @@ def test_running_statistics_stay_as_they_are_and_the_evaluation_goes_on(tmp_path
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert model[0].training and model[0].track_running_stats
     assert evaluate(model, task, tmp_path, TINY).accuracy == first.accuracy
+
+
+@pytest.mark.parametrize("norm", [nn.BatchNorm2d, nn.InstanceNorm2d])
+@pytest.mark.parametrize("training", [True, False])
+def test_running_statistics_are_neither_changed_nor_left_out(
+    norm: Callable[..., nn.Module], training: bool
+) -> None:
+    pixels = torch.rand(5, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    layer = norm(3, track_running_stats=True)
+    layer(3 * pixels)
+    layer.train(training)
+    before = {name: tensor.clone() for name, tensor in layer.state_dict().items()}
+    found = batched(layer, pixels)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in layer.state_dict().items())
+    assert torch.equal(found, layer(pixels))
 
 
 @pytest.mark.parametrize("shape", [(1, 6, 6), (4, 5, 9)])
