@@ -80,5 +80,5 @@ def require_size(names: Sequence[str], norm: Norm, pixels: Tensor) -> None:
     if "square" in names and norm == "L2" and not height == width >= SQUARE_SIDE:
         raise UserError(
             f"square: in L2 it takes square images of {SQUARE_SIDE} pixels a side or more, these "
-            f"have {height} x {width}; leave it out"
+            f"have {height} x {width}; leave it out, and autoattack and defences, which run it"
         )
