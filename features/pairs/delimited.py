@@ -43,7 +43,7 @@ MISSING = frozenset(
     ("nan", "NaN", "NaT", "null", "NULL", "None", "<NA>", "NA", "N/A", "n/a", "#N/A", "#NA", "?")
 )
 """What programs write where a cell has no value."""
-UNSEEN = string.whitespace + "\u00a0\u200b\ufeff"
+UNSEEN = string.whitespace + "\u00a0\u200b\u3000\ufeff"
 """Around the names of columns: blanks, and marks that programs put before a text twice."""
 OPEN = "open"
 """The outcome of parsing text that ends within quotes."""

@@ -629,7 +629,7 @@ def test_names_that_are_no_urls(folder: Path, name: str) -> None:
     assert reason.startswith(f"missing image file: {name}")
 
 
-@pytest.mark.parametrize("unseen", ["\ufeff", "\ufeff\ufeff", "\u200b", "\xa0 "])
+@pytest.mark.parametrize("unseen", ["\ufeff", "\ufeff\ufeff", "\u200b", "\xa0 ", "\u3000"])
 def test_marks_that_are_not_seen_are_no_part_of_a_name(folder: Path, unseen: str) -> None:
     path = table(folder, f"{unseen}image,{unseen}caption{unseen}\na.png,x\n")
     assert captions(path) == ["x"]
