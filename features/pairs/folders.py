@@ -17,7 +17,7 @@ from features.pairs.base import Found, PairSource, Part, Record, Skipped, spans
 from features.pairs.images import EXTENSIONS, decoded, file_content
 from features.pairs.records import Wanted, make_pair, skipped
 from features.pairs.several import SPLIT, SPLITS
-from features.pairs.tables import sampled_file
+from features.pairs.tables import DELIMITED, JSON_LINES, NAMED_ALONE, sampled_file
 from features.pairs.text import UnknownEncoding, decode_text, printable
 
 TEXTS = ("txt", "caption", "text")
@@ -174,7 +174,7 @@ def _nothing_in(files: Iterable[str]) -> str:
 
 def _tables_there(files: Iterable[str]) -> str:
     """What to do where files, which are read where they are named alone, may list the images."""
-    endings = (".json", ".txt", ".csv", ".tsv", ".jsonl")
+    endings = (*JSON_LINES, *DELIMITED, *NAMED_ALONE)
     about = ("readme", "license", "licence")
     tables = [
         name
@@ -216,7 +216,7 @@ class _Places:
 
     @classmethod
     def of(cls, files: Iterable[str]) -> _Places:
-        placed = [folders for name in files if (folders := name.split("/")[:-1])]
+        placed = [name.split("/")[:-1] for name in files]
         above = _around_all(placed)
         below = [folders[above:] for folders in placed]
         splits = _splits(below)
@@ -235,17 +235,16 @@ class _Places:
 
 def _around_all(placed: list[list[str]]) -> int:
     """How many folders in front all pictures share, so that they are no labels; not splits, nor
-    those in which half of the pictures lie themselves.
+    those in which half or more of their pictures lie themselves.
 
     Args:
-        placed: the folders of each picture that lies in any.
+        placed: the folders of each picture; those that lie in none don't count.
     """
     count = 0
-    placed = [folders for folders in placed if folders]
-    while placed:
-        shared = {folders[count] for folders in placed if len(folders) > count}
-        deeper = sum(len(folders) > count + 1 for folders in placed)
-        if len(shared) > 1 or shared.pop().lower() in SPLITS or 2 * deeper <= len(placed):
+    while inside := [folders for folders in placed if len(folders) > count]:
+        shared = {folders[count] for folders in inside}
+        deeper = sum(len(folders) > count + 1 for folders in inside)
+        if len(shared) > 1 or shared.pop().lower() in SPLITS or 2 * deeper <= len(inside):
             break
         count += 1
     return count
