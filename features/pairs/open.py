@@ -234,10 +234,11 @@ def _require_no_pictures_beside(folder: Path, archives: list[Path], names: list[
     """Raise a UserError where a folder of archives is one of pictures as well, and more so."""
     pictures = sum(name.lower().endswith(EXTENSIONS) for name in names)
     if pictures > len(archives):
+        alike = archives[0].with_name(f"*{archives[0].suffix}")
         raise UserError(
-            f"{folder}: {pictures} pictures and {len(archives)} archives "
-            f"({', '.join(map(str, archives[:3]))}); name the archives (as {folder}/*.tar), the "
-            "table of the pictures, or the pictures' own folder without archives"
+            f"{folder}: {pictures} pictures beside archives ({', '.join(map(str, archives[:3]))}); "
+            f"name the archives (as {folder / alike}), the table of the pictures, or the pictures' "
+            "own folder without archives"
         )
 
 

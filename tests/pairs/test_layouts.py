@@ -286,6 +286,14 @@ def test_a_class_may_be_called_as_a_split(tmp_path: Path) -> None:
         (["images/cat/1.png"], ["cat"]),
         (["cat/1.png"], ["cat"]),
         (["cat/1.png", "cat/2.png", "cat/young/3.png"], ["cat", "cat", "cat"]),
+        (  # most lie deeper than in a; of those in a/cat half do
+            ["a/1.png", "a/2.png", "a/cat/3.png", "a/cat/4.png", "a/cat/young/5.png"],
+            [None, None, "cat", "cat", "cat"],
+        ),
+        (  # of those in a/b most do
+            ["a/1.png", "a/b/2.png", "a/b/cat/3.png", "a/b/dog/4.png"],
+            [None, None, "cat", "dog"],
+        ),
         (["train/cat/1.png", "train/dog/2.png"], ["train: cat", "train: dog"]),
         (["x/x/test/cat/3.png", "x/x/train/dog/1.png"], ["test: cat", "train: dog"]),
         (["x/train/cat/1.png"], ["train: cat"]),
@@ -378,14 +386,17 @@ def test_what_lies_unpacked_beside_itself_is_not_read_twice(tmp_path: Path, name
     assert captions(tmp_path) == ["x"]
 
 
-def test_archives_among_pictures_are_asked_about(tmp_path: Path) -> None:
-    for name in ("a", "b"):
-        (tmp_path / f"{name}.png").write_bytes(png())
-        (tmp_path / f"{name}.txt").write_text("now")
-    archive = write_tar(tmp_path / "backup.tar", [("a.png", png()), ("a.txt", b"then")])
-    with pytest.raises(UserError, match=r"2 pictures and 1 archives \(backup.tar\); name"):
+@pytest.mark.parametrize("name", ["backup.tar", "old/backup.tar.gz", "old/backup.TGZ"])
+def test_archives_among_pictures_are_asked_about(tmp_path: Path, name: str) -> None:
+    for stem in ("a", "b"):
+        (tmp_path / f"{stem}.png").write_bytes(png())
+        (tmp_path / f"{stem}.txt").write_text("now")
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    archive = write_tar(tmp_path / name, [("a.png", png()), ("a.txt", b"then")])
+    with pytest.raises(UserError, match=rf"2 pictures beside archives \({name}\); ") as raised:
         open_pairs(str(tmp_path))
-    assert captions(tmp_path / "*.tar") == ["then"]
+    _, _, advised = str(raised.value).partition("(as ")
+    assert captions(advised.partition(")")[0]) == ["then"]
     (tmp_path / "b.png").unlink()
     assert captions(tmp_path) == ["then"], "a stray picture beside archives"
     archive.unlink()
