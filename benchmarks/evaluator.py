@@ -21,7 +21,7 @@ from features.files import replacing
 
 ATTRIBUTES = ("gender", "skin_tone", "role", "background")
 COMMON_ROLES = 40
-STEPS = 700
+STEPS = 2100
 BATCH = 64
 PEAK_RATE = 3e-3
 
