@@ -4,6 +4,7 @@ network on the training drawings under random planted factors."""
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +23,9 @@ from features.files import replacing
 ATTRIBUTES = ("gender", "skin_tone", "role", "background")
 COMMON_ROLES = 40
 STEPS = 2100
+"""Of training; chosen by `benchmarks.evaluator_steps`."""
+EARLIER_STEPS = 700
+"""Of the evaluator of 0.1.0, in whose features distances compare with 0.1.0's."""
 BATCH = 64
 PEAK_RATE = 3e-3
 
@@ -118,34 +122,40 @@ def tensor(images: list[Image.Image]) -> Tensor:
     return torch.from_numpy(stacked).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
-def load_evaluator(folder: Path, seed: int) -> Evaluator:
+def load_evaluator(folder: Path, seed: int, steps: int = STEPS) -> Evaluator:
     """The evaluator in a folder; it is trained where there is none."""
     source = EmbeddedPairs("train")
-    torch.manual_seed(seed)
-    evaluator = Evaluator(Vocabulary.of(source))
-    weights = folder / f"evaluator-{seed}.safetensors"
-    if weights.is_file():
-        evaluator.load_state_dict(load_file(weights))
-    else:
-        _train(evaluator, source, seed)
+    weights = folder / f"evaluator-{seed}-{steps}.safetensors"
+    if not weights.is_file():
+        evaluator = trained(source, taught_people(source), steps, seed)
         folder.mkdir(parents=True, exist_ok=True)
         with replacing(weights) as temporary:
             save_file(evaluator.state_dict(), temporary)
+        return evaluator
+    evaluator = Evaluator(Vocabulary.of(source))
+    evaluator.load_state_dict(load_file(weights))
     return evaluator.eval().requires_grad_(False)
 
 
-def _train(evaluator: Evaluator, source: EmbeddedPairs, seed: int) -> None:
-    people = [
+def taught_people(source: EmbeddedPairs) -> list[int]:
+    """Drawings that show a gender or a skin tone."""
+    return [
         index
         for index, row in enumerate(source.rows)
         if row["gender"] in ("man", "woman") or row["skin_tone"]
     ]
+
+
+def trained(source: EmbeddedPairs, people: Sequence[int], steps: int, seed: int) -> Evaluator:
+    """An evaluator that learnt from some drawings for so many steps."""
+    torch.manual_seed(seed)
+    evaluator = Evaluator(Vocabulary.of(source))
     drawings = {index: source.drawing(index) for index in people}
     optimizer = torch.optim.AdamW(evaluator.parameters(), lr=PEAK_RATE, weight_decay=0.05)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, PEAK_RATE, STEPS)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, PEAK_RATE, steps)
     rng = random.Random(seed)
     evaluator.train()
-    for _ in track(range(STEPS), "training the evaluator"):
+    for _ in track(range(steps), "training the evaluator"):
         chosen = [rng.choice(people) for _ in range(BATCH)]
         factors = [PlantedFactors.draw(rng) for _ in chosen]
         images = [render(drawings[i], f) for i, f in zip(chosen, factors, strict=True)]
@@ -168,3 +178,4 @@ def _train(evaluator: Evaluator, source: EmbeddedPairs, seed: int) -> None:
         loss.backward()
         optimizer.step()
         schedule.step()
+    return evaluator.eval().requires_grad_(False)

@@ -5,8 +5,10 @@ real ones.
 
 On held-out drawings of men and women with a skin tone: drawn again from their embeddings
 (reference), and from their prompts alone (prompt). agreement: the evaluator sees the true value,
-and on the real drawings (evaluator). frechet: distance of the evaluator's features from the real
-ones'; `frechet/real` is that of the same drawings under other planted factors.
+and on the real drawings (evaluator). frechet: distance from the real drawings; `frechet/real` is
+that of the same drawings under other planted factors. It is measured in the features of the
+evaluator of 0.1.0, which learnt for 700 steps, so that it compares with 0.1.0's; `agreement_700` is
+what that one sees, and `frechet_2100` the distance in the evaluator's own features.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from benchmarks.common import Result, mean_row, options, run_sections
-from benchmarks.evaluator import ATTRIBUTES, Evaluator, load_evaluator
+from benchmarks.evaluator import ATTRIBUTES, EARLIER_STEPS, STEPS, Evaluator, load_evaluator
 from benchmarks.steering_references import people_of
 from features.embedded.world import EmbeddedPairs
 from mms_apps.steering.generator import GUIDANCE, SteeredGenerator
@@ -28,9 +30,17 @@ DRAW_BATCH = 56
 
 
 def generator_rows(
-    drawer: SteeredGenerator, evaluator: Evaluator, seed: int, guidance: float = GUIDANCE
+    drawer: SteeredGenerator,
+    evaluator: Evaluator,
+    earlier: Evaluator,
+    seed: int,
+    guidance: float = GUIDANCE,
 ) -> list[Result]:
-    """All rows."""
+    """All rows.
+
+    Args:
+        earlier: of EARLIER_STEPS steps.
+    """
     source = EmbeddedPairs("heldout", draw_seed=seed)
     pairs = [source.pair(index) for index in people_of(source)]
     real = [pair.image for pair in pairs]
@@ -42,23 +52,25 @@ def generator_rows(
     sets = {"evaluator": real}
     for name, embeddings in (("reference", references), ("prompt", prompts)):
         sets[name] = draw_many(drawer, embeddings, seeds, guidance)
-    features = {name: evaluator.pooled(images).double().numpy() for name, images in sets.items()}
     rows = []
-    for name, images in sets.items():
-        logits = evaluator.logits(images)
-        for attribute in ATTRIBUTES:
-            if name == "prompt" and attribute == "background":
-                continue  # prompts don't say it
-            labels = torch.tensor(
-                [evaluator.vocabulary.label(attribute, p.attributes[attribute]) for p in pairs]
-            )
-            right = (logits[attribute].argmax(1) == labels)[labels >= 0].numpy()
-            rows.append(mean_row(f"agreement/{name}/{attribute}", right, "share", seed))
-        if name != "evaluator":
-            rows.append(frechet_row(f"frechet/{name}", features["evaluator"], features[name]))
+    for row, seeing in (("agreement", evaluator), (f"agreement_{EARLIER_STEPS}", earlier)):
+        for name, images in sets.items():
+            logits = seeing.logits(images)
+            for attribute in ATTRIBUTES:
+                if name == "prompt" and attribute == "background":
+                    continue  # prompts don't say it
+                labels = torch.tensor(
+                    [seeing.vocabulary.label(attribute, p.attributes[attribute]) for p in pairs]
+                )
+                right = (logits[attribute].argmax(1) == labels)[labels >= 0].numpy()
+                rows.append(mean_row(f"{row}/{name}/{attribute}", right, "share", seed))
     other = EmbeddedPairs("heldout", draw_seed=seed + 7)
-    again = evaluator.pooled([other.image(i) for i in people_of(other)]).double().numpy()
-    return [*rows, frechet_row("frechet/real", features["evaluator"], again)]
+    sets["real"] = [other.image(index) for index in people_of(other)]
+    for row, seeing in (("frechet", earlier), (f"frechet_{STEPS}", evaluator)):
+        first, *others = (seeing.pooled(images).double().numpy() for images in sets.values())
+        for name, features in zip(list(sets)[1:], others, strict=True):
+            rows.append(frechet_row(f"{row}/{name}", first, features))
+    return rows
 
 
 def draw_many(
@@ -104,11 +116,12 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     arguments = parser.parse_args()
     drawer = SteeredGenerator.load(arguments.generator, arguments.space, arguments.device)
-    evaluator = load_evaluator(arguments.out.parent, arguments.seed)
+    folder, seed = arguments.out.parent, arguments.seed
+    evaluator, earlier = (load_evaluator(folder, seed, steps) for steps in (STEPS, EARLIER_STEPS))
     run_sections(
-        [lambda: generator_rows(drawer, evaluator, arguments.seed, arguments.guidance)],
+        [lambda: generator_rows(drawer, evaluator, earlier, seed, arguments.guidance)],
         arguments.out,
-        seed=arguments.seed,
+        seed=seed,
     )
 
 

@@ -45,7 +45,7 @@ from scipy.stats import spearmanr
 from torch import Tensor
 
 from benchmarks.common import Result, mean_row, median_row, options, run_sections
-from benchmarks.evaluator import ATTRIBUTES, Evaluator, load_evaluator
+from benchmarks.evaluator import ATTRIBUTES, EARLIER_STEPS, Evaluator, load_evaluator
 from benchmarks.generator import draw_many, generator_rows
 from benchmarks.steering_edits import DRIFTS, METHODS, OF_FEATURES, Edits, degrees, turned
 from benchmarks.steering_plot import plot
@@ -420,7 +420,13 @@ def main() -> None:
     sections: dict[str, Callable[[], list[Result]]] = {
         **{name: partial(attribute_rows, bench, name, count) for name in ATTRIBUTES},
         "classes": partial(class_rows, bench, 2 * count),
-        "generator": lambda: generator_rows(bench.drawer, bench.evaluator, seed, bench.guidance),
+        "generator": lambda: generator_rows(
+            bench.drawer,
+            bench.evaluator,
+            load_evaluator(out.parent, seed, EARLIER_STEPS),
+            seed,
+            bench.guidance,
+        ),
         "speed": partial(speed_rows, bench),
     }
     results = run_sections([sections[name] for name in arguments.only], out, seed=seed)
