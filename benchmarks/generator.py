@@ -5,10 +5,12 @@ real ones.
 
 On held-out drawings of men and women with a skin tone: drawn again from their embeddings
 (reference), and from their prompts alone (prompt). agreement: the evaluator sees the true value,
-and on the real drawings (evaluator). frechet: distance from the real drawings; `frechet/real` is
-that of the same drawings under other planted factors. It is measured in the features of the
-evaluator of 0.1.0, which learnt for 700 steps, so that it compares with 0.1.0's; `agreement_700` is
-what that one sees, and `frechet_2100` the distance in the evaluator's own features.
+and on the real drawings (evaluator); or a linear probe, fitted on training drawings, reads it from
+the references' embeddings (probe), which is what the generator is told. frechet: distance from the
+real drawings; `frechet/real` is that of the same drawings under other planted factors. It is
+measured in the features of the evaluator of 0.1.0, which learnt for 700 steps, so that it compares
+with 0.1.0's; `agreement_700` is what that one sees, and `frechet_2100` the distance in the
+evaluator's own features.
 """
 
 from __future__ import annotations
@@ -21,9 +23,18 @@ from PIL import Image
 from torch import Tensor
 
 from benchmarks.common import Result, mean_row, options, run_sections
-from benchmarks.evaluator import ATTRIBUTES, EARLIER_STEPS, STEPS, Evaluator, load_evaluator
+from benchmarks.evaluator import (
+    ATTRIBUTES,
+    EARLIER_STEPS,
+    STEPS,
+    Evaluator,
+    Vocabulary,
+    load_evaluator,
+)
 from benchmarks.steering_references import people_of
 from features.embedded.world import EmbeddedPairs
+from features.pairs.base import Pair
+from mms_apps.attributes.estimators import LinearProbe
 from mms_apps.steering.generator import GUIDANCE, SteeredGenerator
 
 DRAW_BATCH = 56
@@ -52,7 +63,7 @@ def generator_rows(
     sets = {"evaluator": real}
     for name, embeddings in (("reference", references), ("prompt", prompts)):
         sets[name] = draw_many(drawer, embeddings, seeds, guidance)
-    rows = []
+    rows = probe_rows(references, pairs, drawer, evaluator.vocabulary, seed)
     for row, seeing in (("agreement", evaluator), (f"agreement_{EARLIER_STEPS}", earlier)):
         for name, images in sets.items():
             logits = seeing.logits(images)
@@ -70,6 +81,30 @@ def generator_rows(
         first, *others = (seeing.pooled(images).double().numpy() for images in sets.values())
         for name, features in zip(list(sets)[1:], others, strict=True):
             rows.append(frechet_row(f"{row}/{name}", first, features))
+    return rows
+
+
+def probe_rows(
+    references: Tensor,
+    pairs: Sequence[Pair],
+    drawer: SteeredGenerator,
+    vocabulary: Vocabulary,
+    seed: int,
+) -> list[Result]:
+    """How often linear probes, fitted on training drawings, read the true values from raw
+    embeddings `[n, dim]` of the pairs' pictures."""
+    source = EmbeddedPairs("train", draw_seed=seed)
+    taught = [source.pair(index) for index in people_of(source)]
+    embeddings = torch.cat([drawer.embed(image=pair.image) for pair in taught]).numpy()
+    rows = []
+    for attribute in ATTRIBUTES:
+        given, wanted = (
+            np.array([vocabulary.label(attribute, pair.attributes[attribute]) for pair in some])
+            for some in (taught, pairs)
+        )
+        probe = LinearProbe(random_state=seed).fit(embeddings[given >= 0], given[given >= 0])
+        right = (probe.predict(references.numpy()) == wanted)[wanted >= 0]
+        rows.append(mean_row(f"agreement/probe/{attribute}", right, "share", seed))
     return rows
 
 

@@ -19,7 +19,7 @@ from benchmarks.evaluator import (
     trained,
 )
 from benchmarks.evaluator_steps import left_out_rows
-from benchmarks.generator import generator_rows
+from benchmarks.generator import generator_rows, probe_rows
 from benchmarks.steering_references import people_of
 from features.embedded.world import EmbeddedPairs
 
@@ -82,6 +82,31 @@ def test_it_is_trained_once_and_then_loaded(tmp_path: Any, monkeypatch: pytest.M
     assert isinstance(evaluator, Evaluator) and not evaluator.training
 
 
+def test_probes_read_what_embeddings_tell(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gender alone is in these embeddings."""
+    held_out = EmbeddedPairs("heldout", draw_seed=0)
+    monkeypatch.setattr(benchmarks.generator, "ATTRIBUTES", ("gender", "background"))
+    monkeypatch.setattr(benchmarks.generator, "people_of", lambda source: people_of(source)[:100])
+    sources = [EmbeddedPairs("train", draw_seed=0), held_out]
+    gender = {
+        pair.image.tobytes(): float(pair.attributes["gender"] == "man")
+        for source in sources
+        for pair in map(source.pair, people_of(source)[:100])
+    }
+
+    class Drawer:
+        def embed(self, image: Image.Image) -> torch.Tensor:
+            return torch.tensor([[5.0, gender[image.tobytes()]]])
+
+    pairs = [held_out.pair(index) for index in people_of(held_out)[:100]]
+    drawer: Any = Drawer()
+    references = torch.cat([drawer.embed(pair.image) for pair in pairs])
+    vocabulary = Vocabulary.of(sources[0])
+    told, untold = probe_rows(references, pairs, drawer, vocabulary, 0)
+    assert told.name == "agreement/probe/gender" and told.value == 1 and told.n == 100
+    assert untold.value < 0.5
+
+
 def test_the_generator_s_drawings_are_seen_by_both_evaluators(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -104,6 +129,7 @@ def test_the_generator_s_drawings_are_seen_by_both_evaluators(
             grey = Image.new("RGB", (64, 64), "grey")
             return [grey if e < 0 else held_out.image(people[int(e)]) for e in embeddings]
 
+    monkeypatch.setattr(benchmarks.generator, "probe_rows", lambda *_: [])
     drawer: Any = Drawer()
     knowing: Any = Knowing([held_out], people)
     blind: Any = Knowing([held_out], [])
