@@ -25,6 +25,7 @@ from features.scores.terms import pair_terms, vocabulary
 from features.space.score import score
 from features.space.space import FeatureSpace
 from features.store.batches import Batches
+from features.store.content import KnownContents
 from features.store.extract import extract
 from features.store.store import ActivationStore
 from tests.pairs.reading import png
@@ -116,7 +117,7 @@ def test_words_without_end_are_not_tokenized_whole(tmp_path: Path, start: str) -
 
     tokenizer.context_length = encoder.tokenizer.context_length  # type: ignore[attr-defined]
     todo = [(0, source.parts()[0])]
-    (batch,) = Batches(source, todo, encoder.preprocessing, tokenizer, 8)
+    (batch,) = Batches(source, todo, encoder.preprocessing, tokenizer, 8, KnownContents())
     assert batch.captions_cut == 1 and batch.samples[0].captions[0].startswith(start)
     assert max(lengths) < 10_000
     assert batch.tokens is not None and torch.equal(batch.tokens, encoder.tokenizer([text]))
