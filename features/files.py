@@ -73,14 +73,14 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     """What the safetensors file of an artifact holds.
 
     Raises:
-        UserError: it is damaged or cut off.
+        UserError: it is damaged, cut off, or cannot be read.
     """
     from safetensors import SafetensorError
-    from safetensors.torch import load
+    from safetensors.torch import load_file
 
     try:
-        return load(path.read_bytes())
-    except SafetensorError as error:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
         raise UserError(
             f"{path}: damaged or cut off ({first_line(error)}); make or copy its folder again"
         ) from None

@@ -24,12 +24,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from features.dictionary.convert import SAELENS_CONFIG, SAELENS_WEIGHTS, Autoencoder
 from features.errors import UserError, first_line
-from features.files import read_json
+from features.files import read_json, read_tensors
 
 SPARSIFY_WEIGHTS = "sae.safetensors"
 SAFETENSORS = ".safetensors"
@@ -132,10 +131,7 @@ def _active(library: str, k: int | None, own: Any) -> int:
 
 
 def _tensors(path: Path) -> State:
-    try:
-        return {name: tensor.float() for name, tensor in load_file(path).items()}
-    except Exception as error:  # safetensors has its own
-        raise UserError(f"{path}: damaged ({first_line(error)}); copy it again") from None
+    return {name: tensor.float() for name, tensor in read_tensors(path).items()}
 
 
 def _header(path: Path) -> tuple[dict[str, Any] | None, bytes]:

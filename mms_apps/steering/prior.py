@@ -59,7 +59,7 @@ class Prior:
         path = folder / WEIGHTS
         try:
             return cls(**{name: value.float() for name, value in read_tensors(path).items()})
-        except (OSError, UserError, TypeError) as error:
+        except (UserError, TypeError) as error:
             raise UserError(
                 f"{path}: cannot be read as a prior; train the generator again"
             ) from error
