@@ -15,6 +15,7 @@ from mms_apps.attributes.measures import (
     SMALL_GROUP,
     bootstrap_weights,
     estimate,
+    units_of,
     weighted_mean,
 )
 
@@ -154,9 +155,9 @@ def check(plain: Corrected, edited: Corrected, samples: Samples, group: str, see
     rows = []
     for name in sorted({str(value) for value in values if value}):
         inside = values == name
-        ids = samples.ids[inside]
-        counted = len(np.unique(ids.astype(str))) >= SMALL_GROUP
-        rows.append(GroupCounts(name, counted, count(before[inside], after[inside], ids)))
+        counted = units_of(samples.ids, inside) >= SMALL_GROUP
+        counts = count(before[inside], after[inside], samples.ids[inside])
+        rows.append(GroupCounts(name, counted, counts))
     return Check(count(before, after, samples.ids), estimate(gain), tuple(rows))
 
 
