@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from features.distributed import mixed_precision
 from features.embedded.world import BACKGROUNDS, EmbeddedPairs, PlantedFactors, render
 from features.files import replacing
+from features.pairs.base import Pair
 
 ATTRIBUTES = ("gender", "skin_tone", "role", "background")
 COMMON_ROLES = 40
@@ -58,6 +59,10 @@ class Vocabulary:
         """The value's place, -100 (no label) where it has none."""
         values = self.values[attribute]
         return values.index(value) if value in values else -100
+
+    def labels(self, attribute: str, pairs: Sequence[Pair]) -> np.ndarray:
+        """The places of pairs' values, `[n]`."""
+        return np.array([self.label(attribute, pair.attributes[attribute]) for pair in pairs])
 
 
 class Evaluator(nn.Module):

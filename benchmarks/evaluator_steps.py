@@ -62,7 +62,7 @@ def _right(
     vocabulary: Vocabulary, attribute: str, logits: Tensor, pairs: Sequence[Pair]
 ) -> np.ndarray:
     """1 where the value of a pair has the largest logit, else 0; NaN where it has none."""
-    labels = np.array([vocabulary.label(attribute, pair.attributes[attribute]) for pair in pairs])
+    labels = vocabulary.labels(attribute, pairs)
     return np.where(labels >= 0, logits.argmax(1).numpy() == labels, np.nan)
 
 

@@ -70,10 +70,8 @@ def generator_rows(
             for attribute in ATTRIBUTES:
                 if name == "prompt" and attribute == "background":
                     continue  # prompts don't say it
-                labels = torch.tensor(
-                    [seeing.vocabulary.label(attribute, p.attributes[attribute]) for p in pairs]
-                )
-                right = (logits[attribute].argmax(1) == labels)[labels >= 0].numpy()
+                labels = seeing.vocabulary.labels(attribute, pairs)
+                right = (logits[attribute].argmax(1).numpy() == labels)[labels >= 0]
                 rows.append(mean_row(f"{row}/{name}/{attribute}", right, "share", seed))
     other = EmbeddedPairs("heldout", draw_seed=seed + 7)
     sets["real"] = [other.image(index) for index in people_of(other)]
@@ -98,10 +96,7 @@ def probe_rows(
     embeddings = torch.cat([drawer.embed(image=pair.image) for pair in taught]).numpy()
     rows = []
     for attribute in ATTRIBUTES:
-        given, wanted = (
-            np.array([vocabulary.label(attribute, pair.attributes[attribute]) for pair in some])
-            for some in (taught, pairs)
-        )
+        given, wanted = (vocabulary.labels(attribute, some) for some in (taught, pairs))
         probe = LinearProbe(random_state=seed).fit(embeddings[given >= 0], given[given >= 0])
         right = (probe.predict(references.numpy()) == wanted)[wanted >= 0]
         rows.append(mean_row(f"agreement/probe/{attribute}", right, "share", seed))
