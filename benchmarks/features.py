@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.common import Result, mean_row, median_row, options, run_sections
-from benchmarks.peers import LARGE, PEERS, speed_rows
+from benchmarks.peers import LARGE, ON_GPU, PEERS, speed_rows
 from benchmarks.planted import planted_rows
 from benchmarks.scale import scale_rows
 from features.embedded import ENCODER_NAMES
@@ -31,6 +31,8 @@ from features.pairs.open import open_pairs
 from features.store.extract import extract
 
 SECTIONS = ("encoders", "extraction", "scale", "planted", "speed", "speed_16k", "cli")
+WITH_GPU = "speed_cuda"
+"""The section that has to be asked for, since it needs an NVIDIA GPU."""
 
 
 def encoder_rows(encoders: dict[str, Encoder], seed: int) -> list[Result]:
@@ -96,7 +98,7 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--peers", help="Python of an environment that holds the other libraries")
     parser.add_argument("--libraries", nargs="+", choices=PEERS, default=PEERS)
-    parser.add_argument("--only", nargs="+", choices=SECTIONS, default=SECTIONS)
+    parser.add_argument("--only", nargs="+", choices=(*SECTIONS, WITH_GPU), default=SECTIONS)
     arguments = parser.parse_args()
     encoders = {name: load_encoder(name, device=arguments.device) for name in ENCODER_NAMES}
     seed = arguments.seed
@@ -114,6 +116,13 @@ def main() -> None:
                 arguments.peers, work / "speed_16k", seed, LARGE, names=arguments.libraries
             ),
             "cli": lambda: [help_row()],
+            WITH_GPU: lambda: [
+                row
+                for size in ON_GPU
+                for row in speed_rows(
+                    arguments.peers, work / size.name, seed, size, names=("sparsify",)
+                )
+            ],
         }
         run_sections([sections[name] for name in arguments.only], arguments.out, seed=seed)
 

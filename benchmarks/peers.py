@@ -43,10 +43,16 @@ class Size:
     k: int
     steps: int
     """The first of them is not timed."""
+    device: str = "cpu"
 
 
 SMALL = Size("", 512, 4096, 32, steps=20)
 LARGE = Size("_16k", 768, 16_384, 64, steps=6)
+ON_GPU = (
+    Size("_cuda", 512, 4096, 32, steps=60, device="cuda"),
+    Size("_16k_cuda", 768, 16_384, 64, steps=40, device="cuda"),
+)
+"""The same sizes; steps are so short there that more of them are timed."""
 
 
 def speed_rows(
@@ -76,7 +82,7 @@ def speed_rows(
     trainings: dict[str, list[dict[str, Any]]] = {library: [] for library in interpreters}
     for _ in range(rounds):
         for library, python in interpreters.items():
-            training = train(library, python, data, work / "training.json", size.k)
+            training = train(library, python, data, work / "training.json", size)
             if training is not None:
                 trainings[library].append(training)
     trainings = {library: found for library, found in trainings.items() if found}
@@ -122,12 +128,13 @@ def write_data(path: Path, size: Size, seed: int) -> None:
 
 
 def train(
-    library: str, python: str, data: Path, out: Path, k: int = SMALL.k
+    library: str, python: str, data: Path, out: Path, size: Size = SMALL
 ) -> dict[str, Any] | None:
     """What `benchmarks.topk_training` measures of one library; None, and a line that says why, if
     it fails."""
     command = [python, "-m", "benchmarks.topk_training", "--library", library]
-    command += ["--data", str(data), "--out", str(out), "--k", str(k)]
+    command += ["--data", str(data), "--out", str(out), "--k", str(size.k)]
+    command += ["--device", size.device]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     finished = subprocess.run(
         command,

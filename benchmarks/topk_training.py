@@ -1,6 +1,6 @@
 """One library trains a TopK dictionary, timed step by step, in an interpreter of its own.
 
-    PYTHON -m benchmarks.topk_training --library NAME --data FILE --out FILE
+    PYTHON -m benchmarks.topk_training --library NAME --data FILE --k K --out FILE
 
 Run by `benchmarks.peers`. Each library does what its own trainer does in a step, with Adam, from
 the same weights; dead features play no part in so short a training.
@@ -37,13 +37,14 @@ def ours(
 
     features, dim = weights.shape
     dictionary = TopKDictionary(DictionaryConfig("topk", dim, features, k, modality_bias=False))
-    selected = resolve_selection(selection, dictionary, torch.device("cpu"))
+    dictionary.to(weights.device)
+    selected = resolve_selection(selection, dictionary, weights.device)
     dictionary.exact_selection = selected == "exact"
     dictionary.decoder.data.copy_(weights)
     dictionary.encoder.data.copy_(weights)
     dictionary.set_means(mean, mean)
     optimizer = torch.optim.Adam(dictionary.parameters(), lr=LEARNING_RATE, fused=True)
-    alive = torch.zeros(features, dtype=torch.bool)
+    alive = torch.zeros(features, dtype=torch.bool, device=weights.device)
 
     def step(x: Tensor) -> None:
         image, text = x.chunk(2)
@@ -97,11 +98,12 @@ def ours_trained_offset(weights: Tensor, mean: Tensor, k: int) -> tuple[Step, Re
 
 
 def sparsify(weights: Tensor, mean: Tensor, k: int) -> tuple[Step, Reconstruct]:
-    os.environ["SPARSIFY_DISABLE_TRITON"] = "1"
+    if weights.device.type == "cpu":
+        os.environ["SPARSIFY_DISABLE_TRITON"] = "1"
     from sparsify import SparseCoder, SparseCoderConfig
 
     features, dim = weights.shape
-    coder = SparseCoder(dim, SparseCoderConfig(num_latents=features, k=k))
+    coder = SparseCoder(dim, SparseCoderConfig(num_latents=features, k=k), device=weights.device)
     coder.encoder.weight.data.copy_(weights)
     coder.W_dec.data.copy_(weights)
     coder.b_dec.data.copy_(mean)
@@ -223,27 +225,60 @@ def resident_mib(field: str) -> float:
     return int(re.findall(rf"{field}:\s+(\d+) kB", status)[0]) / 1024
 
 
+def _now(device: torch.device) -> float:
+    """Seconds on a clock, once the device is through with its work."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+class PeakMemory:
+    """What building and training add to what the process, or the GPU, held before, in MiB."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.before = self._allocated() if device.type == "cuda" else resident_mib("VmRSS")
+
+    def start(self) -> None:
+        """Forget the most that was held until now."""
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+        else:
+            Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts anew
+
+    def mib(self) -> float:
+        """The most that was held since the start, beyond what was held before."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device) / 2**20 - self.before
+        return resident_mib("VmHWM") - self.before
+
+    def _allocated(self) -> float:
+        return torch.cuda.memory_allocated(self.device) / 2**20
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--library", choices=LIBRARIES, required=True)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--k", type=int, required=True)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--device", default="cpu", help="cpu or cuda; cuda for ours and sparsify")
     arguments = parser.parse_args()
-    data = {name: tensor.clone() for name, tensor in load_file(arguments.data).items()}
+    device = torch.device(arguments.device)
+    data = {name: tensor.clone().to(device) for name, tensor in load_file(arguments.data).items()}
     weights, mean, make = data["weights"], data["train"].mean((0, 1)), LIBRARIES[arguments.library]
     make(weights[: arguments.k], mean, arguments.k)  # what it imports is no part of its peak
-    before = resident_mib("VmRSS")
+    memory = PeakMemory(device)
     step, reconstruct = make(weights, mean, arguments.k)
     seconds: list[float] = []
     curve = [(0, fvu(reconstruct, data["held_out"]))]
-    Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts anew
+    memory.start()
     for batch in data["train"]:
-        start = time.perf_counter()
+        start = _now(device)
         step(batch)
-        seconds.append(time.perf_counter() - start)
+        seconds.append(_now(device) - start)
         if len(curve) == 1:  # measuring FVU takes memory too
-            peak = resident_mib("VmHWM") - before
+            peak = memory.mib()
         if len(seconds) % EVERY == 0 or len(seconds) == len(data["train"]):
             curve.append((len(seconds), fvu(reconstruct, data["held_out"])))
     arguments.out.write_text(json.dumps({"seconds": seconds, "fvu": curve, "peak_mib": peak}))
