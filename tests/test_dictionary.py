@@ -223,6 +223,7 @@ def test_held_out_pairs_are_about_a_tenth_and_follow_the_image() -> None:
     order = torch.randperm(5000, generator=torch.Generator().manual_seed(3))
     assert torch.equal(held_out.is_held_out(images[order]), held[order])
     assert torch.equal(held_out.is_held_out(images.half().float()), held)
+    assert held_out.is_held_out(images.to("meta")).device.type == "meta"
 
 
 def test_training_explains_the_planted_causes(store: ActivationStore, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 import io
 import json
 import shutil
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 from torchvision.transforms import Compose, PILToTensor
 
+from features.distributed import resolve_device
 from features.encoders.encoder import Encoder, Preprocessing, pictures_of
 from features.encoders.load import load_encoder
 from features.errors import UserError
@@ -135,6 +137,15 @@ def test_batch_norm_uses_and_keeps_its_statistics(clip_folder: Path) -> None:
     assert load_encoder(f"local-dir:{clip_folder}", "cpu").fingerprint == before
     del encoder.__dict__["fingerprint"]
     assert encoder.fingerprint == before
+
+
+def test_a_model_stays_on_its_device(encoder: Encoder) -> None:
+    parts = encoder.preprocessing.transform, encoder.tokenizer
+    elsewhere = deepcopy(encoder.model).to("meta")
+    assert Encoder("own", elsewhere, *parts).device.type == "meta"
+    assert Encoder("own", encoder.model, *parts, "auto").device == resolve_device("auto")
+    with pytest.raises(UserError, match="device cuda:99"):
+        Encoder("own", encoder.model, *parts, "cuda:99")
 
 
 def test_fingerprint_follows_the_weights(clip_folder: Path, tmp_path: Path) -> None:

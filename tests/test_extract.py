@@ -321,6 +321,15 @@ def test_precision(encoder, source, tmp_path) -> None:
     assert half.fingerprint != full.fingerprint
 
 
+def test_too_little_memory_names_the_batch_size(encoder, source, tmp_path, monkeypatch) -> None:
+    def fails(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+
+    monkeypatch.setattr(encoder, "encode_image_tensors", fails)
+    with pytest.raises(UserError, match=r"memory of cpu \(CUDA out of memory.*--batch-size"):
+        extract(source, encoder, tmp_path / "store", workers=0, progress=False)
+
+
 def test_default_workers(monkeypatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(32), raising=False)
     monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)

@@ -32,7 +32,7 @@ def is_held_out(image: Tensor) -> Tensor:
         image: `[n, dim]`.
     """
     bits = image[:, :HASHED_DIMS].half().contiguous().view(torch.int16).long()  # [n, hashed dims]
-    state = torch.full((len(bits),), 0x2545F491)
+    state = torch.full((len(bits),), 0x2545F491, device=image.device)
     for column in bits.unbind(1):  # FNV-like; int64 arithmetic wraps
         state = (state ^ (column & 0xFFFF)) * 0x100000001B3
         state = state ^ ((state >> 29) & 0x7FFFFFFFF)

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
+from features.distributed import resolve_device
 from features.encoders.fingerprint import encoder_fingerprint
 from features.encoders.transformers import ResizeAndCrop
 from features.errors import UserError
@@ -118,13 +119,23 @@ class Encoder:
         model: nn.Module,
         transform: Callable[[Image.Image], Tensor],
         tokenizer: Callable[[list[str]], Tensor],
-        device: torch.device | str = "cpu",
+        device: torch.device | str | None = None,
         *,
         shared_space: bool = True,
     ) -> None:
+        """
+        Args:
+            device: to move the model to, as `resolve_device` takes it; None leaves it where it is.
+
+        Raises:
+            UserError: there is no such device.
+        """
         self.id = encoder_id
         self.shared_space = shared_space
-        self.device = torch.device(device)
+        if device is None:
+            self.device = next(model.parameters()).device
+        else:
+            self.device = resolve_device(device)
         self.model = model.eval().requires_grad_(False).to(self.device)
         self.preprocessing = Preprocessing.of(transform)
         self.tokenizer = tokenizer

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 
 from features.distributed import from_main_process, has_bf16, this_process
 from features.encoders.encoder import Encoder
-from features.errors import UserError
+from features.errors import UserError, first_line
 from features.pairs.base import PairSource, Part, Skipped
 from features.store.batches import Batch, Batches, Sample, one_ahead, prepare_worker
 from features.store.content import KnownContents
@@ -67,7 +67,8 @@ def extract(
 
     Raises:
         UserError: `out` was made from other pairs, another encoder or precision; `strict` and a
-            pair cannot be read; a URL cannot be read; or the precision overflows.
+            pair cannot be read; a URL cannot be read; the precision overflows; or a batch is too
+            large for the GPU's memory.
     """
     out = Path(out)
     state = this_process()
@@ -204,7 +205,14 @@ def _extract_parts(
                 raise _strict_error(batch.skipped[0])
             skipped[batch.part] += batch.skipped
             if batch.samples:
-                image, text = _encode(encoder, batch, batch_size, precision)
+                try:
+                    image, text = _encode(encoder, batch, batch_size, precision)
+                except torch.OutOfMemoryError as error:
+                    raise UserError(
+                        f"{encoder.id}: {len(batch.samples)} pairs at once are too many for the "
+                        f"memory of {encoder.device} ({first_line(error)}); give a smaller "
+                        "--batch-size"
+                    ) from error
                 _require_finite(encoder, batch, image, text, precision)
                 waiting[batch.part].append((batch, image, text))
             if batch.last:

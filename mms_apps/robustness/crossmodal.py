@@ -193,6 +193,7 @@ class CrossModalStudy:
         return CrossModal(images, matched, first, nearer, other_first, other_nearer)
 
     def _hits(self, similarity: Tensor) -> tuple[Tensor, Tensor]:
+        similarity = similarity.cpu()
         rows = torch.arange(len(similarity))
         target = similarity[rows, self.targets]
-        return similarity.argmax(1).cpu() == self.targets, target > similarity[rows, rows]
+        return similarity.argmax(1) == self.targets, target > similarity[rows, rows]

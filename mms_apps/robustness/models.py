@@ -220,7 +220,7 @@ def require_labelled(model: nn.Module, pixels: Tensor, labels: Tensor) -> int:
 
     Raises:
         UserError: the pixels are no `[n, channels, height, width]` in [0, 1], the model can't take
-            them, or the labels are no numbers `[n]` of classes.
+            them, or the labels are no numbers `[n]` of classes, or on another device.
     """
     _require_tensor(labels, "labels", "the number of each image's class, int64 [n]")
     if pixels.ndim != 4 or not pixels.is_floating_point():
@@ -238,13 +238,19 @@ def require_labelled(model: nn.Module, pixels: Tensor, labels: Tensor) -> int:
             f"labels are {labels.dtype} {list(labels.shape)} for {len(pixels)} images; give the "
             "number of each one's class, int64 [n]"
         )
+    if labels.device != pixels.device:
+        raise UserError(
+            f"labels are on {labels.device}, images on {pixels.device}; give both on the model's "
+            "device"
+        )
     try:
         with torch.no_grad():
             logits = model(pixels[:1])
     except (RuntimeError, TypeError, ValueError) as error:  # of torch and of models' own checks
         raise UserError(
-            f"the model fails on images {list(pixels.shape[1:])} ({first_line(error)}); give them "
-            "[n, channels, height, width] in the size that it takes"
+            f"the model fails on images {list(pixels.shape[1:])} on {pixels.device} "
+            f"({first_line(error)}); give them [n, channels, height, width] in the size that it "
+            "takes, on its device"
         ) from error
     if not isinstance(logits, Tensor) or logits.ndim != 2:
         found = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
@@ -290,21 +296,22 @@ def undisturbed(model: nn.Module, seed: int) -> Iterator[None]:
 
     Within it the model is in eval mode, the weights are frozen, gradients are on, autocast is off
     and the global random state starts from the seed. Afterwards, after an exception too, the random
-    state, every module's training flag and every parameter's requires_grad are what they were.
+    state, that of every GPU too, every module's training flag and every parameter's requires_grad
+    are what they were.
     """
     training = [(module, module.training) for module in model.modules()]
     frozen = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    devices = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
-    device_type = "cuda" if devices else "cpu"
+    gpus = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
     try:
         model.eval()
         for parameter, _ in frozen:
             parameter.requires_grad_(False)
         with (
-            torch.random.fork_rng(devices),
+            torch.random.fork_rng(gpus),
             torch.inference_mode(False),
             torch.enable_grad(),
-            torch.autocast(device_type, enabled=False),
+            torch.autocast("cpu", enabled=False),
+            torch.autocast("cuda" if gpus else "cpu", enabled=False),
         ):
             torch.manual_seed(seed)
             yield

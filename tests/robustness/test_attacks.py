@@ -20,7 +20,7 @@ from mms_apps.robustness.attacks.run import run_attack
 from mms_apps.robustness.checks.linear_case import LinearModel, analytic, linear_case
 from mms_apps.robustness.distances import NORMS, distances, project, random_in_ball, within
 from mms_apps.robustness.losses import margin
-from mms_apps.robustness.models import Squeezed, correct
+from mms_apps.robustness.models import Squeezed, correct, require_labelled, undisturbed
 from mms_apps.robustness.nearest_adversarial import minimal_eps
 from mms_apps.robustness.projected_gradient import pgd
 from tests.robustness.conftest import SmallNet, small_case
@@ -197,6 +197,43 @@ def test_an_exception_restores_the_model() -> None:
     assert model.training and model.dropout.training
     assert all(parameter.requires_grad for parameter in model.parameters())
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_the_random_state_of_every_gpu_is_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seeding touches all of them, wherever the model is."""
+    states = {gpu: torch.tensor([gpu], dtype=torch.uint8) for gpu in range(3)}
+    before = dict(states)
+
+    def seed_all(seed: int) -> None:
+        states.update(dict.fromkeys(states, torch.tensor([99], dtype=torch.uint8)))
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(states))
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seed_all)
+    monkeypatch.setattr(torch.cuda, "get_rng_state", states.__getitem__)
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state, gpu: states.update({gpu: state}))
+    with undisturbed(SmallNet(3), 0):
+        assert not torch.is_autocast_enabled("cpu")
+        assert not torch.is_autocast_enabled("cuda")
+        assert int(states[2]) == 99
+    assert states == before
+
+
+@pytest.mark.parametrize("given", ["labels", "images"])
+def test_tensors_of_two_devices_are_told_of(given: str) -> None:
+    class Elsewhere(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            raise RuntimeError("Expected all tensors to be on the same device")
+
+    model, pixels, labels = small_case(3)
+    if given == "labels":
+        message = "labels are on meta, images on cpu; give both"
+        with pytest.raises(UserError, match=message):
+            require_labelled(model, pixels, labels.to("meta"))
+    else:
+        with pytest.raises(UserError, match=r"on cpu \(Expected all.*on its device"):
+            require_labelled(Elsewhere(), pixels, labels)
 
 
 def test_attacks_work_where_gradients_are_off() -> None:
@@ -385,7 +422,11 @@ def test_pixels_at_0_and_1_move(name: str, share: float) -> None:
         (torch.rand(2, 3, 4, 4).tolist(), [0, 1], "images are a list; give a tensor, float32"),
         (torch.rand(2, 3, 4, 4).numpy(), [0, 1], "images are a ndarray"),
         (torch.rand(2, 3, 4, 4).double(), [0, 1], "images: torch.float64, but attacks are comp"),
-        (torch.rand(2, 3, 5, 5), [0, 1], r"the model fails on images \[3, 5, 5\] \(mat1 and mat2"),
+        (
+            torch.rand(2, 3, 5, 5),
+            [0, 1],
+            r"the model fails on images \[3, 5, 5\] on cpu \(mat1 and mat2",
+        ),
     ],
 )
 def test_what_cannot_be_attacked_is_said(pixels: Any, labels: Any, message: str) -> None:
