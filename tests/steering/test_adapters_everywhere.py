@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -19,6 +20,7 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from features.errors import UserError
 from features.space.space import FeatureSpace
@@ -338,6 +340,37 @@ def test_inpainting_counts_alike(pipes: dict[str, Any], space: FeatureSpace) -> 
     more = {"image": PICTURE, "mask_image": mask, "strength": 0.5}
     steering = Steering(EDITS, begin=0.4)
     assert steps_edited(pipe, "sd-ip", space, steering, **more) == {2, 3, 4}
+
+
+class Reads(TorchDispatchMode):
+    """Counts where steering reads values of tensors, for which the CPU would wait for a GPU."""
+
+    count = 0
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, given: tuple = (), named: dict[str, Any] | None = None
+    ) -> Any:
+        aten, kind = torch.ops.aten, function.overloadpacket
+        reads = kind in (aten._local_scalar_dense, aten.nonzero, aten.equal)
+        if kind in (aten.index, aten.index_put_):
+            reads = any(one is not None and one.dtype is torch.bool for one in given[1])
+        frame: Any = sys._getframe() if reads else None
+        while frame is not None and "mms_apps/steering" not in frame.f_code.co_filename:
+            frame = frame.f_back
+        self.count += frame is not None
+        return function(*given, **named or {})
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_schedule_reads_nothing_of_what_a_gpu_computes(
+    name: str, pipes: dict[str, Any], space: FeatureSpace
+) -> None:
+    pipe, given = pipes[name], source(name)
+    steering = Steering(EDITS, begin=0.5)
+    inputs = steering.inputs(space, pipe, **given)
+    with steering.scheduled(space, pipe, **given), Reads() as reads:
+        call(pipe, name, inputs, 2)
+    assert reads.count == 0
 
 
 def test_a_controlnet_counts_alike(pipes: dict[str, Any], space: FeatureSpace) -> None:

@@ -211,30 +211,37 @@ class Adapter(ABC):
         given = self.conditions(steered, plain, call)
         other = self.conditions(plain, plain, call)
         pairs = list(zip(given, other, strict=True))
-        missing = torch.stack([(new != old).any(1).cpu() for new, old in pairs]).any(0)  # [n]
+        missing = torch.stack([(new != old).any(1) for new, old in pairs]).any(0)  # [n]
+        outside = torch.zeros((), dtype=torch.bool, device=missing.device)
         counter = StepCounter(self.pipe)
-        called = outside = over = False
+        called = over = False
 
-        def replace(rows: Tensor) -> Tensor:
-            flat = rows.flatten(1)
+        # Which steps are edited is decided where the pipeline computes: reading it here would make
+        # each step wait for the GPU.
+        def replace(rows: Tensor, undone: Tensor) -> Tensor:
+            nonlocal missing
+            flat, undone = rows.flatten(1), undone.to(rows.device)
             fitting = [pair for pair in pairs if pair[0].shape[1] == flat.shape[1]]
             new, old = (fitting or pairs)[0]
             distance = self.distances(flat, new, old)
-            missing[distance.isfinite().any(0).cpu()] = False
-            return self.rows(flat, distance, new, old).view_as(rows)
+            held = distance.isfinite().any(0) & undone  # [n]
+            missing = missing & ~held.to(missing.device)
+            return torch.where(undone, self.rows(flat, distance, new, old), flat).view_as(rows)
 
         def hook(module: nn.Module, positional: tuple, named: dict[str, Any]) -> Any:
             nonlocal called, outside
             if over:  # in a copy of the denoiser that was made meanwhile
                 return None
             called = True
+            if begin <= 0 and end >= 1:
+                return None
             names = names_of(module, positional)
             inputs = dict(zip(names, positional, strict=False)) | named
             now = inputs["timestep"] if "timestep" in inputs else positional[1]
-            if begin <= counter.share(self.timestep(now)) < end:
-                return None
-            outside = True
-            inputs = self.replaced(inputs, replace)
+            share = counter.share(self.timestep(now))
+            undone = (share < begin) | (share >= end)
+            outside = outside | undone.to(outside.device)
+            inputs = self.replaced(inputs, lambda rows: replace(rows, undone))
             first = tuple(inputs.pop(name) for name in names)
             return first + positional[len(names) :], inputs
 
@@ -354,33 +361,41 @@ class StepCounter:
     def __init__(self, pipe: Any) -> None:
         self.pipe = pipe
         self.mark = f"_counted_by_{id(self)}"
-        self.first: int | None = None
+        self.first: Tensor | None = None
 
-    def share(self, timestep: Any) -> float:
-        """The share of the steps that run which lies before a timestep, in [0, 1)."""
-        scheduler = self.pipe.scheduler
-        if not hasattr(scheduler.timesteps, self.mark):
-            setattr(scheduler.timesteps, self.mark, True)
+    def share(self, timestep: Any) -> Tensor:
+        """The share of the steps that run which lies before a timestep, in [0, 1): `[]`, where the
+        scheduler's timesteps are. Nothing is read from there."""
+        timesteps = self.pipe.scheduler.timesteps
+        if not hasattr(timesteps, self.mark):
+            steps = torch.tensor(steps_of(self.pipe.scheduler), device=timesteps.device)
+            setattr(timesteps, self.mark, steps)
             self.first = None
-        place = self._place(scheduler, timestep)
-        if self.first is None or place < self.first:
-            self.first = place
-        steps = steps_of(scheduler)[self.first :]
-        told = getattr(self.pipe, "_num_timesteps", None)
-        last = steps[:told][-1] if told else steps[-1]
-        return (steps[place - self.first] - steps[0]) / (last - steps[0] + 1)
+        steps = getattr(timesteps, self.mark)
+        place = self._place(timestep)
+        self.first = place if self.first is None else torch.minimum(self.first, place)
+        told = getattr(self.pipe, "_num_timesteps", None) or len(steps)
+        last = (self.first + told).clamp(max=len(steps)) - 1
+        before, begun, ended = (steps.take(one) for one in (place, self.first, last))
+        return (before - begun) / (ended - begun + 1)
 
-    def _place(self, scheduler: Any, timestep: Any) -> int:
-        """The number of a timestep among the scheduler's, of which some are there twice."""
-        now = torch.as_tensor(timestep).flatten()[0].to(scheduler.timesteps)
-        away = (scheduler.timesteps - now).abs()
-        alike = (away == away.min()).nonzero()[:, 0].tolist()
+    def _place(self, timestep: Any) -> Tensor:
+        """The number of a timestep among the scheduler's, of which some are there twice: `[]`."""
+        scheduler = self.pipe.scheduler
+        timesteps = scheduler.timesteps
+        now = timestep.flatten()[0].to(timesteps) if isinstance(timestep, Tensor) else timestep
+        away = (timesteps - now).abs()
+        alike = away == away.min()
+        places = torch.arange(len(timesteps), device=timesteps.device)
         known = getattr(scheduler, "step_index", None)
         if known is None:
             known = getattr(scheduler, "begin_index", None)
         if known is None and hasattr(scheduler, "counter"):
-            known = (self.first or 0) + scheduler.counter
-        return alike[-1] if known is None else min(alike, key=lambda place: abs(place - known))
+            known = scheduler.counter + (0 if self.first is None else self.first)
+        if known is None:
+            return torch.where(alike, places, -1).max()
+        away = torch.where(alike, (places - known).abs(), torch.iinfo(places.dtype).max)
+        return away.argmin()
 
 
 def steps_of(scheduler: Any) -> list[int]:
