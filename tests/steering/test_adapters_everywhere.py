@@ -25,7 +25,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from features.errors import UserError
 from features.space.space import FeatureSpace
 from mms_apps.steering import Edit, Steering
-from mms_apps.steering.adapters.base import StepCounter, names_of
+from mms_apps.steering.adapters.base import StepCounter, before_calls, names_of
 from mms_apps.steering.adapters.choose import adapter_for
 from mms_apps.steering.adapters.one_a_picture import OneAPicture
 from tests.steering import pipelines
@@ -555,6 +555,36 @@ def test_a_compiled_denoiser_names_its_arguments_too(pipes: dict[str, Any]) -> N
     names = ["sample", "timestep", "encoder_hidden_states"]
     for module in (unet, torch.compile(unet, backend="eager")):
         assert names_of(module, (0, 0, 0)) == names
+
+
+class Sum(torch.nn.Module):
+    """Stands for a denoiser."""
+
+    def forward(self, sample: Tensor, timestep: Tensor) -> Tensor:
+        return sample + timestep
+
+
+@pytest.mark.parametrize("how", ["not", "torch.compile", "compile"])
+def test_a_denoiser_that_is_compiled_already_is_hooked_without_compiling_anew(how: str) -> None:
+    module: Any = Sum()
+    graphs = []
+
+    def backend(graph: Any, _: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    if how == "torch.compile":
+        module = torch.compile(module, backend=backend)
+    if how == "compile":
+        module.compile(backend=backend)
+    one, ten = torch.ones(2), torch.full((2,), 10.0)
+    assert module(one, timestep=one).tolist() == [2, 2]
+    with before_calls(module, lambda module, positional, named: ((ten,), named)):
+        assert module(one, timestep=one).tolist() == [11, 11]
+    with before_calls(module, lambda module, positional, named: None):
+        assert module(one, timestep=one).tolist() == [2, 2]
+    assert module(one, timestep=one).tolist() == [2, 2]
+    assert len(graphs) == (how != "not")
 
 
 @pytest.mark.parametrize("name", ["unclip", "flux-ip"])

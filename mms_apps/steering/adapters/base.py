@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -245,14 +245,13 @@ class Adapter(ABC):
             first = tuple(inputs.pop(name) for name in names)
             return first + positional[len(names) :], inputs
 
-        modules = [self.denoiser, *controlnets(self.pipe)]
-        handles = [module.register_forward_pre_hook(hook, with_kwargs=True) for module in modules]
         try:
-            yield
+            with ExitStack() as hooked:
+                for module in (self.denoiser, *controlnets(self.pipe)):
+                    hooked.enter_context(before_calls(module, hook))
+                yield
         finally:
             over = True
-            for handle in handles:
-                handle.remove()
         if not missing.any():
             return
         if not called and (begin > 0 or end < 1):
@@ -426,6 +425,34 @@ def names_of(module: nn.Module, positional: tuple) -> list[str]:
     parameters = inspect.signature(unwrap_module(module).forward).parameters.values()
     names = [one.name for one in parameters if one.kind is one.POSITIONAL_OR_KEYWORD]
     return names[: len(positional)]
+
+
+@contextmanager
+def before_calls(module: nn.Module, hook: Callable[..., Any]) -> Iterator[None]:
+    """Let a forward pre-hook with keyword arguments go before each call of a module.
+
+    One that `module.compile()` has compiled keeps the hooks that it had then, whatever comes later:
+    there the hook goes before what was compiled.
+    """
+    compiled = module._compiled_call_impl
+    if compiled is None:
+        handle = module.register_forward_pre_hook(hook, with_kwargs=True)
+        try:
+            yield
+        finally:
+            handle.remove()
+        return
+
+    def called(*positional: Any, **named: Any) -> Any:
+        changed = hook(module, positional, named)
+        positional, named = (positional, named) if changed is None else changed
+        return compiled(*positional, **named)
+
+    module._compiled_call_impl = called
+    try:
+        yield
+    finally:
+        module._compiled_call_impl = compiled
 
 
 def denoiser_of(pipe: Any) -> Any:
