@@ -232,7 +232,8 @@ class AffineMap:
         """Fit on pairs `[n, dim]`, the penalty chosen by cross-validation."""
         from sklearn.linear_model import RidgeCV
 
-        x, y = source.cpu().numpy(), (target - source).cpu().numpy()
+        before, after = source.float().cpu(), target.float().cpu()
+        x, y = before.numpy(), (after - before).numpy()
         found = RidgeCV(alphas=np.logspace(-2, 3, 11)).fit(x, y)
         weight = torch.from_numpy(np.ascontiguousarray(found.coef_.T)).float()
         return cls(weight, torch.from_numpy(np.atleast_1d(found.intercept_)).float())
@@ -266,10 +267,11 @@ def _words(samples: Samples) -> list[str] | None:
 
 
 def _embedded(space: FeatureSpace, samples: Samples) -> Tensor:
-    """The unit embeddings of samples: `[n, dim]`."""
+    """The unit embeddings of samples, where the space is: `[n, dim]`."""
     words = _words(samples)
     if words is None:
-        return F.normalize(space.embeddings_of(_rows(samples)).detach().float(), dim=1)
+        rows = space.embeddings_of(_rows(samples)).detach().to(space.device)
+        return F.normalize(rows.float(), dim=1)
     texts = [template.format(word) for word in words for template in TEMPLATES]
     return space.encoder.encode_texts(texts).clone() if texts else torch.zeros(0, 1)
 
@@ -300,4 +302,4 @@ def _rows(samples: Any) -> Tensor:
     if len({row.shape[1:] for row in rows}) > 1:
         sizes = " and ".join({str(list(row.shape[1:])): "" for row in rows})
         raise UserError(f"embeddings of several sizes, {sizes}; give those of one encoder")
-    return torch.cat(rows) if rows else torch.zeros(0, 1)
+    return torch.cat([row.to(rows[0].device) for row in rows]) if rows else torch.zeros(0, 1)

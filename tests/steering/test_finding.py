@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -10,11 +11,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from torch._subclasses import FakeTensorMode
 
 from features.errors import UserError
 from features.space.space import FeatureSpace
 from mms_apps.steering import Steering
-from mms_apps.steering.finding import WAYS, AffineMap, find, pursue, sure_of
+from mms_apps.steering.finding import WAYS, AffineMap, _embedded, _rows, find, pursue, sure_of
 
 DIM = 16
 
@@ -187,6 +189,20 @@ def test_a_probe_is_found_from_few_samples(count: int) -> None:
     assert odds[:count].max() < odds[count:].min()
     with pytest.raises(UserError, match="no samples to tell apart"):
         sure_of(source[:0], target)
+
+
+def test_examples_may_lie_on_several_devices() -> None:
+    with FakeTensorMode():
+        given = [torch.ones(3), torch.ones(3, device="cuda:0")]
+        for rows in (given, given[::-1]):
+            assert _rows(rows).device == rows[0].device
+        space: Any = SimpleNamespace(embeddings_of=lambda rows: rows, device=given[1].device)
+        assert _embedded(space, torch.ones(2, 3)).device == space.device
+
+
+def test_an_affine_map_is_fitted_to_half_precision() -> None:
+    source = samples(3).bfloat16()
+    assert AffineMap.fit(source, source + 1).bias.isfinite().all()
 
 
 def test_an_affine_map_is_recovered() -> None:
