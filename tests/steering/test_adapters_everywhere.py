@@ -987,12 +987,14 @@ def test_a_decoder_is_guided_away_from_the_embedding_of_an_empty_picture(
 
     def encode_image(pixels: Tensor) -> Tensor:
         assert pixels.shape == (1, 3, 8, 8) and not pixels.any()
+        assert pixels.dtype == known.encoder.dtype
         return empty
 
     known = with_encoder(
         space,
         preprocess=lambda image: torch.ones(3, 8, 8),
         model=SimpleNamespace(encode_image=encode_image),
+        dtype=torch.bfloat16,
     )
     inputs = Steering(EDITS).inputs(known, pipes["kandinsky"], embedding=TWO)
     torch.testing.assert_close(inputs["negative_image_embeds"], empty.expand(2, -1))

@@ -56,5 +56,6 @@ class Kandinsky22(Adapter):
             )
             return torch.zeros(1, self.dim)
         pixels = torch.zeros_like(encoder.preprocess(Image.new("RGB", (64, 64))))
+        ready = pixels[None].to(encoder.device, encoder.dtype)
         with torch.no_grad():
-            return encoder.model.encode_image(pixels[None].to(encoder.device))  # type: ignore
+            return encoder.model.encode_image(ready)  # type: ignore
