@@ -870,6 +870,29 @@ def test_any_placement_and_dtype_works(
         np.testing.assert_allclose(picture, wanted, atol=2e-3)
 
 
+@pytest.mark.parametrize("name", ["kandinsky", "sd-ip", "flux-ip"])
+def test_a_projection_in_float8_stays_in_its_group(
+    name: str, fresh: Callable[[str], Any], space: FeatureSpace
+) -> None:
+    pipe = fresh(name)
+    denoiser = adapter_for(pipe, space).denoiser
+    PLACEMENTS["stored in float8"](denoiser)
+    PLACEMENTS["offloaded in groups"](denoiser)
+    inputs = Steering(EDITS).inputs(space, pipe, **source(name))
+    found = denoiser.encoder_hid_proj
+    (projection,) = getattr(found, "image_projection_layers", [found])
+    linear = projection.image_embeds
+    assert linear._diffusers_hook.get_hook("group_offloading") is not None
+    given = torch.randn(2, pipelines.DIM, generator=torch.Generator().manual_seed(0))
+    for _ in range(2):
+        wanted = given @ linear.weight.float().T + linear.bias.float()
+        width = projection.norm.normalized_shape
+        wanted = torch.nn.functional.layer_norm(wanted.view(2, -1, *width), width)
+        torch.testing.assert_close(projection(given), wanted, atol=1e-4, rtol=1e-4)
+        assert linear.weight.dtype is torch.float8_e4m3fn
+    assert np.isfinite(call(pipe, name, inputs, 2)).all()
+
+
 @pytest.mark.parametrize("name", ["unclip", "sd-ip", "sdxl-ip", "flux-ip"])
 @pytest.mark.parametrize("placement", ["offloaded in parts", "in half precision"])
 def test_a_placed_image_encoder_embeds_alike(

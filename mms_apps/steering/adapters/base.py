@@ -481,15 +481,20 @@ def compute_dtype(module: nn.Module) -> torch.dtype:
     return get_parameter_dtype(module)
 
 
-def project_exactly(projection: Any) -> None:
+def project_exactly(projection: nn.Module) -> None:
     """Let a projection of embeddings that is stored in fewer bits than it computes in take them
     whole: diffusers rounds what it is given to how it is stored, and then fails."""
-    linear = projection.image_embeds
-    dtype = compute_dtype(linear)
-    if linear.weight.dtype != dtype:
-        whole = nn.Linear(linear.in_features, linear.out_features, linear.bias is not None)
-        whole.load_state_dict(linear.state_dict())
-        projection.image_embeds = whole.to(linear.weight.device, dtype)
+    linear: Any = projection.image_embeds
+    known = projection._forward_pre_hooks.values()
+    if linear.weight.dtype != compute_dtype(linear) and as_computed not in known:
+        projection.register_forward_pre_hook(as_computed)
+
+
+def as_computed(projection: nn.Module, positional: tuple) -> None:
+    """Bring the weights of a projection of embeddings into the numbers in which it computes; what
+    stores, casts and moves them stays with them."""
+    linear: Any = projection.image_embeds
+    linear.to(compute_dtype(linear))
 
 
 def takes(pipe: Any, *names: str) -> bool:
