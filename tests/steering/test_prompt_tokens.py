@@ -17,7 +17,7 @@ from features.encoders.transformers import DualEncoder
 from features.errors import UserError
 from features.space.space import FeatureSpace
 from mms_apps.steering import Edit, Steering
-from mms_apps.steering.adapters.base import Call
+from mms_apps.steering.adapters.base import Call, pseudo_inverse
 from mms_apps.steering.adapters.choose import adapter_for
 from mms_apps.steering.adapters.prompt_tokens import PromptTokens
 from tests.steering import pipelines
@@ -124,6 +124,18 @@ def test_batches_schedules_and_negative_prompts_hold_here_too(
     np.testing.assert_allclose(found, plain, atol=1e-3)
     inputs = Steering(EDITS).inputs(embedded, pipe, prompt=PROMPTS, negative_prompt="a car")
     assert np.abs(draw(pipe, inputs, 2) - together).max() > 1e-4
+
+
+def test_the_pseudo_inverse_of_equal_projections_is_computed_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    weight = torch.randn(6, 4, generator=torch.Generator().manual_seed(5))
+    found = pseudo_inverse(weight)
+    torch.testing.assert_close(found @ weight, torch.eye(4), atol=1e-5, rtol=0)
+    torch.testing.assert_close(pseudo_inverse(weight.bfloat16()), found, atol=0.05, rtol=0.05)
+    monkeypatch.setattr(torch.linalg, "pinv", None)
+    for equal in (weight.clone().requires_grad_(), weight.T.contiguous().T):
+        assert pseudo_inverse(equal) is found
 
 
 def test_another_text_encoder_and_images_get_words(pipe: Any, embedded: FeatureSpace) -> None:

@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any, ClassVar
 
 import torch
@@ -495,6 +496,18 @@ def as_computed(projection: nn.Module, positional: tuple) -> None:
     stores, casts and moves them stays with them."""
     linear: Any = projection.image_embeds
     linear.to(compute_dtype(linear))
+
+
+def pseudo_inverse(projection: Tensor) -> Tensor:
+    """Of a projection `[width, dim]`, as float32 on the CPU: `[dim, width]`. For equal numbers it is
+    computed once, since it takes long for a large one."""
+    numbers = projection.detach().float().cpu().contiguous().numpy()
+    return _pseudo_inverse(numbers.tobytes(), numbers.shape)
+
+
+@lru_cache(maxsize=4)
+def _pseudo_inverse(numbers: bytes, shape: tuple[int, ...]) -> Tensor:
+    return torch.linalg.pinv(torch.frombuffer(bytearray(numbers), dtype=torch.float32).view(shape))
 
 
 def takes(pipe: Any, *names: str) -> bool:

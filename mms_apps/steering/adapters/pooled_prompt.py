@@ -15,6 +15,7 @@ from mms_apps.steering.adapters.base import (
     TextAdapter,
     controlnets,
     no_words,
+    pseudo_inverse,
     refuse_negative,
     some_prompts,
     takes,
@@ -115,7 +116,7 @@ class SDXLPrompt(PooledPrompt):
         parts: Any = self.encoder
         norm, projection = parts.text_model.final_layer_norm, parts.text_projection
         with align_module_device(norm), align_module_device(projection):  # which may be offloaded
-            return torch.linalg.pinv(projection.weight.float().T) / norm.weight.float()
+            return pseudo_inverse(projection.weight.T) / norm.weight.detach().float().cpu()
 
     def _moved(self, states: Tensor, move: Tensor, call: Call) -> Tensor:
         """Both encoders' states side by side `[n, tokens, width]`, those of the second moved from

@@ -16,6 +16,7 @@ from mms_apps.steering.adapters.base import (
     compute_dtype,
     default,
     no_words,
+    pseudo_inverse,
     refuse_negative,
     some_prompts,
     takes,
@@ -113,7 +114,7 @@ class PromptTokens(TextAdapter):
             given = ids.to(compute_device(self.encoder))
             states = self.pipe.text_encoder(given).last_hidden_state.float()
         move = (steered - plain).float().to(states.device)  # [n, dim]
-        step = move @ torch.linalg.pinv(self.projection.to(states.device))  # [n, width]
+        step = move @ pseudo_inverse(self.projection).to(states.device)  # [n, width]
         end = (ids == self.pipe.tokenizer.eos_token_id).int().argmax(1, keepdim=True)
         moved = (torch.arange(ids.shape[1]) >= end).to(states.device)  # [n, tokens]
         states = states + moved[..., None] * step[:, None]
