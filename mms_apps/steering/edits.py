@@ -244,6 +244,11 @@ class Steering:
                 embedding is not finite, or the edits are so large that what they do is not.
         """
         embedding = space.embeddings_of(embedding)
+        with torch.autocast(space.device.type, enabled=False):
+            return self._applied(space, embedding, modality)
+
+    def _applied(self, space: FeatureSpace, embedding: Tensor, modality: Modality) -> Steered:
+        """What `apply` gives, in full precision."""
         length = embedding.float().norm(dim=1, keepdim=True)  # [n, 1]
         unit = embedding.float().to(space.device) / length.to(space.device).clamp(min=1e-12)
         move = self.change(space, unit, modality) @ space.dictionary.directions  # [n, dim]

@@ -49,6 +49,17 @@ def test_add_moves_along_the_row_by_the_mean_activation(space: FeatureSpace) -> 
     assert (steered.scale == 1).all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_autocasting_around_it_rounds_nothing(space: FeatureSpace, dtype: torch.dtype) -> None:
+    probe = Probe((1.0,) + (0.1,) * (DIM - 1), 0.0)
+    steering = Steering((Edit(2, 1.5), Edit(3, 1e6)), stop=probe)
+    wanted = steering.apply(space, raw(4))
+    with torch.autocast("cpu", dtype):
+        found = steering.apply(space, raw(4))
+    assert torch.equal(found.embedding, wanted.embedding)
+    assert torch.equal(found.scale, wanted.scale)
+
+
 def test_set_and_remove_give_the_activation_that_was_asked(space: FeatureSpace) -> None:
     x = torch.zeros(1, DIM)
     x[0, 2], x[0, 3], x[0, 9] = 0.6, 0.5, 0.4
