@@ -499,8 +499,8 @@ def as_computed(projection: nn.Module, positional: tuple) -> None:
 
 
 def pseudo_inverse(projection: Tensor) -> Tensor:
-    """Of a projection `[width, dim]`, as float32 on the CPU: `[dim, width]`. For equal numbers it is
-    computed once, since it takes long for a large one."""
+    """Of a projection `[width, dim]`, float32 on the CPU: `[dim, width]`; computed once for equal
+    numbers."""
     numbers = projection.detach().float().cpu().contiguous().numpy()
     return _pseudo_inverse(numbers.tobytes(), numbers.shape)
 
