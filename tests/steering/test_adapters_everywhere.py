@@ -577,13 +577,13 @@ def test_a_denoiser_that_is_compiled_already_is_hooked_without_compiling_anew(ho
         module = torch.compile(module, backend=backend)
     if how == "compile":
         module.compile(backend=backend)
-    one, ten = torch.ones(2), torch.full((2,), 10.0)
-    assert module(one, timestep=one).tolist() == [2, 2]
+    one, other, ten = torch.ones(2), torch.ones(2), torch.full((2,), 10.0)
+    assert module(one, timestep=other).tolist() == [2, 2]
     with before_calls(module, lambda module, positional, named: ((ten,), named)):
-        assert module(one, timestep=one).tolist() == [11, 11]
+        assert module(one, timestep=other).tolist() == [11, 11]
     with before_calls(module, lambda module, positional, named: None):
-        assert module(one, timestep=one).tolist() == [2, 2]
-    assert module(one, timestep=one).tolist() == [2, 2]
+        assert module(one, timestep=other).tolist() == [2, 2]
+    assert module(one, timestep=other).tolist() == [2, 2]
     assert len(graphs) == (how != "not")
 
 
