@@ -369,7 +369,7 @@ def test_a_schedule_reads_nothing_of_what_a_gpu_computes(
     steering = Steering(EDITS, begin=0.5)
     inputs = steering.inputs(space, pipe, **given)
     with steering.scheduled(space, pipe, **given), Reads() as reads:
-        call(pipe, name, inputs, 2)
+        call(pipe, name, inputs, 2, steps=4)
     assert reads.count == 0
 
 
