@@ -22,7 +22,6 @@ from mms_apps.steering.generator_training.settings import (
     DecoderTraining,
     DenoiserTraining,
     GeneratorTraining,
-    ReaderTraining,
     RefinementTraining,
 )
 from tests.steering import pipelines
@@ -32,7 +31,6 @@ TINY = GeneratorTraining(
     autoencoder=AutoencoderTraining(channels=(8, 8, 8), latent_channels=4, steps=3, batch=2),
     decoder=DecoderTraining(steps=2, batch=2),
     denoiser=DenoiserTraining(channels=(16, 16), time_channels=32, steps=4, batch=4, draws=1),
-    reader=ReaderTraining(width=8, steps=3, batch=4),
     refinement=RefinementTraining(steps=3, batch=2, own=3, own_steps=2),
     prior_draws=2,
 )

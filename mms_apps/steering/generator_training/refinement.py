@@ -1,8 +1,8 @@
 """The denoiser taught by what its own drawings show.
 
 A denoiser learns from real drawings under noise, which tell much of what they show; when it draws,
-it has what it made itself, mistakes and all. Here it draws, and a reader of embeddings tells how
-far what it is about to draw is from what it was asked for.
+it has what it made itself, mistakes and all. Here it draws, and the image encoder tells how far
+what it is about to draw is from what it was asked for.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from torch import Tensor
 
 from features.distributed import mixed_precision
 from mms_apps.steering.generator_training.examples import Examples, joined, predicted
-from mms_apps.steering.generator_training.latent_reader import train_reader
 from mms_apps.steering.generator_training.optimise import (
     constant_then_falling,
     optimise_average,
     step_generator,
 )
 from mms_apps.steering.generator_training.own_drawings import OwnDrawings
+from mms_apps.steering.generator_training.picture_reader import PictureReader
 from mms_apps.steering.generator_training.settings import GeneratorTraining
 
 if TYPE_CHECKING:
@@ -34,13 +34,13 @@ if TYPE_CHECKING:
 def refine_denoiser(
     unet: UNet2DConditionModel,
     examples: Examples,
+    reader: PictureReader,
     checkpoints: Path,
     training: GeneratorTraining,
     device: str,
 ) -> UNet2DConditionModel:
     """The denoiser trained on (its averaged weights); `unet` is changed in place."""
     recipe = training.refinement
-    reader = train_reader(examples, checkpoints, training, device)
     own = OwnDrawings(examples, recipe.own, recipe.own_steps, training.seed, recipe.mixed)
 
     def loss(step: int) -> Tensor:

@@ -75,21 +75,6 @@ class DenoiserTraining:
 
 
 @dataclass(frozen=True)
-class ReaderTraining:
-    """The network that reads embeddings from latents: Adam under a cosine.
-
-    Attributes:
-        noise: most standard deviations of noise on latents of unit variance.
-    """
-
-    width: int = 64
-    steps: int = 3000
-    batch: int = 128
-    learning_rate: float = 1e-3
-    noise: float = 0.3
-
-
-@dataclass(frozen=True)
 class RefinementTraining:
     """The denoiser further, taught by what its own drawings show: Adam at a rate that falls to
     zero; the weights' moving average is what generates.
@@ -102,19 +87,19 @@ class RefinementTraining:
         guidance: under which they are drawn.
         mixed: share of them that are asked for a mixture of two drawings' embeddings, as edits ask
             for what no drawing has.
-        reading_weight: of the distance between the embedding that the reader finds in what is
-            drawn and the embedding that was asked for.
+        reading_weight: of the distance between the embedding of what is drawn and the one that was
+            asked for.
     """
 
-    steps: int = 2000
+    steps: int = 3600
     batch: int = 64
-    own: int = 32
+    own: int = 64
     own_steps: int = 14
     guidance: float = 2.0
     mixed: float = 0.5
     learning_rate: float = 1e-4
     average_decay: float = 0.99
-    reading_weight: float = 0.5
+    reading_weight: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -132,7 +117,6 @@ class GeneratorTraining:
     autoencoder: AutoencoderTraining = AutoencoderTraining()
     decoder: DecoderTraining = DecoderTraining()
     denoiser: DenoiserTraining = DenoiserTraining()
-    reader: ReaderTraining = ReaderTraining()
     refinement: RefinementTraining = RefinementTraining()
     prior_draws: int = 4
     seed: int = 0

@@ -22,6 +22,7 @@ from mms_apps.steering.generator_training.denoiser import (
     train_denoiser,
 )
 from mms_apps.steering.generator_training.drawings import draw_images
+from mms_apps.steering.generator_training.picture_reader import PictureReader
 from mms_apps.steering.generator_training.prior import train_prior
 from mms_apps.steering.generator_training.refinement import refine_denoiser
 from mms_apps.steering.generator_training.settings import GeneratorTraining
@@ -63,7 +64,8 @@ def train_generator(
     if start is None:
         unet = train_denoiser(unet, examples, checkpoints, training, device)
     if training.refinement.steps:
-        unet = refine_denoiser(unet, examples, checkpoints, training, device)
+        reader = PictureReader(vae, encoder, conditions.normaliser)
+        unet = refine_denoiser(unet, examples, reader, checkpoints, training, device)
     pipeline = assemble(vae, unet, conditions, encoder)
     pipeline.to(dtype=torch.float16)
     pipeline.save_pretrained(out)
