@@ -100,6 +100,8 @@ def main() -> None:
     parser.add_argument("--libraries", nargs="+", choices=PEERS, default=PEERS)
     parser.add_argument("--only", nargs="+", choices=(*SECTIONS, WITH_GPU), default=SECTIONS)
     arguments = parser.parse_args()
+    if WITH_GPU in arguments.only and not torch.cuda.is_available():
+        parser.error(f"--only {WITH_GPU}: there is no NVIDIA GPU here")
     encoders = {name: load_encoder(name, device=arguments.device) for name in ENCODER_NAMES}
     seed = arguments.seed
     with tempfile.TemporaryDirectory() as scratch:
