@@ -729,6 +729,15 @@ def test_a_schedule_ends_after_a_step_of_pndm(prk: bool, calls: list[int]) -> No
     assert found == calls
 
 
+@pytest.mark.parametrize("earlier", [1, 4, 25])
+def test_an_earlier_call_says_nothing_of_a_loop_of_ones_own(earlier: int) -> None:
+    scheduler = diffusers.DDIMScheduler()
+    counter = StepCounter(SimpleNamespace(scheduler=scheduler, _num_timesteps=earlier))
+    scheduler.set_timesteps(10)
+    shares = [float(counter.share(timestep)) for timestep in scheduler.timesteps]
+    assert shares == pytest.approx([step / 10 for step in range(10)])
+
+
 @pytest.mark.parametrize("name", ["DDIMScheduler", "EulerDiscreteScheduler", "LCMScheduler"])
 def test_steps_of_one_call_are_counted_as_they_are(name: str) -> None:
     scheduler = getattr(diffusers, name)()

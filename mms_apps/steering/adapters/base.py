@@ -362,6 +362,7 @@ class StepCounter:
         self.pipe = pipe
         self.mark = f"_counted_by_{id(self)}"
         self.first: Tensor | None = None
+        pipe._num_timesteps = None  # an earlier call's says nothing of a loop of one's own
 
     def share(self, timestep: Any) -> Tensor:
         """The share of the steps that run which lies before a timestep, in [0, 1): `[]`, where the
