@@ -237,7 +237,10 @@ class PeakMemory:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self.before = self._allocated() if device.type == "cuda" else resident_mib("VmRSS")
+        if device.type == "cuda":
+            self.before = torch.cuda.memory_allocated(device) / 2**20
+        else:
+            self.before = resident_mib("VmRSS")
 
     def start(self) -> None:
         """Forget the most that was held until now."""
@@ -251,9 +254,6 @@ class PeakMemory:
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device) / 2**20 - self.before
         return resident_mib("VmHWM") - self.before
-
-    def _allocated(self) -> float:
-        return torch.cuda.memory_allocated(self.device) / 2**20
 
 
 def main() -> None:

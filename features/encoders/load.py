@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from PIL import Image
 
-from features.distributed import resolve_device
 from features.embedded import ENCODERS, SHIPPED
 from features.encoders.encoder import Encoder
 from features.encoders.locked_model import TEXT_CONFIG
@@ -61,9 +60,9 @@ def load_encoder(encoder_id: str | Path, device: str | torch.device = "auto") ->
         return _load_folder(folder, LOCAL_DIR + name, device)
     if encoder_id.startswith(TIMM):
         parts = load_two_models(encoder_id)
-        return Encoder(*parts, resolve_device(device), shared_space=False)
+        return Encoder(*parts, device, shared_space=False)
     if encoder_id.startswith(TRANSFORMERS):
-        encoder = Encoder(*load_transformers(encoder_id), resolve_device(device))
+        encoder = Encoder(*load_transformers(encoder_id), device)
         return _tried(encoder, encoder_id, UNFIT, ADVICE)
     if encoder_id.startswith(HF_HUB):
         if "@" in encoder_id:
@@ -241,7 +240,7 @@ def _load(
             f"{encoder_id}: cannot be loaded ({first_line(error)}); {advice}"
         ) from error
     try:
-        encoder = Encoder(encoder_id, model, transform, tokenizer, resolve_device(device))
+        encoder = Encoder(encoder_id, model, transform, tokenizer, device)
     except ValueError as error:
         raise UserError(
             f"{encoder_id}: its transform cannot be used ({first_line(error)}); mend the "

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from features.distributed import mixed_precision
 from features.embedded.world import EmbeddedPairs
 from features.encoders.encoder import Encoder
+from mms_apps.steering.generator_training.conditions import as_seen
 from mms_apps.steering.generator_training.drawings import draw_images, random_pictures, scaled
 from mms_apps.steering.generator_training.optimise import cosine, optimise
 from mms_apps.steering.generator_training.settings import GeneratorTraining
@@ -121,13 +122,9 @@ def perceptual_distance(encoder: Encoder, again: Tensor, x: Tensor) -> Tensor:
     (Zhang et al. 2018) without its learned weights, squared differences of unit features, averaged
     over places and images and added over stages."""
 
-    from torchvision.transforms.functional import normalize
-
-    ready = encoder.preprocessing
-
     def maps(images: Tensor) -> list[Tensor]:
         tower: Any = encoder.model.visual
-        found = [tower.stem(normalize((images.float() + 1) / 2, ready.mean, ready.std))]
+        found = [tower.stem(as_seen(encoder, images.float()))]
         for stage in (tower.layer1, tower.layer2, tower.layer3):
             found.append(stage(found[-1]))
         return [F.normalize(map_.float(), dim=1) for map_ in found]

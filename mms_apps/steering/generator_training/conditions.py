@@ -10,6 +10,14 @@ from torch import Tensor, nn
 from features.encoders.encoder import Encoder
 
 
+def as_seen(encoder: Encoder, pictures: Tensor) -> Tensor:
+    """Pictures `[n, 3, h, w]` in [-1, 1] as the encoder's image tower takes them; gradients flow
+    back."""
+    from torchvision.transforms.functional import normalize
+
+    return normalize((pictures + 1) / 2, encoder.preprocessing.mean, encoder.preprocessing.std)
+
+
 @torch.no_grad()
 def raw_embeddings(encoder: Encoder, pixels: Tensor) -> Tensor:
     """The encoder's image embeddings as they leave the model, not normalised: `[n, dim]`."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from features.encoders.encoder import Encoder
+from mms_apps.steering.generator_training.conditions import as_seen
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
@@ -24,17 +25,13 @@ class PictureReader(nn.Module):
 
     def __init__(self, vae: AutoencoderKL, encoder: Encoder, normaliser: Any) -> None:
         super().__init__()
-        self.vae, self.model, self.normaliser = vae, encoder.model, normaliser
-        self.preprocessing = encoder.preprocessing
+        self.vae, self.encoder, self.normaliser = vae, encoder, normaliser
         self.eval().requires_grad_(False)
 
     def forward(self, latents: Tensor) -> Tensor:
         """As the class says."""
-        from torchvision.transforms.functional import normalize
-
         pictures = self.vae.decode(latents / self.vae.config.scaling_factor).sample
-        pixels = ((pictures + 1) / 2).clamp(0, 1)  # [n, 3, height, width]
-        ready = normalize(pixels, self.preprocessing.mean, self.preprocessing.std)
-        embeddings: Tensor = self.model.encode_image(ready)  # type: ignore[operator]
+        ready = as_seen(self.encoder, pictures.clamp(-1, 1))  # [n, 3, height, width]
+        embeddings: Tensor = self.encoder.model.encode_image(ready)  # type: ignore[operator]
         mean, std = self.normaliser.mean, self.normaliser.std  # stay where labels are made
         return (embeddings - mean.to(latents.device)) / std.to(latents.device)
